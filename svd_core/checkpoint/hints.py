@@ -1,0 +1,179 @@
+"""What a checkpoint says about itself in words: the metadata key `svd_core.config`, or a diffusers folder's config.json.
+
+Tensor shapes do not tell the width of a head, nor how many frames a model was trained on. In a single file
+
+    {"unet": {"head_channels": 8}, "clip_vision": {"head_channels": 16}, "variant": {"name": "tiny", "frames": 4}}
+
+under the metadata key `svd_core.config` does. `variant` may also be the name of a released one. Every part is optional.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import PIXELS_PER_LATENT, VARIANTS, Variant
+from ..errors import CheckpointError
+
+CONFIG_KEY = "svd_core.config"
+
+_ALLOWED = {
+    "unet": {"head_channels"},
+    "clip_vision": {"head_channels"},
+    "variant": {item.name for item in dataclasses.fields(Variant)},
+}
+_COUNTS = ("frames", "steps", "height", "width")
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Head widths and the variant where a checkpoint states them; `origin` says where, for the report."""
+
+    unet_head_channels: int | None = None
+    clip_head_channels: int | None = None
+    variant: Variant | None = None
+    origin: str = ""
+
+
+NO_HINTS = Hints()
+
+
+def hints_from_metadata(metadata: Mapping[str, str], path: Path) -> Hints:
+    """Raises CheckpointError on text that is not JSON, on unknown fields and on values out of range."""
+    if CONFIG_KEY not in metadata:
+        return NO_HINTS
+    where = f"{path}: metadata {CONFIG_KEY}"
+    table = _table(_json(metadata[CONFIG_KEY], where), where)
+    _only(table, set(_ALLOWED), where)
+    return Hints(
+        unet_head_channels=_head_channels(table, "unet", where),
+        clip_head_channels=_head_channels(table, "clip_vision", where),
+        variant=_variant(table["variant"], f"{where}: variant") if "variant" in table else None,
+        origin=f"metadata {CONFIG_KEY}",
+    )
+
+
+def hints_from_folder(folder: Path) -> Hints:
+    """The same from unet/config.json and image_encoder/config.json of a diffusers folder, where they exist."""
+    unet, clip = _config(folder / "unet"), _config(folder / "image_encoder")
+    frames = _whole(unet["num_frames"], f"{folder}/unet/config.json: num_frames") if "num_frames" in unet else None
+    return Hints(
+        unet_head_channels=_unet_head_channels(unet, folder),
+        clip_head_channels=_clip_head_channels(clip, folder),
+        variant=None if frames is None else _variant_of_length(frames),
+        origin=f"unet/config.json, num_frames {frames}",
+    )
+
+
+def _config(component: Path) -> dict[str, Any]:
+    path = component / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): download it again") from error
+    return _table(_json(text, str(path)), str(path))
+
+
+def _unet_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
+    """diffusers stores heads by level; ours, like the reference, have one width at every level (spec 1.1)."""
+    if not {"block_out_channels", "num_attention_heads"} <= config.keys():
+        return None
+    where = f"{folder}/unet/config.json"
+    widths, heads = config["block_out_channels"], config["num_attention_heads"]
+    if not isinstance(widths, list):
+        raise CheckpointError(f"{where}: block_out_channels is {widths!r}, needs a list of widths: download it again")
+    heads = heads if isinstance(heads, list) else [heads] * len(widths)
+    pairs = [(_whole(w, where), _whole(h, where)) for w, h in zip(widths, heads, strict=False)]
+    head_widths = {width / count for width, count in pairs}
+    if len(pairs) != len(widths) or len(head_widths) != 1 or widths[0] % pairs[0][1]:
+        raise CheckpointError(f"{where}: num_attention_heads {heads} over widths {widths} is not one head width: not SVD")
+    return widths[0] // pairs[0][1]
+
+
+def _clip_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
+    if not {"hidden_size", "num_attention_heads"} <= config.keys():
+        return None
+    where = f"{folder}/image_encoder/config.json"
+    width, heads = _whole(config["hidden_size"], where), _whole(config["num_attention_heads"], where)
+    if width % heads:
+        raise CheckpointError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}: not SVD")
+    return width // heads
+
+
+def _variant_of_length(frames: int) -> Variant:
+    """svd and svd_xt differ in nothing else that a folder tells (spec 6)."""
+    for variant in (VARIANTS["svd"], VARIANTS["svd_xt"]):
+        if variant.frames == frames:
+            return variant
+    base = VARIANTS["svd"] if frames < VARIANTS["svd_xt"].frames else VARIANTS["svd_xt"]
+    return dataclasses.replace(base, name="custom", frames=frames)
+
+
+def _variant(value: object, where: str) -> Variant:
+    if isinstance(value, str):
+        return named_variant(value, where)
+    table = _table(value, where)
+    _only(table, _ALLOWED["variant"], where)
+    name = table.get("name", "custom")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{where}: name is {name!r}, needs a text: save the file again")
+    base = VARIANTS.get(name, VARIANTS["svd"])
+    counts = {field: _whole(table[field], f"{where}: {field}") for field in _COUNTS if field in table}
+    for side in ("height", "width"):
+        if counts.get(side, 0) % PIXELS_PER_LATENT:
+            raise CheckpointError(f"{where}: {side} {counts[side]} is not a multiple of {PIXELS_PER_LATENT}: change it")
+    scales = {f: _scale(table[f], f"{where}: {f}") for f in ("min_guidance", "max_guidance") if f in table}
+    return dataclasses.replace(base, name=name, **counts, **scales)
+
+
+def named_variant(name: str, where: str) -> Variant:
+    """A released variant by its name."""
+    if name not in VARIANTS:
+        raise CheckpointError(f"{where} {name!r} is not known: choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def _head_channels(table: Mapping[str, Any], part: str, where: str) -> int | None:
+    if part not in table:
+        return None
+    where = f"{where}: {part}"
+    fields = _table(table[part], where)
+    _only(fields, _ALLOWED[part], where)
+    return _whole(fields["head_channels"], f"{where}.head_channels") if "head_channels" in fields else None
+
+
+def _json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON ({str(error).splitlines()[0][:80]}): save the file again") from error
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is a {type(value).__name__}, needs a table of fields: save the file again")
+    return value
+
+
+def _only(table: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    if unknown := sorted(table.keys() - allowed):
+        raise CheckpointError(f"{where} has the unknown field {unknown[0]!r}: the known ones are {', '.join(sorted(allowed))}")
+
+
+def _whole(value: object, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{where} is {value!r}, needs a whole number of at least 1: correct it")
+    return value
+
+
+def _scale(value: object, where: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+        raise CheckpointError(f"{where} is {value!r}, needs a number of at least 0: correct it")
+    return float(value)

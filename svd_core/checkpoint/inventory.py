@@ -1,0 +1,83 @@
+"""Every tensor of an official file, derived from the modules themselves (spec 1.8), and how a given file differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..model.backend import Backend
+from ..model.clip_vision import CLIPVision
+from ..model.unet import VideoUNet
+from ..model.vae import Encoder, ImageDecoder, TemporalDecoder
+from .detect import Detection
+from .header import AGAIN, some
+from .keymaps import CLIP, CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
+from .source import TensorSource
+
+_META = Backend(device="meta")
+_TEXT_POSITIONS, _TEXT_TOKENS = 77, 49408
+"""Rows of the text tower's embeddings, which came along with OpenCLIP's image tower and are never read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One tensor of an official file. `required` ones are read by inference; the others may be left out."""
+
+    shape: tuple[int, ...]
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a checkpoint departs from its inventory, by official key; `misshapen` maps to (found, needed)."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def inventory(config: ModelConfig, encoder_prefix: str = CONDITIONER_VAE) -> dict[str, Expected]:
+    """Every tensor of the official file of this configuration, 2,446 or 2,322 at the released size.
+
+    `encoder_prefix` is the home of the encoder that inference reads; the tensors of the other one are optional.
+    """
+    expected: dict[str, Expected] = {}
+
+    def add(prefix: str, module: nn.Module, required: bool) -> None:
+        shapes = {prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        expected.update({key: Expected(shape, required) for key, shape in shapes.items()})
+
+    add(UNET, VideoUNet(config.unet, backend=_META), True)
+    add(VISUAL, CLIPVision(config.clip_vision, backend=_META), True)
+    expected.update(_text_tower(config.clip_vision.output_dim))
+    own = encoder_prefix == CONDITIONER_VAE
+    add(CONDITIONER_VAE + "encoder.", Encoder(config.vae, backend=_META), own)
+    add(CONDITIONER_VAE + "decoder.", ImageDecoder(config.vae, backend=_META), False)
+    add(CONDITIONER_VAE + "quant_conv.", _pointwise(2 * config.vae.latent_channels), own and config.vae.encoder_quant)
+    add(CONDITIONER_VAE + "post_quant_conv.", _pointwise(config.vae.latent_channels), False)
+    decoder = TemporalDecoder if config.vae.temporal else ImageDecoder
+    add(FIRST_STAGE + "encoder.", Encoder(config.vae, backend=_META), not own)
+    add(FIRST_STAGE + "decoder.", decoder(config.vae, backend=_META), True)
+    if not config.vae.temporal or config.vae.decoder_quant:
+        add(FIRST_STAGE + "quant_conv.", _pointwise(2 * config.vae.latent_channels), not own and config.vae.encoder_quant)
+        add(FIRST_STAGE + "post_quant_conv.", _pointwise(config.vae.latent_channels), config.vae.decoder_quant)
+    return expected
+
+
+def _pointwise(channels: int) -> nn.Module:
+    return _META.conv(channels, channels, 1)
+
+
+def _text_tower(width: int) -> dict[str, Expected]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (_TEXT_POSITIONS, width),
+        "text_projection": (width, width),
+        "logit_scale": (),
+        "token_embedding.weight": (_TEXT_TOKENS, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+    }
+    return {CLIP + key: Expected(shape, False) for key, shape in shapes.items()}

@@ -1,0 +1,118 @@
+"""Tensors on disk under official names: shapes at once, weights only when asked for, as views of the mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .header import AGAIN, Header, TensorInfo, read_header
+from .hints import NO_HINTS, Hints
+
+Arrange = Callable[..., Tensor]
+"""Turns the stored tensors of one recipe into the official one."""
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one official tensor is made: stored names, and what is done with them. Only a join copies."""
+
+    names: tuple[str, ...]
+    arrange: Arrange = as_stored
+
+
+class SafetensorsFile:
+    """One checked file. It is mapped at the first `get`, and its pages are read when a tensor's values are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: Header = read_header(path)
+
+    @cached_property
+    def _mapped(self) -> safe_open:
+        try:
+            return safe_open(self.path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path} cannot be mapped ({error}): {AGAIN}") from error
+
+    def get(self, name: str) -> Tensor:
+        return self._mapped.get_tensor(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """The tensors of one or more files that belong together, by stored name."""
+
+    files: Mapping[str, SafetensorsFile]
+
+    @classmethod
+    def of(cls, files: Iterable[SafetensorsFile]) -> Component:
+        owners: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file.header.tensors:
+                if name in owners:
+                    raise CheckpointError(f"{name} is in both {owners[name].path} and {file.path}: {AGAIN}")
+                owners[name] = file
+        return cls(owners)
+
+    def info(self, name: str) -> TensorInfo:
+        return self.files[name].header.tensors[name]
+
+    def get(self, name: str) -> Tensor:
+        return self.files[name].get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """A checkpoint whatever its format: official keys, their shapes and dtypes, and lazily their values.
+
+    `hints` is what the checkpoint says about itself beyond its tensors.
+    """
+
+    path: Path
+    format: str
+    origins: Mapping[str, tuple[Component, Recipe]]
+    hints: Hints = NO_HINTS
+    _infos: dict[str, TensorInfo] = field(default_factory=dict, repr=False)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.origins
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def keys(self) -> Iterable[str]:
+        return self.origins.keys()
+
+    def info(self, key: str) -> TensorInfo:
+        """Shape and dtype of an official key, from the headers alone."""
+        if key not in self._infos:
+            component, recipe = self.origins[key]
+            stored = [component.info(name) for name in recipe.names]
+            self._infos[key] = stored[0] if recipe.arrange is as_stored else _arranged(key, stored, recipe, self.path)
+        return self._infos[key]
+
+    def get(self, key: str) -> Tensor:
+        """The tensor of an official key: a view of the file, but for joined tensors, which are copies."""
+        component, recipe = self.origins[key]
+        return recipe.arrange(*(component.get(name) for name in recipe.names))
+
+
+def _arranged(key: str, stored: list[TensorInfo], recipe: Recipe, path: Path) -> TensorInfo:
+    """What a recipe makes, found by following it on tensors without memory."""
+    try:
+        made = recipe.arrange(*(torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored))
+    except (RuntimeError, IndexError) as error:
+        shapes = " and ".join(str(info.shape) for info in stored)
+        raise CheckpointError(f"{path}: {key} cannot be made from tensors of shape {shapes}: {AGAIN}") from error
+    return TensorInfo(tuple(made.shape), made.dtype)

@@ -1,0 +1,154 @@
+"""What the network is told about the clip: the still, and three numbers about how the clip should move (spec 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import VARIANTS
+from .errors import InputError
+from .sinusoid import sinusoid
+
+MAX_MOTION_BUCKET = 1023
+MAX_AUGMENTATION = 10.0
+
+TRAINED_MOTION_BUCKET = 255
+"""The highest motion bucket seen in training (spec 8.1)."""
+
+TRAINED_FPS = (6, 31)
+"""Slowest and fastest playback that the reference takes without a warning: fps_id 5 to 30 (spec 6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroConditioning:
+    """Three numbers about the clip: fps, frames per second as played (at least 1); motion_bucket, 0 to 1023, higher
+    moves more; augmentation, standard deviation (0 to 10) of the noise on the still, on the [-1, 1] scale.
+
+    Raises InputError for a number outside its range.
+    """
+
+    fps: float = 7
+    motion_bucket: float = 127
+    augmentation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fps < math.inf:
+            raise InputError(f"fps {self.fps} is not a finite number of at least 1: give frames per second, such as 7")
+        if not 0 <= self.motion_bucket <= MAX_MOTION_BUCKET:
+            raise InputError(
+                f"motion bucket {self.motion_bucket} is outside 0 to {MAX_MOTION_BUCKET}: "
+                "127 is usual, higher moves more"
+            )
+        if not 0 <= self.augmentation <= MAX_AUGMENTATION:
+            raise InputError(
+                f"augmentation {self.augmentation} is outside 0 to {MAX_AUGMENTATION:g}: "
+                "0.02 is usual, higher departs more from the still"
+            )
+
+    def vector(self, width: int = 768) -> Tensor:
+        """(1, width) float32: the sinusoids of (fps - 1, motion_bucket, augmentation), a third of the width each.
+
+        The network was trained on fps - 1, which is subtracted here and nowhere else. Raises InputError where three
+        does not divide the width.
+        """
+        if width < 1 or width % 3:
+            raise InputError(f"a vector of width {width} has no room for three equal parts: use a multiple of 3")
+        numbers = torch.tensor([self.fps - 1, self.motion_bucket, self.augmentation], dtype=torch.float32)
+        return sinusoid(numbers, width // 3).flatten()[None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioning:
+    """What one forward pass is conditioned on, a row for each of B clips (or of N frames, after `repeat_frames`).
+
+    context (B, L, D) is the still's embedding, L = 1 in released models; first (B, 4, h, w) the still's latent,
+    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning.
+    Raises InputError where ranks or rows disagree.
+    """
+
+    context: Tensor
+    first: Tensor
+    vector: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(tensor.shape) for tensor in (self.context, self.first, self.vector)]
+        if [len(shape) for shape in shapes] != [3, 4, 2] or len({shape[0] for shape in shapes}) != 1:
+            given = "conditioning of shapes {}, {}, {}".format(*shapes)
+            raise InputError(f"{given}: give context (B, L, D), first (B, 4, h, w), vector (B, V)")
+
+    @property
+    def rows(self) -> int:
+        return self.first.shape[0]
+
+    def unconditional(self) -> Conditioning:
+        """The same clip without its still: context and first are zero, the vector stays (spec 4)."""
+        return Conditioning(torch.zeros_like(self.context), torch.zeros_like(self.first), self.vector)
+
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """The rows of this one, then those of the other."""
+        pairs = ((self.context, other.context), (self.first, other.first), (self.vector, other.vector))
+        return Conditioning(*(torch.cat(pair) for pair in pairs))
+
+    def repeat_frames(self, num_frames: int) -> Conditioning:
+        """B rows -> N = B * T rows, frame-major: all frames of the first clip, then those of the next."""
+        tensors = (self.context, self.first, self.vector)
+        return Conditioning(*(tensor.repeat_interleave(num_frames, dim=0) for tensor in tensors))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """All three tensors on another device, in another dtype, or both."""
+        tensors = (self.context, self.first, self.vector)
+        return Conditioning(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """A generator on the CPU. Raises InputError for a seed outside -2**63 to 2**64 - 1."""
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed {seed} does not fit in 64 bits: choose one from 0 to {2**64 - 1}")
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_noise(shape: Sequence[int], source: int | torch.Generator) -> Tensor:
+    """Unit normal noise, float32, from a seed (-2**63 to 2**64 - 1) or the next draw of a generator.
+
+    Always drawn on the CPU, so that one seed means the same clip on every device. Raises InputError for another
+    device's generator and for a seed out of range.
+    """
+    generator = source if isinstance(source, torch.Generator) else seeded_generator(source)
+    if generator.device.type != "cpu":
+        raise InputError(f"a generator on {generator.device} draws other noise on every device: make it on the CPU")
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+
+
+def augment(pixels: Tensor, amount: float, noise: Tensor) -> Tensor:
+    """pixels (n, 3, H, W) in [-1, 1] plus `amount` standard deviations of unit noise of the same shape; not clamped.
+
+    Raises InputError where the shapes differ.
+    """
+    if noise.shape != pixels.shape:
+        given = f"noise of shape {tuple(noise.shape)} for pixels of shape {tuple(pixels.shape)}"
+        raise InputError(f"{given}: draw it in the shape of the pixels")
+    return pixels + amount * noise.to(pixels)
+
+
+def warnings_for(micro: MicroConditioning, height: int, width: int) -> list[str]:
+    """Advice, one sentence each, about settings that the models were not trained on (spec 6); empty if there is none.
+
+    height and width in pixels; upright and wide pictures of the trained size are both fine.
+    """
+    trained = VARIANTS["svd"]
+    slowest, fastest = TRAINED_FPS
+    advice = {
+        f"The size {width}x{height} is not {trained.width}x{trained.height}, which the model was trained on.": (
+            sorted((height, width)) != sorted((trained.height, trained.width))
+        ),
+        f"Motion bucket {micro.motion_bucket} is above {TRAINED_MOTION_BUCKET}, the most seen in training.": (
+            micro.motion_bucket > TRAINED_MOTION_BUCKET
+        ),
+        f"At {micro.fps} frames per second, below {slowest}, the clip may move unnaturally.": micro.fps < slowest,
+        f"At {micro.fps} frames per second, above {fastest}, the clip may move unnaturally.": micro.fps > fastest,
+    }
+    return [sentence for sentence, holds in advice.items() if holds]

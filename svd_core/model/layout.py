@@ -1,0 +1,31 @@
+"""Views of one activation. Every layer reads the same memory, channels last: (b t) (h w) c.
+
+The networks pass images (N, C, H, W) in `torch.channels_last` memory format, N = B * T frame-major. Tokens and clips
+are then views of it, and no layer has to copy (performance notes 2.2). On an input in another memory format the same
+functions are still right; they copy.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor
+
+
+def to_tokens(images: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H*W, C)."""
+    return rearrange(images, "n c h w -> n (h w) c")
+
+
+def to_images(tokens: Tensor, height: int) -> Tensor:
+    """(N, H*W, C) -> (N, C, H, W), channels last."""
+    return rearrange(tokens, "n (h w) c -> n c h w", h=height)
+
+
+def to_clips(images: Tensor, num_frames: int) -> Tensor:
+    """(N, C, H, W) -> (B, C, T, H*W): what a convolution or normalisation across frames reads."""
+    return rearrange(images, "(b t) c h w -> b c t (h w)", t=num_frames)
+
+
+def from_clips(clips: Tensor, height: int) -> Tensor:
+    """(B, C, T, H*W) -> (N, C, H, W), channels last."""
+    return rearrange(clips, "b c t (h w) -> (b t) c h w", h=height)

@@ -1,0 +1,149 @@
+"""Transformers of the video UNet: a block over the pixels of each frame, then one over the frames of each pixel.
+
+Spec 1.5. Tokens are (N, S, C) with S = H * W pixels; the temporal block views them as (B, T, S, C) and never permutes
+them except inside attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..sinusoid import sinusoid
+from .attention import Attention, cross_attention
+from .backend import Backend
+from .embedding import embedding_mlp
+from .layout import to_images, to_tokens
+from .resblock import TimeMixer
+from .step import StepContext
+
+WIDENING = 4
+"""Width of the hidden layer of a feed-forward, in units of its channels."""
+
+
+class GEGLU(nn.Module):
+    """Linear to (value | gate), then value * gelu(gate) with the exact erf GELU."""
+
+    def __init__(self, channels: int, hidden: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.proj = backend.linear(channels, 2 * hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * nn.functional.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU and back. `net.1` is the empty slot of a dropout; the released files call the last layer net.2."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        hidden = WIDENING * channels
+        self.net = nn.Sequential(
+            GEGLU(channels, hidden, backend=backend), nn.Identity(), backend.linear(hidden, channels)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class _Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; abstract. norm1, norm2, norm3 precede them in that order."""
+
+    def __init__(self, channels: int, context_dim: int, head_channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.attn1 = Attention(channels, channels, head_channels, backend=backend)
+        self.attn2 = Attention(channels, context_dim, head_channels, backend=backend)
+        self.ff = FeedForward(channels, backend=backend)
+        self.norm1 = backend.layer_norm(channels)
+        self.norm2 = backend.layer_norm(channels)
+        self.norm3 = backend.layer_norm(channels)
+
+    def attend_hooked(self, tokens: Tensor, context: Tensor, step: StepContext) -> Tensor:
+        """Both attentions in full and in the layout hosts expect: tokens (R, L, C), context (R, M, D)."""
+        tokens = tokens + step.hooks.self_attention(self.attn1, self.norm1(tokens))
+        tokens = step.hooks.between_attentions(tokens)
+        return tokens + step.hooks.cross_attention(self.attn2, self.norm2(tokens), context)
+
+
+class SpatialBlock(_Block):
+    """Every pixel attends to every pixel of its frame."""
+
+    def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
+        """(N, S, C) -> (N, S, C)."""
+        tokens = self.attend(tokens, step)
+        return tokens + self.ff(self.norm3(tokens))
+
+    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+        if step.hooks.changes_attention:
+            return self.attend_hooked(tokens, step.context, step)
+        normed = self.norm1(tokens)
+        tokens = tokens + self.attn1(normed, normed)
+        return tokens + cross_attention(self.attn2, self.norm2, tokens, step.context)
+
+
+class TemporalBlock(_Block):
+    """Every frame of a pixel attends to every frame of that pixel; begins with a feed-forward of its own."""
+
+    def __init__(self, channels: int, context_dim: int, head_channels: int, *, backend: Backend) -> None:
+        super().__init__(channels, context_dim, head_channels, backend=backend)
+        self.norm_in = backend.layer_norm(channels)
+        self.ff_in = FeedForward(channels, backend=backend)
+
+    def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
+        """(B, T, S, C) -> (B, T, S, C)."""
+        tokens = tokens + self.ff_in(self.norm_in(tokens))
+        tokens = self.attend(tokens, step)
+        return tokens + self.ff(self.norm3(tokens))
+
+    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+        one_token = step.context.shape[1] == 1
+        if step.hooks.changes_attention or not one_token:
+            return self.attend_by_pixel(tokens, step)
+        tokens = tokens + self.attn1.over_frames(self.norm1(tokens))
+        return tokens + self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+
+    def attend_by_pixel(self, tokens: Tensor, step: StepContext) -> Tensor:
+        """The general path: one row of T tokens for each pixel, all reading the context of their clip."""
+        clips, _, pixels, _ = tokens.shape
+        rows = rearrange(tokens, "b t s c -> (b s) t c")
+        context = step.clip_context.repeat_interleave(pixels, dim=0)
+        rows = self.attend_hooked(rows, context, step)
+        return rearrange(rows, "(b s) t c -> b t s c", b=clips)
+
+
+class SpatialVideoTransformer(nn.Module):
+    """Spatial and temporal blocks in turn, blended, between two projections and around a residual."""
+
+    def __init__(
+        self, channels: int, context_dim: int, head_channels: int, depth: int, *, backend: Backend
+    ) -> None:
+        super().__init__()
+        sizes = (channels, context_dim, head_channels)
+        self.norm = backend.group_norm(channels, eps=1e-6)
+        self.proj_in = backend.linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList(SpatialBlock(*sizes, backend=backend) for _ in range(depth))
+        self.time_stack = nn.ModuleList(TemporalBlock(*sizes, backend=backend) for _ in range(depth))
+        self.time_pos_embed = embedding_mlp(channels, WIDENING * channels, channels, backend)
+        self.time_mixer = TimeMixer(backend=backend)
+        self.proj_out = backend.linear(channels, channels)
+
+    def forward(self, images: Tensor, step: StepContext) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        tokens = self.proj_in(to_tokens(self.norm(images)))
+        frame_embedding = self.frame_embedding(step.num_frames, tokens)
+        share = self.time_mixer.temporal_share(tokens)
+        for depth, (spatial, temporal) in enumerate(zip(self.transformer_blocks, self.time_stack, strict=True)):
+            step.hooks.enter_transformer(depth, tuple(images.shape))
+            tokens = spatial(tokens, step)
+            clips = tokens.unflatten(0, (-1, step.num_frames)) + frame_embedding
+            # The blend's temporal operand carries the frame embedding, its spatial operand does not (spec 1.5).
+            tokens = torch.lerp(tokens, temporal(clips, step).flatten(0, 1), share)
+        step.hooks.leave_transformer()
+        return images + to_images(self.proj_out(tokens), images.shape[-2])
+
+    def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
+        """(T, 1, C): which frame of the clip a token belongs to."""
+        frames = torch.arange(num_frames, device=like.device)
+        return self.time_pos_embed(sinusoid(frames, like.shape[-1]).to(like.dtype))[:, None]

@@ -1,0 +1,169 @@
+"""The video UNet of Stable Video Diffusion (spec 1): 1,428 tensors under the names of the released files.
+
+    input_blocks   downwards; the output of each is kept as a skip
+    middle_block
+    output_blocks  upwards; each joins the skip kept last
+
+Shapes: B clips, T frames, N = B * T frame-major, (h, w) the latent's size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import UNetConfig
+from ..errors import InputError
+from ..sinusoid import sinusoid
+from .backend import TORCH, Backend
+from .embedding import embedding_mlp
+from .resblock import VideoResBlock
+from .step import NO_HOOKS, BlockHooks, StepContext
+from .transformer import SpatialVideoTransformer
+
+
+class Downsample(nn.Module):
+    """Halves height and width, rounding up."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.op = backend.conv(channels, channels, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.op(images)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour to the size of the skip that comes next, then a convolution. Odd sizes are therefore welcome."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.conv = backend.conv(channels, channels)
+
+    def forward(self, images: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(nn.functional.interpolate(images, size=size, mode="nearest"))
+
+
+class Stage(nn.ModuleList):
+    """The layers of one numbered block, in order."""
+
+    def forward(self, images: Tensor, step: StepContext, size: torch.Size | None = None) -> Tensor:
+        """`size` is what an Upsample grows to, (H, W)."""
+        for layer in self:
+            if isinstance(layer, VideoResBlock | SpatialVideoTransformer):
+                images = layer(images, step)
+            elif isinstance(layer, Upsample):
+                images = layer(images, size)
+            else:
+                images = layer(images)
+        return images
+
+
+class VideoUNet(nn.Module):
+    """Predicts v from a noisy latent, its noise level, the picture's embedding and the micro-conditioning."""
+
+    def __init__(self, config: UNetConfig, *, backend: Backend = TORCH) -> None:
+        super().__init__()
+        self.config = config
+        base, emb = config.model_channels, config.embedding_dim
+        self.time_embed = embedding_mlp(base, emb, emb, backend)
+        self.label_emb = nn.Sequential(embedding_mlp(config.vector_dim, emb, emb, backend))
+        layers = _Layers(config, backend)
+        self.input_blocks, skips = _input_blocks(config, layers)
+        self.middle_block = _middle_block(config, layers)
+        self.output_blocks = _output_blocks(config, layers, skips)
+        self.out = nn.Sequential(backend.group_norm(base), nn.SiLU(), backend.conv(base, config.out_channels))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int, hooks: BlockHooks = NO_HOOKS
+    ) -> Tensor:
+        """x (N, 8, h, w): the scaled noisy latent, then the still's latent; c_noise (N,) = ln(sigma) / 4; context
+        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w).
+
+        Raises InputError where N is not a whole number of clips.
+        """
+        if x.shape[0] % num_frames:
+            raise InputError(f"a batch of {x.shape[0]} frames is not a whole number of clips of {num_frames} frames")
+        step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context, num_frames, hooks)
+        images = x.contiguous(memory_format=torch.channels_last)
+        images, skips = self._run_inputs(images, step)
+        hooks.enter("middle", 0)
+        images = hooks.after_middle(self.middle_block(images, step))
+        images = self._run_outputs(images, skips, step)
+        return self.out(images.to(x.dtype))
+
+    def embed(self, c_noise: Tensor, vector: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
+        """(N,), (N, V) -> (N, E): what every residual block reads."""
+        noise = self.time_embed(sinusoid(c_noise, self.config.model_channels).to(dtype))
+        return hooks.embedding(noise) + self.label_emb(vector.to(dtype))
+
+    def _run_inputs(self, images: Tensor, step: StepContext) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for index, block in enumerate(self.input_blocks):
+            step.hooks.enter("input", index)
+            images, skip = step.hooks.after_input(block(images, step))
+            skips.append(skip)
+        return images, skips
+
+    def _run_outputs(self, images: Tensor, skips: list[Tensor], step: StepContext) -> Tensor:
+        for index, block in enumerate(self.output_blocks):
+            step.hooks.enter("output", index)
+            images, skip = step.hooks.before_output(images, skips.pop())
+            joined = torch.cat([images, skip], dim=1)
+            del images, skip
+            images = block(joined, step, skips[-1].shape[-2:] if skips else None)
+        return images
+
+
+class _Layers:
+    """Makes the layers that every level is built from."""
+
+    def __init__(self, config: UNetConfig, backend: Backend) -> None:
+        self.config, self.backend = config, backend
+
+    def residual(self, channels: int, out: int) -> VideoResBlock:
+        return VideoResBlock(channels, out, self.config.embedding_dim, backend=self.backend)
+
+    def transformer(self, channels: int) -> SpatialVideoTransformer:
+        config = self.config
+        sizes = (channels, config.context_dim, config.head_channels, config.transformer_depth)
+        return SpatialVideoTransformer(*sizes, backend=self.backend)
+
+
+def _input_blocks(config: UNetConfig, layers: _Layers) -> tuple[nn.ModuleList, list[int]]:
+    """The blocks on the way down, and the channels of the skips they leave."""
+    channels = config.model_channels
+    blocks = [Stage([layers.backend.conv(config.in_channels, channels)])]
+    skips = [channels]
+    for level, out in enumerate(config.level_channels):
+        for _ in range(config.res_blocks):
+            transformers = [layers.transformer(out)] if config.attention[level] else []
+            blocks.append(Stage([layers.residual(channels, out), *transformers]))
+            channels = out
+            skips.append(channels)
+        if level < len(config.level_channels) - 1:
+            blocks.append(Stage([Downsample(channels, backend=layers.backend)]))
+            skips.append(channels)
+    return nn.ModuleList(blocks), skips
+
+
+def _middle_block(config: UNetConfig, layers: _Layers) -> Stage:
+    deepest = config.level_channels[-1]
+    return Stage([layers.residual(deepest, deepest), layers.transformer(deepest), layers.residual(deepest, deepest)])
+
+
+def _output_blocks(config: UNetConfig, layers: _Layers, skips: list[int]) -> nn.ModuleList:
+    """The blocks on the way up: one more residual block a level than on the way down, for the downsampler's skip."""
+    channels = config.level_channels[-1]
+    skips = list(skips)
+    blocks = []
+    for level, out in reversed(list(enumerate(config.level_channels))):
+        for place in range(config.res_blocks + 1):
+            stage = Stage([layers.residual(channels + skips.pop(), out)])
+            channels = out
+            if config.attention[level]:
+                stage.append(layers.transformer(channels))
+            if level and place == config.res_blocks:
+                stage.append(Upsample(channels, backend=layers.backend))
+            blocks.append(stage)
+    return nn.ModuleList(blocks)

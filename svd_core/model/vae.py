@@ -1,0 +1,360 @@
+"""The f8 autoencoder: picture -> latent, and latents -> frames through a decoder that sees across frames (spec 2).
+
+Attribute names are the official parameter names. Activations are images (N, C, H, W) in channels-last memory,
+N = B * T frame-major; the layers across frames read them as clips (B, C, T, H*W), see `layout.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PIXELS_PER_LATENT, VAEConfig
+from ..decode.plan import chunk_for_budget
+from ..decode.stream import ClipConv, Stage, TimeResidual, stream
+from ..errors import InputError
+from .backend import TORCH, Backend
+from .layout import from_clips, to_clips, to_images, to_tokens
+
+SPATIAL_EPS = 1e-6
+TEMPORAL_EPS = 1e-5
+"""GroupNorm eps inside a frame and across frames (spec 2.1, 2.2)."""
+
+PIXEL_CHANNELS = 3
+
+
+class ConvBlock(nn.Module):
+    """What both kinds of residual block hold; `spatial` is their part inside a frame."""
+
+    def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.norm1 = backend.group_norm(inputs, eps=SPATIAL_EPS)
+        self.conv1 = backend.conv(inputs, outputs)
+        self.norm2 = backend.group_norm(outputs, eps=SPATIAL_EPS)
+        self.conv2 = backend.conv(outputs, outputs)
+        self.nin_shortcut = nn.Identity() if inputs == outputs else backend.conv(inputs, outputs, 1)
+
+    def spatial(self, images: Tensor) -> Tensor:
+        hidden = self.conv1(_norm_silu(self.norm1, images))
+        hidden = self.conv2(_norm_silu(self.norm2, hidden))
+        return self.nin_shortcut(images) + hidden
+
+
+class ResnetBlock(ConvBlock):
+    """The residual block of the encoder and of the image decoder."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H, W)."""
+        return self.spatial(images)
+
+
+class TimeStack(nn.Module):
+    """Two (3,1,1) convolutions, each after a GroupNorm over the whole clip (spec 2.2)."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        norms = [backend.group_norm(channels, eps=TEMPORAL_EPS) for _ in range(2)]
+        convs = [backend.frame_conv(channels, channels) for _ in range(2)]
+        self.in_layers = nn.Sequential(norms[0], nn.SiLU(), convs[0])
+        # The identity keeps the official index 3 of the convolution; a dropout was there in training.
+        self.out_layers = nn.Sequential(norms[1], nn.SiLU(), nn.Identity(), convs[1])
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H*W) -> the same shape, the residual branch alone."""
+        return self.out_layers(self.in_layers(clips))
+
+
+class VideoBlock(ConvBlock):
+    """A residual block inside each frame, then one across frames: y + alpha * h, alpha = sigmoid(mix_factor).
+
+    The reference blends alpha * (y + h) + (1 - alpha) * y, which is the same number in more steps (spec 11e).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
+        super().__init__(inputs, outputs, backend=backend)
+        self.time_stack = TimeStack(outputs, backend=backend)
+        self.mix_factor = backend.parameter(1)
+
+    def forward(self, images: Tensor, num_frames: int) -> Tensor:
+        """(N, C, H, W) -> (N, C', H, W), N = B * num_frames."""
+        images = self.spatial(images)
+        hidden = from_clips(self.time_stack(to_clips(images, num_frames)), images.shape[-2])
+        return torch.addcmul(images, hidden, self.alpha.to(images))
+
+    @property
+    def alpha(self) -> Tensor:
+        """(1,) in float32: the share of the temporal path."""
+        return self.mix_factor.float().sigmoid()
+
+    def across_frames(self) -> TimeResidual:
+        """The temporal path in parts, for a decoder that cannot hold the whole clip several times."""
+        norm1, _, conv1 = self.time_stack.in_layers
+        norm2, _, _, conv2 = self.time_stack.out_layers
+        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha)
+
+
+class AttnBlock(nn.Module):
+    """Self-attention of one head over the pixels of a frame."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.attention = backend.attention
+        self.norm = backend.group_norm(channels, eps=SPATIAL_EPS)
+        self.q = backend.conv(channels, channels, 1)
+        self.k = backend.conv(channels, channels, 1)
+        self.v = backend.conv(channels, channels, 1)
+        self.proj_out = backend.conv(channels, channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        normed = self.norm(images)
+        q, k, v = (to_tokens(project(normed))[:, None] for project in (self.q, self.k, self.v))
+        attended = to_images(self.attention(q, k, v)[:, 0], images.shape[-2])
+        return images + self.proj_out(attended)
+
+
+class Downsample(nn.Module):
+    """Halves the picture. Pads right and bottom only, as the reference does (spec 2.1)."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.conv = backend.conv(channels, channels, stride=2, padding=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H // 2, W // 2)."""
+        return self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the picture by repeating pixels, then smooths it with a convolution."""
+
+    def __init__(self, channels: int, *, backend: Backend) -> None:
+        super().__init__()
+        self.conv = backend.conv(channels, channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, 2H, 2W)."""
+        return self.conv(nn.functional.interpolate(images, scale_factor=2, mode="nearest"))
+
+
+BlockType = type[ResnetBlock] | type[VideoBlock]
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest level."""
+
+    def __init__(self, channels: int, block: BlockType, *, backend: Backend) -> None:
+        super().__init__()
+        self.block_1 = block(channels, channels, backend=backend)
+        self.attn_1 = AttnBlock(channels, backend=backend)
+        self.block_2 = block(channels, channels, backend=backend)
+
+    def layers(self) -> Sequence[nn.Module]:
+        return self.block_1, self.attn_1, self.block_2
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution; the first one changes the channels."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, block: BlockType, *, backend: Backend) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * blocks
+        self.block = nn.ModuleList(block(*pair, backend=backend) for pair in pairwise(widths))
+
+
+class Encoder(nn.Module):
+    """Pixels to the moments of the latent's posterior (spec 2.1)."""
+
+    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
+        super().__init__()
+        widths = config.level_channels
+        self.conv_in = backend.conv(PIXEL_CHANNELS, config.channels)
+        self.down = nn.ModuleList()
+        for inputs, outputs in zip((config.channels, *widths), widths, strict=False):
+            level = Level(inputs, outputs, config.res_blocks, ResnetBlock, backend=backend)
+            if len(self.down) < len(widths) - 1:
+                level.downsample = Downsample(outputs, backend=backend)
+            self.down.append(level)
+        self.mid = Middle(widths[-1], ResnetBlock, backend=backend)
+        self.norm_out = backend.group_norm(widths[-1], eps=SPATIAL_EPS)
+        self.conv_out = backend.conv(widths[-1], 2 * config.latent_channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, H, W) in [-1, 1] -> (N, 2 * 4, H/8, W/8): mean, then log-variance."""
+        images = _run(self.layers(), _channels_last(pixels))
+        return self.conv_out(_norm_silu(self.norm_out, images))
+
+    def layers(self) -> Iterator[nn.Module]:
+        yield self.conv_in
+        for level in self.down:
+            yield from _level_layers(level, "downsample")
+        yield from self.mid.layers()
+
+
+class Decoder(nn.Module):
+    """What both decoders hold: everything but what happens across frames."""
+
+    def __init__(self, config: VAEConfig, block: BlockType, *, backend: Backend) -> None:
+        super().__init__()
+        widths = config.level_channels
+        self.conv_in = backend.conv(config.latent_channels, widths[-1])
+        self.mid = Middle(widths[-1], block, backend=backend)
+        self.up = nn.ModuleList()
+        for inputs, outputs in zip((*widths[1:], widths[-1]), widths, strict=True):
+            level = Level(inputs, outputs, config.res_blocks + 1, block, backend=backend)
+            if len(self.up) > 0:
+                level.upsample = Upsample(outputs, backend=backend)
+            self.up.append(level)
+        self.norm_out = backend.group_norm(widths[0], eps=SPATIAL_EPS)
+        self.conv_out = backend.conv(widths[0], PIXEL_CHANNELS)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """From the latent to the last residual block, in the order that data flows."""
+        yield self.conv_in
+        yield from self.mid.layers()
+        for level in reversed(self.up):
+            yield from _level_layers(level, "upsample")
+
+    def head(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
+        return self.conv_out(_norm_silu(self.norm_out, images))
+
+
+class ImageDecoder(Decoder):
+    """Each frame decoded by itself, as in the `*_image_decoder` files (spec 2.4)."""
+
+    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
+        super().__init__(config, ResnetBlock, backend=backend)
+
+    def forward(self, z: Tensor, num_frames: int = 1) -> Tensor:
+        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` changes nothing here."""
+        return self.head(_run(self.layers(), _channels_last(z)))
+
+    def stages(self) -> list[Stage]:
+        return [Stage((*self.layers(), self.head))]
+
+
+class TemporalDecoder(Decoder):
+    """Frames decoded together: each residual block is followed by convolutions across the clip (spec 2.2)."""
+
+    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
+        super().__init__(config, VideoBlock, backend=backend)
+        # Official key conv_out.time_mix_conv: a child of the convolution that it follows.
+        self.conv_out.time_mix_conv = backend.frame_conv(PIXEL_CHANNELS, PIXEL_CHANNELS)
+
+    def forward(self, z: Tensor, num_frames: int) -> Tensor:
+        """z (N, 4, h, w), N = B * num_frames -> (N, 3, 8h, 8w) in about [-1, 1]. Holds the whole clip several times.
+
+        This is the reference expression; `decode.stream` computes the same in little memory.
+        """
+        images = _channels_last(z)
+        for layer in self.layers():
+            images = layer(images, num_frames) if isinstance(layer, VideoBlock) else layer(images)
+        pixels = self.head(images)
+        return from_clips(self.conv_out.time_mix_conv(to_clips(pixels, num_frames)), pixels.shape[-2])
+
+    def stages(self) -> list[Stage]:
+        """The same computation as runs of layers inside a frame, each ended by a layer across frames."""
+        stages, inside = [], []
+        for layer in self.layers():
+            if isinstance(layer, VideoBlock):
+                stages.append(Stage((*inside, layer.spatial), layer.across_frames()))
+                inside = []
+            else:
+                inside.append(layer)
+        return [*stages, Stage((*inside, self.head), ClipConv(self.conv_out.time_mix_conv))]
+
+
+class VideoVAE(nn.Module):
+    """Encoder and decoder with the 1x1 convolutions that some files put between them and the latent."""
+
+    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, backend=backend)
+        self.decoder = (TemporalDecoder if config.temporal else ImageDecoder)(config, backend=backend)
+        if config.encoder_quant:
+            self.quant_conv = backend.conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        if config.decoder_quant:
+            self.post_quant_conv = backend.conv(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (n, 3, H, W) in [-1, 1] -> (n, 4, H/8, W/8): the posterior's mean, unscaled.
+
+        Raises InputError unless H and W are multiples of 8.
+        """
+        _check_pixels(pixels)
+        moments = self.encoder(pixels)
+        if self.config.encoder_quant:
+            moments = self.quant_conv(moments)
+        return moments[:, : self.config.latent_channels]
+
+    def decode(self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None) -> Tensor:
+        """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped.
+
+        With neither `chunk` nor `budget` each layer runs on all frames at once. Either one selects the streamed
+        decoder, whose result has the same bits for every value: `chunk` is how many frames' worth of intermediate
+        results may be kept (at least one), `budget` is bytes and picks the chunk; the smaller one holds.
+        Raises InputError when N is not a whole number of clips or a number is below 1.
+        """
+        _check_latents(z, num_frames, self.config.latent_channels)
+        _check_positive(chunk, "chunk", "frames")
+        _check_positive(budget, "budget", "bytes")
+        if self.config.decoder_quant:
+            z = self.post_quant_conv(z)
+        if chunk is None and budget is None:
+            return self.decoder(z, num_frames)
+        keep = num_frames if chunk is None else min(chunk, num_frames)
+        if budget is not None:
+            keep = min(keep, chunk_for_budget(self.config, z, num_frames, budget))
+        stages = self.decoder.stages()
+        return torch.cat([stream(stages, clip, keep) for clip in z.split(num_frames)])
+
+
+def _norm_silu(norm: nn.Module, images: Tensor) -> Tensor:
+    return nn.functional.silu(norm(images))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _run(layers: Iterator[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
+    return reduce(lambda value, layer: layer(value), layers, images)
+
+
+def _level_layers(level: Level, resize: str) -> Iterator[nn.Module]:
+    yield from level.block
+    yield from (layer for name, layer in level.named_children() if name == resize)
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    shape = tuple(pixels.shape)
+    if len(shape) != 4 or shape[1] != PIXEL_CHANNELS or 0 in shape:
+        raise InputError(f"the encoder got pixels of shape {shape}; it needs (n, 3, H, W): pass RGB, channels first")
+    height, width = shape[2:]
+    if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT:
+        raise InputError(
+            f"the encoder got a picture of {height}x{width} (height x width); both must be multiples of "
+            f"{PIXELS_PER_LATENT}: crop, pad or resize it first"
+        )
+
+
+def _check_latents(z: Tensor, num_frames: int, channels: int) -> None:
+    shape = tuple(z.shape)
+    if len(shape) != 4 or shape[1] != channels or 0 in shape:
+        raise InputError(f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0")
+    if num_frames < 1 or shape[0] % num_frames:
+        raise InputError(
+            f"the decoder got {shape[0]} latents for clips of {num_frames} frames; it needs whole clips: "
+            f"pass a num_frames of at least 1 that divides {shape[0]}"
+        )
+
+
+def _check_positive(value: int | None, name: str, unit: str) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"{name} is {value}; it needs at least 1 ({unit}): pass a larger number or leave it out")

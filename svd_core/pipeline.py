@@ -1,0 +1,280 @@
+"""From a picture to a clip, without any host: checkpoint -> conditioning -> sampling -> decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import load_modules
+from .conditioning import Conditioning, MicroConditioning, augment, draw_noise
+from .config import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
+from .errors import InputError
+from .media import as_image, default_size, fit_image, round_size
+from .model.clip_vision import CLIPVision
+from .model.unet import VideoUNet
+from .model.vae import VideoVAE
+from .sampling import (
+    SAMPLERS,
+    GuidanceInterval,
+    GuidedDenoiser,
+    align_your_steps_sigmas,
+    constant_guidance,
+    curve_guidance,
+    edm_sigmas,
+    linear_guidance,
+    seeded_noise,
+    sigmas_from_list,
+    trapezoid_guidance,
+    triangle_guidance,
+)
+from .settings import Settings
+
+JOINT_GUIDANCE_CELLS = 2**15
+"""Latent cells (frames x height x width) up to which both guidance branches share one pass. They give the same result
+either way; above this the kernels are full and a joint pass only doubles the memory (performance notes 2.5)."""
+
+_SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
+_CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}
+_CHURNING = ("euler", "heun")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`index` of `total` parts of a stage are done."""
+
+    stage: Literal["condition", "sample", "decode"]
+    index: int
+    total: int
+
+
+ProgressFn = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A finished clip and everything that decided it.
+
+    frames (T, H, W, 3) float32 in [0, 1]; latents (T, 4, h, w) float32 in sampler units; settings with every default
+    filled in; sigmas as sampled; fit_report says in words what was done to the picture's size.
+    """
+
+    frames: np.ndarray
+    latents: Tensor
+    settings: Settings
+    sigmas: tuple[float, ...]
+    fit_report: str
+
+
+@dataclass(frozen=True, slots=True)
+class StableVideo:
+    """A loaded model. Its parts are ordinary modules; the methods join them in the reference's order (spec 0)."""
+
+    config: ModelConfig
+    unet: VideoUNet
+    vae: VideoVAE
+    clip_vision: CLIPVision
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def condition(
+        self,
+        pixels: Tensor,
+        fps: int = 7,
+        motion_bucket: int = 127,
+        augmentation: float = 0.02,
+        noise: Tensor | None = None,
+        seed: int = 0,
+    ) -> Conditioning:
+        """Embed stills: pixels (B, 3, H, W) in [-1, 1], H and W multiples of 8, one still a clip (spec 4).
+
+        `augmentation` is the standard deviation of the pixel noise, on the [-1, 1] scale; `noise` (B, 3, H, W), unit
+        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. Raises InputError for settings
+        or sizes out of range.
+        """
+        micro = MicroConditioning(fps, motion_bucket, augmentation)
+        noise = draw_noise(pixels.shape, seed) if noise is None else noise
+        pixels = pixels.float().cpu()
+        noisy = augment(pixels, micro.augmentation, noise.float().cpu())
+        context = self.clip_vision.encode(pixels.to(self.device))
+        first = self.vae.encode(noisy.to(self.device, self.dtype))
+        vector = micro.vector(self.config.unet.vector_dim).expand(pixels.shape[0], -1)
+        return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        noise: Tensor,
+        cond: Conditioning,
+        sigmas: Tensor,
+        guidance: Tensor,
+        sampler: str = "euler",
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        seed: int = 0,
+        joint: bool | None = None,
+        interval: GuidanceInterval | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
+
+        sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `seed` feeds samplers that add noise;
+        `joint` decides whether both guidance branches share a pass, which changes memory and not the result; `options`
+        go to the sampler. `callback` has k-diffusion's signature. Raises InputError for an unknown sampler or shapes
+        that do not fit.
+        """
+        if sampler not in SAMPLERS:
+            raise InputError(f"sampler {sampler!r} is not known: choose one of {', '.join(SAMPLERS)}")
+        x = noise.to(self.device, torch.float32)
+        x = x * torch.sqrt(1 + sigmas[0].to(x) ** 2)
+        denoise = GuidedDenoiser(
+            unet=self.unet,
+            conditioning=cond.to(self.device),
+            guidance=guidance.to(self.device),
+            num_frames=guidance.shape[0],
+            joint=_fits_joint(x) if joint is None else joint,
+            interval=interval,
+            dtype=self.dtype,
+        )
+        noise_sampler = seeded_noise(seed, x)
+        run = SAMPLERS[sampler]
+        return run(denoise, x, sigmas.to(self.device), callback=callback, noise_sampler=noise_sampler, **options)
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
+        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]. Exact for every chunk and
+        budget. Raises InputError naming the frames where latents are not finite."""
+        _check_finite(latents)
+        z = (latents.float() / LATENT_SCALE).to(self.device, self.dtype)
+        pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
+        return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+    def animate(
+        self,
+        image: Any,
+        frames: int | None = None,
+        steps: int | None = None,
+        *,
+        seed: int = 0,
+        chunk: int | None = None,
+        budget: int | None = None,
+        callback: ProgressFn | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """A picture in, (T, H, W, 3) float32 frames in [0, 1] out.
+
+        `image` is a PIL image or an array (H, W, 3), uint8 or float in [0, 1]; `settings` are the fields of `Settings`,
+        whose None means the variant's own default. `chunk` (frames) and `budget` (bytes) bound the decoder's memory
+        and change no pixel.
+        """
+        chosen = Settings(frames=frames, steps=steps, seed=seed, **settings)
+        return self.render(image, chosen, chunk=chunk, budget=budget, callback=callback).frames
+
+    def render(
+        self,
+        image: Any,
+        settings: Settings,
+        *,
+        chunk: int | None = None,
+        budget: int | None = None,
+        callback: ProgressFn | None = None,
+    ) -> Clip:
+        """`animate`, keeping the latents and every resolved setting for a recipe."""
+        report = callback or _silent
+        settings = settings.for_variant(self.config.variant)
+        sigmas, guidance = sigmas_for(settings), guidance_for(settings)
+        interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
+        pixels, settings, fit_report = self._fit(image, settings)
+
+        # One generator for all noise, on the CPU and in the reference's order: pixels first, then latents (spec 6).
+        generator = torch.Generator().manual_seed(settings.seed)
+        pixel_noise = draw_noise(pixels.shape, generator)
+        size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
+        noise = draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
+
+        report(Progress("condition", 0, 1))
+        cond = self.condition(pixels, settings.fps, settings.motion_bucket, settings.augmentation, pixel_noise)
+        report(Progress("condition", 1, 1))
+        latents = self.sample(
+            noise,
+            cond,
+            sigmas,
+            guidance,
+            settings.sampler,
+            lambda state: report(Progress("sample", state["i"] + 1, len(sigmas) - 1)),
+            seed=settings.seed + 1,
+            interval=interval,
+            **({"s_churn": settings.churn} if settings.sampler in _CHURNING else {}),
+        ).cpu()
+        report(Progress("decode", 0, 1))
+        frames = self.decode_latents(latents, chunk=chunk, budget=budget)
+        report(Progress("decode", 1, 1))
+        return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report)
+
+    def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
+        """The picture as pixels (1, 3, H, W), the settings with its size, and what was done to it."""
+        from dataclasses import replace
+
+        array = as_image(image, settings.background)
+        width, height = default_size(array, self.config.variant)
+        width, height = round_size(settings.width or width, settings.height or height)
+        fitted = fit_image(array, width, height, settings.fit, settings.background)
+        pixels = torch.from_numpy(fitted.image).permute(2, 0, 1)[None] * 2 - 1
+        return pixels, replace(settings, width=width, height=height), fitted.report
+
+
+def load_checkpoint(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    variant: str | None = None,
+) -> StableVideo:
+    """Open an official single file or a diffusers folder.
+
+    `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
+    CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
+    """
+    modules = load_modules(path, device=device, dtype=dtype, variant=variant)
+    return StableVideo(
+        modules.config, modules.unet, modules.vae, modules.clip_vision, torch.device(device), dtype
+    )
+
+
+def sigmas_for(settings: Settings) -> Tensor:
+    """The noise levels (n + 1,) that resolved settings ask for."""
+    if settings.sigmas is not None:
+        return sigmas_from_list(settings.sigmas)
+    return _SCHEDULES[settings.schedule](settings.steps)
+
+
+def guidance_for(settings: Settings) -> Tensor:
+    """The guidance scales (T,) that resolved settings ask for."""
+    frames = settings.frames
+    if settings.guidance_points is not None:
+        return curve_guidance(frames, settings.guidance_points)
+    if settings.guidance_curve == "constant":
+        return constant_guidance(frames, settings.max_guidance)
+    return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
+
+
+def _fits_joint(x: Tensor) -> bool:
+    return x.shape[0] * x.shape[2] * x.shape[3] <= JOINT_GUIDANCE_CELLS
+
+
+def _check_finite(latents: Tensor) -> None:
+    bad = [index for index, frame in enumerate(latents) if not torch.isfinite(frame).all()]
+    if bad:
+        raise InputError(
+            f"latents of frames {bad} hold NaN or infinity: nothing to decode there; sample again in float32 or bfloat16"
+        )
+
+
+def _silent(_: Progress) -> None:
+    """Progress that nobody asked for."""

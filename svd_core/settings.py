@@ -1,0 +1,81 @@
+"""Every choice that decides the pixels of one clip, in one frozen value that a recipe can store."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .config import Variant
+from .errors import InputError
+
+Fit = Literal["crop", "pad", "stretch"]
+Curve = Literal["constant", "linear", "triangle", "trapezoid"]
+Schedule = Literal["edm", "align_your_steps"]
+
+MAX_FRAMES = 1024
+MAX_STEPS = 1000
+MAX_SIDE = 8192
+SIZE_MULTIPLE = 64
+"""The UNet halves the latent three times and a latent cell is eight pixels wide: 64 pixels keep every level whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `StableVideo.animate` is asked to make. None means the variant's own default (spec 6).
+
+    fps in frames per second, as played; motion_bucket 0-1023 (trained to 255); augmentation is the standard deviation of
+    the noise on the still, on the [-1, 1] scale; background is the colour under transparent pixels and beside a padded
+    picture; sigmas, when given, replace schedule and steps; guidance_points [(position in [0, 1], scale), ...] replace
+    curve, minimum and maximum; churn and its companions belong to the Euler and Heun samplers (Karras et al. 2022).
+    """
+
+    frames: int | None = None
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fit: Fit = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+    fps: int = 7
+    motion_bucket: int = 127
+    augmentation: float = 0.02
+    min_guidance: float | None = None
+    max_guidance: float | None = None
+    guidance_curve: Curve = "linear"
+    guidance_points: tuple[tuple[float, float], ...] | None = None
+    guidance_interval: tuple[float, float] | None = None
+    schedule: Schedule = "edm"
+    sigmas: tuple[float, ...] | None = None
+    sampler: str = "euler"
+    churn: float = 0.0
+    seed: int = 0
+
+    def for_variant(self, variant: Variant) -> Settings:
+        """The same settings with the variant's defaults filled in, then checked. Raises InputError."""
+        defaults = {name: getattr(variant, name) for name in ("frames", "steps", "min_guidance", "max_guidance")}
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        filled = dataclasses.replace(self, **missing)
+        filled.check()
+        return filled
+
+    def check(self) -> None:
+        """Raise InputError naming the value, the limit and the remedy for the first setting out of range."""
+        _within("frames", self.frames, 1, MAX_FRAMES, "14 for SVD, 25 for SVD-XT")
+        _within("steps", self.steps, 1, MAX_STEPS, "25 is usual")
+        _within("width", self.width, SIZE_MULTIPLE, MAX_SIDE, "1024x576 is what the model was trained on")
+        _within("height", self.height, SIZE_MULTIPLE, MAX_SIDE, "1024x576 is what the model was trained on")
+        _within("seed", self.seed, 0, 2**64 - 1, "give a whole number that is not negative")
+        for name, kinds in (("fit", Fit), ("guidance_curve", Curve), ("schedule", Schedule)):
+            _one_of(name, getattr(self, name), get_args(kinds))
+        for name in ("min_guidance", "max_guidance", "churn"):
+            _within(name, getattr(self, name), 0, 100, "guidance of 1 to 3 and churn of 0 are usual")
+
+
+def _within(name: str, value: float | None, low: float, high: float, remedy: str) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{name} {value} is outside {low} to {high}: {remedy}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} {value!r} is not known: choose one of {', '.join(allowed)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,13 @@ from .sampling import (
     SAMPLERS,
     GuidanceInterval,
     GuidedDenoiser,
+    Sampler,
     align_your_steps_sigmas,
     constant_guidance,
     curve_guidance,
     edm_sigmas,
     linear_guidance,
+    noisy_start,
     seeded_noise,
     sigmas_from_list,
     trapezoid_guidance,
@@ -95,8 +97,8 @@ class StableVideo:
         """Embed stills: pixels (B, 3, H, W) in [-1, 1], H and W multiples of 8, one still a clip (spec 4).
 
         `augmentation` is the standard deviation of the pixel noise, on the [-1, 1] scale; `noise` (B, 3, H, W), unit
-        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. Raises InputError for settings
-        or sizes out of range.
+        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. Raises InputError for
+        settings or sizes out of range.
         """
         micro = MicroConditioning(fps, motion_bucket, augmentation)
         noise = draw_noise(pixels.shape, seed) if noise is None else noise
@@ -129,27 +131,24 @@ class StableVideo:
         go to the sampler. `callback` has k-diffusion's signature. Raises InputError for an unknown sampler or shapes
         that do not fit.
         """
-        if sampler not in SAMPLERS:
-            raise InputError(f"sampler {sampler!r} is not known: choose one of {', '.join(SAMPLERS)}")
-        x = noise.to(self.device, torch.float32)
-        x = x * torch.sqrt(1 + sigmas[0].to(x) ** 2)
+        run = sampler_named(sampler)
+        x = noisy_start(noise.to(self.device), sigmas)
         denoise = GuidedDenoiser(
             unet=self.unet,
             conditioning=cond.to(self.device),
-            guidance=guidance.to(self.device),
-            num_frames=guidance.shape[0],
+            guidance=guidance,
             joint=_fits_joint(x) if joint is None else joint,
             interval=interval,
             dtype=self.dtype,
         )
-        noise_sampler = seeded_noise(seed, x)
-        run = SAMPLERS[sampler]
-        return run(denoise, x, sigmas.to(self.device), callback=callback, noise_sampler=noise_sampler, **options)
+        return run(denoise, x, sigmas, callback=callback, noise_sampler=seeded_noise(seed, x), **options)
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
-        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]. Exact for every chunk and
-        budget. Raises InputError naming the frames where latents are not finite."""
+        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1].
+
+        Exact for every chunk and budget. Raises InputError naming the frames where latents are not finite.
+        """
         _check_finite(latents)
         z = (latents.float() / LATENT_SCALE).to(self.device, self.dtype)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
@@ -188,6 +187,7 @@ class StableVideo:
         """`animate`, keeping the latents and every resolved setting for a recipe."""
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
+        sampler_named(settings.sampler)
         sigmas, guidance = sigmas_for(settings), guidance_for(settings)
         interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
         pixels, settings, fit_report = self._fit(image, settings)
@@ -208,7 +208,7 @@ class StableVideo:
             guidance,
             settings.sampler,
             lambda state: report(Progress("sample", state["i"] + 1, len(sigmas) - 1)),
-            seed=settings.seed + 1,
+            seed=(settings.seed + 1) % 2**64,
             interval=interval,
             **({"s_churn": settings.churn} if settings.sampler in _CHURNING else {}),
         ).cpu()
@@ -219,8 +219,6 @@ class StableVideo:
 
     def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
         """The picture as pixels (1, 3, H, W), the settings with its size, and what was done to it."""
-        from dataclasses import replace
-
         array = as_image(image, settings.background)
         width, height = default_size(array, self.config.variant)
         width, height = round_size(settings.width or width, settings.height or height)
@@ -242,9 +240,14 @@ def load_checkpoint(
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
     """
     modules = load_modules(path, device=device, dtype=dtype, variant=variant)
-    return StableVideo(
-        modules.config, modules.unet, modules.vae, modules.clip_vision, torch.device(device), dtype
-    )
+    return StableVideo(modules.config, modules.unet, modules.vae, modules.clip_vision, torch.device(device), dtype)
+
+
+def sampler_named(name: str) -> Sampler:
+    """An entry of `SAMPLERS`. Raises InputError listing them where there is none of that name."""
+    if name not in SAMPLERS:
+        raise InputError(f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
 
 
 def sigmas_for(settings: Settings) -> Tensor:
@@ -272,7 +275,7 @@ def _check_finite(latents: Tensor) -> None:
     bad = [index for index, frame in enumerate(latents) if not torch.isfinite(frame).all()]
     if bad:
         raise InputError(
-            f"latents of frames {bad} hold NaN or infinity: nothing to decode there; sample again in float32 or bfloat16"
+            f"latents of frames {bad} hold NaN or infinity and cannot be decoded: sample again in float32 or bfloat16"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import GROUPS, VARIANTS, CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+from ..config import GROUPS, PIXELS_PER_LATENT, VARIANTS, CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
 from ..errors import CheckpointError
 from .families import require_svd
 from .header import AGAIN
@@ -25,7 +25,7 @@ TEMPORAL_MARK = FIRST_STAGE + "decoder.mid.block_1.mix_factor"
 class Detection:
     """What a checkpoint is.
 
-    `encoder_prefix` is the home of the encoder that conditions: the conditioner's own where the file has one (spec 2.1).
+    `encoder_prefix` is the home of the encoder that conditions: the conditioner's own where it has one (spec 2.1).
     `variant_reason` says why the variant was chosen; `variant_assumed` that nothing in the checkpoint settles it.
     """
 
@@ -47,6 +47,7 @@ def detect(source: TensorSource, variant: str | Variant | None = None) -> Detect
     vae = _vae(source, prefix)
     chosen, reason, assumed = _variant(source, vae.temporal, variant)
     config = ModelConfig(unet=_unet(source), vae=vae, clip_vision=_clip(source), variant=chosen)
+    _check_joints(source, config)
     return Detection(config, prefix, reason, assumed)
 
 
@@ -58,6 +59,19 @@ def _require_parts(source: TensorSource) -> None:
                 f"{source.path} has no {part}: some tools store the UNet alone, so use the whole checkpoint "
                 "(ComfyUI's ImageOnlyCheckpointSave writes one)"
             )
+
+
+def _check_joints(source: TensorSource, config: ModelConfig) -> None:
+    """The parts of one model must fit each other."""
+    pixels = 2 ** (len(config.vae.channel_mult) - 1)
+    joints = (
+        ("pixels to a latent cell in the VAE", pixels, PIXELS_PER_LATENT),
+        ("latent channels of the VAE", config.vae.latent_channels, config.unet.out_channels),
+        ("numbers in CLIP's embedding", config.clip_vision.output_dim, config.unet.context_dim),
+    )
+    for what, found, needed in joints:
+        if found != needed:
+            raise CheckpointError(f"{source.path}: {found} {what}, needs {needed} to fit the UNet: {AGAIN}")
 
 
 # UNet
@@ -78,14 +92,14 @@ def _unet(source: TensorSource) -> UNetConfig:
         res_blocks=res_blocks,
         attention=attention,
         transformer_depth=max(1, len(_numbers(source, UNET, r"middle_block\.1\.transformer_blocks\.(\d+)\."))),
-        head_channels=source.hints.unet_head_channels or UNetConfig.head_channels,
+        head_channels=source.hints.unet_head_channels or UNetConfig().head_channels,
         context_dim=_shape(source, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         vector_dim=_shape(source, UNET + "label_emb.0.0.weight", 2)[1],
     )
     if config.in_channels != 2 * config.out_channels:
         raise CheckpointError(
-            f"{source.path}: the UNet takes {inputs} channels and makes {config.out_channels}, needs twice as many in as "
-            "out (noisy latent and the still's): it is another kind of video model, choose an SVD checkpoint"
+            f"{source.path}: the UNet takes {inputs} channels and makes {config.out_channels}, needs twice as many in "
+            "(noisy latent and the still's): it is another kind of video model, choose an SVD checkpoint"
         )
     attentive = [width for width, has in zip(widths, attention, strict=True) if has] + widths[-1:]
     _check_heads(source, "unet", attentive, config.head_channels)
@@ -97,6 +111,7 @@ def _unet(source: TensorSource) -> UNetConfig:
 
 def _vae(source: TensorSource, prefix: str) -> VAEConfig:
     channels = _shape(source, prefix + "encoder.conv_in.weight", 4)[0]
+    temporal = TEMPORAL_MARK in source
     levels = len(_numbers(source, prefix, r"encoder\.down\.(\d+)\.block\."))
     widths = [_shape(source, f"{prefix}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     return VAEConfig(
@@ -104,9 +119,10 @@ def _vae(source: TensorSource, prefix: str) -> VAEConfig:
         channel_mult=_multiples(source, widths, channels, "the VAE"),
         res_blocks=len(_numbers(source, prefix, r"encoder\.down\.0\.block\.(\d+)\.")),
         latent_channels=_shape(source, FIRST_STAGE + "decoder.conv_in.weight", 4)[1],
-        temporal=TEMPORAL_MARK in source,
-        encoder_quant=_any(source, prefix + "quant_conv."),
-        decoder_quant=_any(source, FIRST_STAGE + "post_quant_conv."),
+        temporal=temporal,
+        # Only a temporal first stage does without them (spec 2.1, 2.4), so elsewhere their absence is a loss to report.
+        encoder_quant=prefix == CONDITIONER_VAE or not temporal or _any(source, prefix + "quant_conv."),
+        decoder_quant=not temporal or _any(source, FIRST_STAGE + "post_quant_conv."),
     )
 
 
@@ -119,7 +135,7 @@ def _clip(source: TensorSource) -> CLIPVisionConfig:
     side = math.isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1 or side == 0:
         raise CheckpointError(f"{source.path}: {tokens} positions in CLIP are not a square of patches and one: {AGAIN}")
-    head_channels = source.hints.clip_head_channels or CLIPVisionConfig.head_channels
+    head_channels = source.hints.clip_head_channels or CLIPVisionConfig().head_channels
     _check_heads(source, "clip_vision", [width], head_channels)
     return CLIPVisionConfig(
         layers=len(_numbers(source, VISUAL, r"transformer\.resblocks\.(\d+)\.")),
@@ -156,7 +172,7 @@ def _as_released_in_half(source: TensorSource) -> bool:
     """Every tensor in float16, with those that nothing reads: resaved files tend to have dropped them."""
     leftovers = (CLIP + "token_embedding.weight", CONDITIONER_VAE + "decoder.conv_in.weight")
     whole = all(key in source for key in leftovers)
-    return whole and all(source.info(key).dtype == torch.float16 for key in source.keys())
+    return whole and all(source.info(key).dtype == torch.float16 for key in source)
 
 
 # Reading shapes
@@ -165,7 +181,7 @@ def _as_released_in_half(source: TensorSource) -> bool:
 def _shape(source: TensorSource, key: str, sides: int) -> tuple[int, ...]:
     """The shape of a tensor that the configuration is read from."""
     if key not in source:
-        raise CheckpointError(f"{source.path}: the tensor {key} is missing, and the model's size is read from it: {AGAIN}")
+        raise CheckpointError(f"{source.path}: {key} is missing, and the model's size is read from it: {AGAIN}")
     shape = source.info(key).shape
     if len(shape) != sides or 0 in shape:
         raise CheckpointError(f"{source.path}: {key} has shape {shape}, needs {sides} sides of at least 1: {AGAIN}")
@@ -173,20 +189,20 @@ def _shape(source: TensorSource, key: str, sides: int) -> tuple[int, ...]:
 
 
 def _any(source: TensorSource, prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in source.keys())
+    return any(key.startswith(prefix) for key in source)
 
 
 def _numbers(source: TensorSource, prefix: str, pattern: str) -> set[int]:
     """The distinct numbers that the pattern's group finds in keys after `prefix`."""
     numbered = re.compile(re.escape(prefix) + pattern)
-    return {int(match[1]) for key in source.keys() if (match := numbered.match(key))}
+    return {int(match[1]) for key in source if (match := numbered.match(key))}
 
 
 def _multiples(source: TensorSource, widths: Sequence[int], base: int, part: str) -> tuple[int, ...]:
     if not widths or base % GROUPS or any(width % base for width in widths):
         raise CheckpointError(
-            f"{source.path}: {part} is {list(widths)} wide over a base of {base}, needs multiples of the base and a base "
-            f"that is a multiple of {GROUPS}: {AGAIN}"
+            f"{source.path}: {part} is {list(widths)} wide over a base of {base}, needs multiples of the base, and of "
+            f"{GROUPS}: {AGAIN}"
         )
     return tuple(width // base for width in widths)
 
@@ -195,6 +211,6 @@ def _check_heads(source: TensorSource, part: str, widths: Sequence[int], head_ch
     for width in widths:
         if width % head_channels:
             raise CheckpointError(
-                f"{source.path}: {part} is {width} wide, not a multiple of the head width {head_channels}: give the width "
-                f'it was made with in metadata {CONFIG_KEY}, as {{"{part}": {{"head_channels": ...}}}}'
+                f"{source.path}: {part} is {width} wide, not a multiple of the head width {head_channels}: give the "
+                f'right one in metadata {CONFIG_KEY}, as {{"{part}": {{"head_channels": ...}}}}'
             )

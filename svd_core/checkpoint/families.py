@@ -1,4 +1,4 @@
-"""Telling Stable Video Diffusion from its relatives and from strangers, by tensor names and shapes alone (spec 7, 9.3)."""
+"""Telling Stable Video Diffusion from its relatives and from strangers, by names and shapes alone (spec 7, 9.3)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Stranger:
 _ADAPTERS = (
     _Stranger(
         "a LoRA",
-        ("lora_unet_", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "hada_w1", "lokr_w"),
+        ("lora_unet_", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", "hada_w1", "lokr_w"),
         "load an SVD checkpoint first and put this on top with a LoRA loader",
     ),
     _Stranger("an IP-Adapter", ("ip_adapter.", "image_proj.")),
-    _Stranger("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block.", "controlnet_blocks.")),
+    _Stranger("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block.")),
     _Stranger("an AnimateDiff motion module", ("motion_modules.",)),
     _Stranger("a textual inversion", ("emb_params", "string_to_param")),
 )
@@ -51,29 +51,38 @@ _STRANGERS = (
     _Stranger("Mochi", ("blocks.0.attn.qkv_x",)),
     _Stranger("CogVideoX", ("transformer_blocks.0.norm1.linear.",)),
     _Stranger("Stable Cascade", ("down_blocks.0.0.channelwise", "clip_txt_mapper.")),
-    _Stranger("a model in SV3D's or SVD's diffusers naming, its UNet alone", ("spatial_res_block.",), _WHOLE),
 )
 
 _PARTS = (
-    _Stranger("an SVD UNet alone", ("time_stack.0.attn1",), _WHOLE),
+    _Stranger("an SVD UNet without its prefix, alone", ("input_blocks.0.0.weight",), _WHOLE),
+    _Stranger("a video UNet in diffusers' naming, alone", ("spatial_res_block.",), _WHOLE),
     _Stranger("a UNet in diffusers' naming, alone", ("down_blocks.0.",), _WHOLE),
     _Stranger("an image encoder alone", ("visual.", "vision_model."), _WHOLE),
     _Stranger("a VAE alone", ("decoder.conv_in.", "encoder.conv_in."), _WHOLE),
 )
 
+_WITH_VECTOR = {2048: "SDXL", 1280: "the SDXL refiner", 1024: "Stable Diffusion 2 unCLIP"}
+_WITHOUT_VECTOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+"""Image models by the width of their context, with and without a vector beside it."""
+
+_SV3D = {256: "SV3D_u", 1280: "SV3D_p"}
+"""Video models with camera angles in the vector, by its width (spec 7.1)."""
+
 
 def require_svd(source: TensorSource) -> None:
     """Raise CheckpointError that names the family, and says what to do, for everything but Stable Video Diffusion."""
-    names = "\n".join(source.keys())
-    if not source.keys():
+    names = "\n".join(source)
+    if not len(source):
         raise CheckpointError(f"{source.path} holds no tensors: {_GET_SVD}")
-    if UNET not in names:
+    # Two witnesses, so that a model that lacks one of them is reported by what it lacks.
+    has_unet = any(UNET + key in source for key in ("input_blocks.0.0.weight", "time_embed.0.weight"))
+    if not has_unet:
         _raise_first(source, names, _ADAPTERS)
     _raise_first(source, names, _STRANGERS)
-    if UNET + "input_blocks.0.0.weight" not in source:
+    if not has_unet:
         _raise_first(source, names, _PARTS)
-        raise CheckpointError(f"{source.path} is not a model we know (it holds {some(source.keys())}): {_GET_SVD}")
-    if not any("time_stack." in key and key.startswith(UNET) for key in source.keys()):
+        raise CheckpointError(f"{source.path} is not a model we know (it holds {some(source)}): {_GET_SVD}")
+    if not any("time_stack." in key and key.startswith(UNET) for key in source):
         _refuse(source, _image_family(source), _USE_NATIVE)
     _require_svd_vector(source)
 
@@ -92,19 +101,17 @@ def _image_family(source: TensorSource) -> str:
     """Name a UNet without frames by the width of its text context."""
     width = _second_side(source, "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     if UNET + "label_emb.0.0.weight" in source:
-        return {2048: "SDXL", 1280: "the SDXL refiner", 1024: "Stable Diffusion 2 unCLIP"}.get(width, "an SDXL relative")
-    name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"an image model (context {width})")
+        return _WITH_VECTOR.get(width, "an SDXL relative")
+    name = _WITHOUT_VECTOR.get(width, f"an image model (context {width})")
     return f"{name} for inpainting" if _second_side(source, "input_blocks.0.0.weight") == 9 else name
 
 
 def _require_svd_vector(source: TensorSource) -> None:
     width = _second_side(source, "label_emb.0.0.weight")
-    sv3d = {256: "SV3D_u", 1280: "SV3D_p"}
-    if width in sv3d:
-        _refuse(source, sv3d[width], _USE_NATIVE)
-    if not width or width % IDS_IN_VECTOR:
-        name = f"a video model whose vector has {width} numbers, which are not fps, motion bucket and augmentation alike"
-        _refuse(source, name, _GET_SVD)
+    if width in _SV3D:
+        _refuse(source, _SV3D[width], _USE_NATIVE)
+    if width % IDS_IN_VECTOR:
+        _refuse(source, f"a video model with a vector of {width} numbers (SVD's holds three ids alike)", _GET_SVD)
 
 
 def _second_side(source: TensorSource, key: str) -> int:

@@ -65,7 +65,7 @@ def _preference(name: str, single: re.Pattern[str], index: re.Pattern[str]) -> t
 def _nothing_found(part: Path) -> str:
     if pickles := sorted(path.name for path in part.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")):
         return (
-            f"{part} holds only a pickle ({pickles[0]}), which can run any code when it is opened: download the folder's "
+            f"{part} holds only a pickle ({pickles[0]}), which can run any code when it is opened: download its "
             ".safetensors files, or save it again with save_pretrained(..., safe_serialization=True)"
         )
     return f"{part} holds no complete .safetensors weights (one file, or shards with their index): download it again"
@@ -83,5 +83,5 @@ def _shards(index: Path, stem: str) -> Sequence[Path]:
     if strange or not names:
         raise CheckpointError(f"{index} names no shards, or strange ones ({some(strange)}): {AGAIN}")
     if absent := [name for name in names if not (index.parent / name).is_file()]:
-        raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(names)} shards ({some(absent)}): download them")
+        raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(names)} shards ({some(absent)}): get them")
     return [index.parent / name for name in names]

@@ -1,6 +1,6 @@
 """The head of a safetensors file, read with suspicion: every claim it makes is checked before a weight is touched.
 
-A file is eight bytes (the length N of the head, little-endian), N bytes of JSON that give each tensor's dtype, shape and
+A file is eight bytes (the length N of the head, little-endian), N bytes of JSON with each tensor's dtype, shape and
 byte range, then the bytes. Nothing here reads further than the head, and nothing here can run code.
 """
 
@@ -41,8 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _PICKLE = (
-    "a pickle (.ckpt, .pt or .bin), which can run any code when it is opened: get the .safetensors release, or convert it "
-    "in a sandbox with torch.load(file, weights_only=True) and safetensors.torch.save_file"
+    "a pickle (.ckpt, .pt or .bin), which can run any code when it is opened: get the .safetensors release, or convert "
+    "it in a sandbox with torch.load(file, weights_only=True) and safetensors.torch.save_file"
 )
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
@@ -97,7 +97,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             text = _head_text(file, size, path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     entries = _parse(text, path)
     metadata = _metadata(entries.pop(METADATA, {}), path)
     tensors = _tensors(entries, size - LENGTH_BYTES - len(text), path)
@@ -174,13 +174,13 @@ def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, tuple[int
         raise CheckpointError(f"{path}: shape or offsets of {some([name])} are not whole numbers: {AGAIN}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: {some([name])} is stored as {str(dtype)[:20]!r}, which is not supported: use a float16 or float32 file"
+            f"{path}: {some([name])} is stored as {str(dtype)[:20]!r}, which is not supported: use a float16 file"
         )
     info = TensorInfo(tuple(shape), DTYPES[dtype])
     needed, given = info.numel * info.dtype.itemsize, offsets[1] - offsets[0]
     if needed != given:
         raise CheckpointError(
-            f"{path}: the header lies about {some([name])}: its shape needs {needed} bytes, its range has {given}: {AGAIN}"
+            f"{path}: the header lies about {some([name])}: shape needs {needed} bytes, range has {given}: {AGAIN}"
         )
     return info, (offsets[0], offsets[1])
 
@@ -195,7 +195,7 @@ def _check_ranges(ranges: list[tuple[int, int, str]], available: int, path: Path
     for start, end, name in sorted(ranges):
         if start != position:
             raise CheckpointError(
-                f"{path}: the header lies about {some([name])}: it starts at byte {start}, byte {position} is next: {AGAIN}"
+                f"{path}: the header lies about {some([name])}: starts at {start}, needs {position}: {AGAIN}"
             )
         position = end
     if position > available:

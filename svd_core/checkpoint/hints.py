@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself in words: the metadata key `svd_core.config`, or a diffusers folder's config.json.
+"""What a checkpoint says about itself in words: metadata `svd_core.config`, or a diffusers folder's config.json.
 
 Tensor shapes do not tell the width of a head, nor how many frames a model was trained on. In a single file
 
@@ -93,7 +93,7 @@ def _unet_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
     pairs = [(_whole(w, where), _whole(h, where)) for w, h in zip(widths, heads, strict=False)]
     head_widths = {width / count for width, count in pairs}
     if len(pairs) != len(widths) or len(head_widths) != 1 or widths[0] % pairs[0][1]:
-        raise CheckpointError(f"{where}: num_attention_heads {heads} over widths {widths} is not one head width: not SVD")
+        raise CheckpointError(f"{where}: {heads} heads over widths {widths} is not one head width: not SVD")
     return widths[0] // pairs[0][1]
 
 
@@ -153,7 +153,9 @@ def _json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not JSON ({str(error).splitlines()[0][:80]}): save the file again") from error
+        raise CheckpointError(
+            f"{where} is not JSON ({str(error).splitlines()[0][:80]}): save the file again"
+        ) from error
 
 
 def _table(value: object, where: str) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _table(value: object, where: str) -> dict[str, Any]:
 
 def _only(table: Mapping[str, Any], allowed: set[str], where: str) -> None:
     if unknown := sorted(table.keys() - allowed):
-        raise CheckpointError(f"{where} has the unknown field {unknown[0]!r}: the known ones are {', '.join(sorted(allowed))}")
+        raise CheckpointError(f"{where} has the unknown field {unknown[0]!r}: known are {', '.join(sorted(allowed))}")
 
 
 def _whole(value: object, where: str) -> int:

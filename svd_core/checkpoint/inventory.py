@@ -54,16 +54,18 @@ def inventory(config: ModelConfig, encoder_prefix: str = CONDITIONER_VAE) -> dic
     add(VISUAL, CLIPVision(config.clip_vision, backend=_META), True)
     expected.update(_text_tower(config.clip_vision.output_dim))
     own = encoder_prefix == CONDITIONER_VAE
+    latent, temporal, quant = config.vae.latent_channels, config.vae.temporal, config.vae.encoder_quant
     add(CONDITIONER_VAE + "encoder.", Encoder(config.vae, backend=_META), own)
     add(CONDITIONER_VAE + "decoder.", ImageDecoder(config.vae, backend=_META), False)
-    add(CONDITIONER_VAE + "quant_conv.", _pointwise(2 * config.vae.latent_channels), own and config.vae.encoder_quant)
-    add(CONDITIONER_VAE + "post_quant_conv.", _pointwise(config.vae.latent_channels), False)
-    decoder = TemporalDecoder if config.vae.temporal else ImageDecoder
+    add(CONDITIONER_VAE + "quant_conv.", _pointwise(2 * latent), own and quant)
+    add(CONDITIONER_VAE + "post_quant_conv.", _pointwise(latent), False)
+    decoder = TemporalDecoder if temporal else ImageDecoder
     add(FIRST_STAGE + "encoder.", Encoder(config.vae, backend=_META), not own)
     add(FIRST_STAGE + "decoder.", decoder(config.vae, backend=_META), True)
-    if not config.vae.temporal or config.vae.decoder_quant:
-        add(FIRST_STAGE + "quant_conv.", _pointwise(2 * config.vae.latent_channels), not own and config.vae.encoder_quant)
-        add(FIRST_STAGE + "post_quant_conv.", _pointwise(config.vae.latent_channels), config.vae.decoder_quant)
+    if not temporal or (quant and not own):
+        add(FIRST_STAGE + "quant_conv.", _pointwise(2 * latent), not own and quant)
+    if not temporal or config.vae.decoder_quant:
+        add(FIRST_STAGE + "post_quant_conv.", _pointwise(latent), config.vae.decoder_quant)
     return expected
 
 
@@ -81,3 +83,36 @@ def _text_tower(width: int) -> dict[str, Expected]:
         "ln_final.bias": (width,),
     }
     return {CLIP + key: Expected(shape, False) for key, shape in shapes.items()}
+
+
+def difference(source: TensorSource, detection: Detection) -> Difference:
+    """Compare a checkpoint with the inventory of what it was detected to be. Reads headers only.
+
+    Shapes are compared where inference reads them; leftovers may have any.
+    """
+    expected = inventory(detection.config, detection.encoder_prefix)
+    required = {key: spec.shape for key, spec in expected.items() if spec.required}
+    found = {key: source.info(key).shape for key in required if key in source}
+    return Difference(
+        missing=tuple(sorted(required.keys() - found.keys())),
+        unknown=tuple(sorted(set(source) - expected.keys())),
+        misshapen={key: (shape, required[key]) for key, shape in found.items() if shape != required[key]},
+    )
+
+
+def require_match(source: TensorSource, detection: Detection) -> None:
+    """Raise CheckpointError unless every required tensor is there in its shape, and nothing is there unknown."""
+    found = difference(source, detection)
+    if found.missing:
+        raise CheckpointError(f"{source.path}: {_tensors(len(found.missing))} missing ({some(found.missing)}): {AGAIN}")
+    if found.unknown:
+        raise CheckpointError(
+            f"{source.path}: {_tensors(len(found.unknown))} unknown ({some(found.unknown)}): use the released "
+            "checkpoint, or save it again without them"
+        )
+    for key, (shape, needed) in found.misshapen.items():
+        raise CheckpointError(f"{source.path}: {key} has shape {shape}, the rest of the file needs {needed}: {AGAIN}")
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor is" if count == 1 else f"{count} tensors are"

@@ -1,7 +1,7 @@
 """Other people's names for the official tensors (spec 9): diffusers folders, and files saved by ComfyUI.
 
-Each function takes the stored names of one component and returns official key -> Recipe. A name that no rule knows stays
-as it is behind the component's name, so that strict loading reports it.
+Each function takes the stored names of one component and returns official key -> Recipe. A name that no rule knows
+stays as it is behind the component's name, so that strict loading reports it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def joined(*tensors: Tensor) -> Tensor:
 
 
 def official(names: Collection[str]) -> Recipes:
-    """A single file: official names throughout, or ComfyUI's, which keep transformers' names under the visual prefix."""
+    """A single file: official names, or ComfyUI's, which keep transformers' names under the visual prefix."""
     foreign = {name for name in names if name.startswith((VISUAL + "vision_model.", VISUAL + "visual_projection."))}
     recipes = {name: Recipe((name,)) for name in names if name not in foreign and name not in COMFY_EXTRAS}
     return recipes | transformers_clip(foreign, VISUAL)

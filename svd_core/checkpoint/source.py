@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,11 +88,11 @@ class TensorSource:
     def __contains__(self, key: str) -> bool:
         return key in self.origins
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.origins)
+
     def __len__(self) -> int:
         return len(self.origins)
-
-    def keys(self) -> Iterable[str]:
-        return self.origins.keys()
 
     def info(self, key: str) -> TensorInfo:
         """Shape and dtype of an official key, from the headers alone."""

@@ -6,23 +6,23 @@ from torch import Tensor
 
 from ..config import PIXELS_PER_LATENT, VAEConfig
 
-HELD_CLIPS = 2
-"""Clips at the finest level that live at once: the activations, and their coarser source, which is half as large,
-beside the pixels in two copies."""
+CLIP_AND_SOURCE = 1.5
+"""Clips of the finest level held where it begins: itself, and the level it grows from, a quarter of the pixels at twice
+the channels."""
 
-WORKING_FRAMES = 12
-"""Frames at the finest level that one layer needs while it runs: the doubled picture has twice the channels, its
-normalised copy, two hidden results, float32 copies for the statistics, and the library's own workspace."""
+WORKING_FRAMES = 8
+"""Frames of the finest level that the layers need while they run: the doubled picture has twice the channels and lives
+twice, 16-bit values are normalised in float32; the rest is left for the pixels and the libraries' workspaces."""
 
 
 def streamed_bytes(config: VAEConfig, latents: Tensor, num_frames: int, chunk: int) -> int:
-    """Estimated peak bytes beyond the weights and the latents (N, 4, h, w) of one streamed clip.
+    """Estimated peak bytes, beyond the weights and the latents (N, 4, h, w), of streaming one clip with `chunk`.
 
-    Proportional to one frame of the finest level: the clip held, the frames kept by `chunk`, and a fixed scratch.
+    Counted in frames of the finest level, where the peak is: the clip with its source or with the kept results,
+    whichever is more, and a fixed part. The image decoder holds no clip.
     """
-    if not config.temporal:
-        return WORKING_FRAMES * _frame_bytes(config, latents)
-    return (HELD_CLIPS * num_frames + min(chunk, num_frames) + WORKING_FRAMES) * _frame_bytes(config, latents)
+    held = max(CLIP_AND_SOURCE * num_frames, num_frames + min(chunk, num_frames)) if config.temporal else 0
+    return int((held + WORKING_FRAMES) * _frame_bytes(config, latents))
 
 
 def chunk_for_budget(config: VAEConfig, latents: Tensor, num_frames: int, budget: int) -> int:

@@ -154,6 +154,7 @@ def _each_frame(layers: Sequence[Callable[[Tensor], Tensor]], clip: Tensor) -> T
             shape = (len(clip), *frame.shape[1:])
             out = torch.empty(shape, dtype=frame.dtype, device=frame.device, memory_format=torch.channels_last)
         out[index] = frame[0]
+        del frame  # or it would stay while the next frame is at its widest
     return out
 
 

@@ -46,7 +46,14 @@ class Backend:
         return self.operations.Linear(inputs, outputs, bias=bias, dtype=self.dtype, device=self.device)
 
     def conv(
-        self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, padding: int | None = None, bias: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
     ) -> nn.Module:
         """A 2-D convolution, padded to keep the size at stride 1 unless told otherwise."""
         padding = kernel // 2 if padding is None else padding

@@ -25,7 +25,9 @@ class TimeMixer(nn.Module):
 class _Residual(nn.Module):
     """(GroupNorm, SiLU, convolution) twice with the embedding added in between; abstract, without `forward`."""
 
-    def __init__(self, norm_in: nn.Module, conv_in: nn.Module, emb: nn.Module, norm_out: nn.Module, conv_out: nn.Module):
+    def __init__(
+        self, norm_in: nn.Module, conv_in: nn.Module, emb: nn.Module, norm_out: nn.Module, conv_out: nn.Module
+    ):
         super().__init__()
         self.in_layers = nn.Sequential(norm_in, nn.SiLU(), conv_in)
         self.emb_layers = nn.Sequential(nn.SiLU(), emb)

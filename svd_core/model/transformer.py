@@ -116,9 +116,7 @@ class TemporalBlock(_Block):
 class SpatialVideoTransformer(nn.Module):
     """Spatial and temporal blocks in turn, blended, between two projections and around a residual."""
 
-    def __init__(
-        self, channels: int, context_dim: int, head_channels: int, depth: int, *, backend: Backend
-    ) -> None:
+    def __init__(self, channels: int, context_dim: int, head_channels: int, depth: int, *, backend: Backend) -> None:
         super().__init__()
         sizes = (channels, context_dim, head_channels)
         self.norm = backend.group_norm(channels, eps=1e-6)

@@ -34,7 +34,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour to the size of the skip that comes next, then a convolution. Odd sizes are therefore welcome."""
+    """Nearest-neighbour to the size of the skip that comes next, so that odd sizes work, then a convolution."""
 
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()

@@ -59,9 +59,9 @@ class TimeStack(nn.Module):
         super().__init__()
         norms = [backend.group_norm(channels, eps=TEMPORAL_EPS) for _ in range(2)]
         convs = [backend.frame_conv(channels, channels) for _ in range(2)]
-        self.in_layers = nn.Sequential(norms[0], nn.SiLU(), convs[0])
+        self.in_layers = nn.Sequential(norms[0], nn.SiLU(inplace=True), convs[0])
         # The identity keeps the official index 3 of the convolution; a dropout was there in training.
-        self.out_layers = nn.Sequential(norms[1], nn.SiLU(), nn.Identity(), convs[1])
+        self.out_layers = nn.Sequential(norms[1], nn.SiLU(inplace=True), nn.Identity(), convs[1])
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, C, T, H*W) -> the same shape, the residual branch alone."""
@@ -316,7 +316,7 @@ class VideoVAE(nn.Module):
 
 
 def _norm_silu(norm: nn.Module, images: Tensor) -> Tensor:
-    return nn.functional.silu(norm(images))
+    return nn.functional.silu(norm(images), inplace=True)
 
 
 def _channels_last(images: Tensor) -> Tensor:

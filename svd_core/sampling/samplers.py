@@ -286,8 +286,8 @@ def _slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _ancestral_levels(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """(level to step down to, standard deviation to add); in squares they sum to sigma_next, and at eta = 1 the second
-    is that of the diffusion's posterior."""
+    """(level to step down to, standard deviation to add); their squares sum to that of sigma_next. At eta = 1 the
+    second is that of the diffusion's posterior."""
     up = eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
     up = torch.minimum(up, sigma_next)
     return (sigma_next**2 - up**2) ** 0.5, up

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..settings import MAX_STEPS
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
 """What the models were released with (spec 5.2)."""
-
-MAX_STEPS = 1000
 
 ALIGN_YOUR_STEPS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 """Ten optimised steps for SVD, from "Align Your Steps" (arXiv 2404.14507)."""

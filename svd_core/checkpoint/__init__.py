@@ -1,0 +1,18 @@
+"""Checkpoints: several formats in, filled modules out. Read `formats`, `detect`, `inventory`, `load` in order."""
+
+from .detect import Detection, detect
+from .formats import open_source
+from .inspect import Inspection, inspect_checkpoint
+from .inventory import inventory
+from .load import LoadedModules, load_modules
+
+__all__ = [
+    "Detection",
+    "Inspection",
+    "LoadedModules",
+    "detect",
+    "inspect_checkpoint",
+    "inventory",
+    "load_modules",
+    "open_source",
+]

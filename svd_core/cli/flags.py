@@ -1,0 +1,187 @@
+"""The flags of every command. Light to import, so that `--help` is quick; torch comes with the command that runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import NoReturn, get_args
+
+from .. import __version__
+from ..config import VARIANTS
+from ..errors import InputError
+from ..recipe import DType
+from ..settings import Curve, Fit, Schedule
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class _Parser(ArgumentParser):
+    """Reports a bad flag like any other bad input: in one line, without the usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see {self.prog} --help")
+
+
+def parser() -> ArgumentParser:
+    """Flags that were not given are absent from the namespace; `run` is the command to call with it."""
+    top = _Parser(
+        prog="python -m svd_core", description="Turn a still picture into a clip with Stable Video Diffusion."
+    )
+    top.add_argument("--version", action="version", version=f"svd_core {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_animate(commands)
+    _add_inspect(commands)
+    _add_decode(commands)
+    return top
+
+
+def _add_animate(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "animate", "make a clip from a picture", _animate)
+    command.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG, WebP, ...: the first frame")
+    _add_places(command)
+    command.add_argument("--recipe", metavar="FILE", help="render the clip in FILE again, to the same bytes")
+    _flag(
+        command,
+        "--ignore-hash",
+        "with --recipe: go on though the picture or checkpoint is another",
+        action="store_true",
+    )
+    command.add_argument("--save-latents", metavar="FILE", help="also write the latents (.safetensors, for decode)")
+    _add_picture_flags(command.add_argument_group("picture"))
+    _add_motion_flags(command.add_argument_group("clip"))
+    _add_sampling_flags(command.add_argument_group("sampling"))
+    _add_machine_flags(command)
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "inspect", "say what a checkpoint holds", _inspect)
+    command.add_argument("checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+
+
+def _add_decode(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "decode", "make a clip from saved latents", _decode)
+    command.add_argument("latents", metavar="LATENTS", help="file written by animate --save-latents")
+    _add_places(command)
+    _add_playback_flag(command)
+    _add_machine_flags(command)
+
+
+def _command(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", argument_default=argparse.SUPPRESS
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_places(command: ArgumentParser) -> None:
+    command.add_argument("--checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+    where = "clip.mp4, .webm, .webp, .gif, or a folder of PNGs ending in /"
+    command.add_argument("--output", required=True, metavar="PATH", help=where)
+
+
+def _add_picture_flags(group: argparse._ArgumentGroup) -> None:
+    _flag(group, "--size", "of the clip, in multiples of 64 (default: 1024x576 turned to the picture)", _size, "WxH")
+    _flag(group, "--fit", "how the picture gets that size (default: crop)", choices=get_args(Fit))
+    _flag(group, "--background", "under transparency and beside a padded picture, #rrggbb", _colour, "COLOUR")
+
+
+def _add_motion_flags(group: argparse._ArgumentGroup) -> None:
+    _flag(group, "--frames", "length of the clip (default: the model's, 14 or 25)", int, "N")
+    _flag(group, "--fps", "speed the motion is imagined at (default: 7)", int, "N")
+    _add_playback_flag(group)
+    _flag(group, "--motion-bucket", "0 to 1023, higher moves more (default: 127)", int, "N")
+    _flag(group, "--augmentation", "noise on the still, standard deviation in [-1, 1] (default: 0.02)", float, "X")
+    _flag(group, "--seed", "of all noise (default: 0)", int, "N")
+
+
+def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
+    _flag(group, "--steps", "noise levels to go through (default: the model's, 25 or 30)", int, "N")
+    _flag(group, "--min-guidance", "guidance at the curve's low end (default: the model's)", float, "X")
+    _flag(group, "--max-guidance", "guidance at the curve's high end (default: the model's)", float, "X")
+    _flag(group, "--guidance-curve", "over the frames (default: linear)", choices=get_args(Curve))
+    _flag(group, "--guidance-points", "a curve of your own: position:scale,..., positions 0 to 1", _points, "LIST")
+    _flag(group, "--guidance-interval", "guide only between these noise levels", float, ("LOW", "HIGH"), nargs=2)
+    _flag(group, "--schedule", "of the noise levels (default: edm)", choices=get_args(Schedule))
+    _flag(group, "--sigmas", "noise levels of your own, falling to 0: 700,50,...,0", _numbers, "LIST")
+    _flag(group, "--sampler", "euler, heun, euler_ancestral, dpmpp_2m, ... (default: euler)", metavar="NAME")
+    _flag(group, "--churn", "noise added again at each step by euler and heun (default: 0)", float, "X")
+
+
+def _add_playback_flag(group: argparse._ActionsContainer) -> None:
+    _flag(group, "--playback-fps", "speed the file plays at (default: --fps)", int, "N")
+
+
+def _add_machine_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("machine")
+    _flag(group, "--device", "cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)", metavar="NAME")
+    _flag(group, "--dtype", "of the networks (default: float32)", choices=get_args(DType))
+    _flag(group, "--chunk", "frames decoded at a time; changes memory, never pixels", int, "N")
+    _flag(group, "--budget", "memory for decoding, such as 2GiB; changes memory, never pixels", _bytes, "SIZE")
+    _flag(group, "--variant", "which released model a file is that does not say so", choices=tuple(VARIANTS))
+
+
+def _flag(
+    group: argparse._ActionsContainer,
+    name: str,
+    text: str,
+    kind: object = None,
+    metavar: str | tuple[str, str] | None = None,
+    **options: object,
+) -> None:
+    extras = {"type": kind, "metavar": metavar}
+    group.add_argument(name, help=text, **{key: value for key, value in extras.items() if value}, **options)
+
+
+def _animate(args: Namespace) -> None:
+    from .commands import animate
+
+    animate(args)
+
+
+def _inspect(args: Namespace) -> None:
+    from .commands import inspect
+
+    inspect(args)
+
+
+def _decode(args: Namespace) -> None:
+    from .commands import decode
+
+    decode(args)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
+    if not found:
+        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 1024x576")
+    return int(found[1]), int(found[2])
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    found = re.fullmatch(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", text)
+    if not found:
+        raise ArgumentTypeError(f"{text!r} is not a colour of six hexadecimal digits, such as #ffffff")
+    return tuple(int(part, 16) for part in found.groups())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not numbers with commas between, such as 700,50,5,0") from None
+
+
+def _points(text: str) -> tuple[tuple[float, ...], ...]:
+    points = tuple(_numbers(point.replace(":", ",")) for point in text.split(","))
+    if any(len(point) != 2 for point in points):
+        raise ArgumentTypeError(f"{text!r} is not position:scale pairs, such as 0:1,0.5:3,1:1")
+    return points
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([kKmMgG][iI]?[bB]|)", text)
+    if not found:
+        raise ArgumentTypeError(f"{text!r} is not a size in bytes, such as 2GiB or 800MB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,20 @@
+"""Pictures in and clips out. What is not a tensor of the model's passes through here."""
+
+from .fitting import Fitted, default_size, fit_image, round_size
+from .metadata import read_recipe
+from .pictures import as_image, load_image
+from .video import check_output, check_target, replacing, write_clip
+
+__all__ = [
+    "Fitted",
+    "as_image",
+    "check_output",
+    "check_target",
+    "default_size",
+    "fit_image",
+    "load_image",
+    "read_recipe",
+    "replacing",
+    "round_size",
+    "write_clip",
+]

@@ -1,0 +1,166 @@
+"""Pictures from files, Pillow and arrays, all as image: (H, W, 3) float32 in [0, 1]."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import InputError
+
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+
+MIN_SIDE = 16
+"""Smaller pictures hold nothing to animate; they are icons or mistakes."""
+
+MAX_SIDE = 16384
+MAX_PIXELS = 100_000_000
+"""1.2 GB as float32: above any camera a still comes from, below what a decompression bomb unpacks to."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that Pillow decodes by itself. Others, such as EPS, would start programs outside this one."""
+
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    struct.error,
+)
+"""What Pillow's decoders are known to raise on damaged files."""
+
+_WITH_OPACITY = ("LA", "PA", "RGBA", "RGBa")
+
+_WHITEST = {"u1": 255.0, "u2": 65535.0}
+"""The value that means 1.0, by the kind and size of an array's dtype."""
+
+
+def load_image(path: str | Path, background: Colour = WHITE) -> np.ndarray:
+    """The picture in a file, upright: (H, W, 3) float32 in [0, 1].
+
+    EXIF rotation is applied, transparency is composited on `background` (0-255 each), and an animated file gives its
+    first frame. Grey 16-bit files keep their precision; Pillow reduces 16-bit colour to 8 bits a channel. Raises
+    InputError for a file that is missing, empty, damaged, no picture, or of a size out of range.
+    """
+    path = Path(path)
+    _check_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; the sizes it warns about are checked here
+        with _refusing(path), Image.open(path, formats=FORMATS) as picture:
+            _check_size(f"picture {path}", *picture.size)
+            return as_image(ImageOps.exif_transpose(picture), background)
+
+
+def as_image(picture: Image.Image | np.ndarray, background: Colour = WHITE) -> np.ndarray:
+    """A PIL image or an array as image: (H, W, 3) float32 in [0, 1].
+
+    Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in
+    [0, 1], which pass through bit for bit. Raises InputError for anything else, NaN included.
+    """
+    is_pil = isinstance(picture, Image.Image)
+    array = _unpack(picture) if is_pil else np.asarray(picture)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InputError(f"image of shape {array.shape}: needed (height, width, 1, 3 or 4 channels)")
+    _check_size("image", array.shape[1], array.shape[0])
+    values = np.atleast_3d(_unit_range(array))
+    colours = np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values[..., :3]
+    if values.shape[2] == 4:
+        opacity = values[..., 3:]
+        colours = colours * opacity + unit_colour(background) * (1 - opacity)
+    return np.ascontiguousarray(colours, dtype=np.float32)
+
+
+def unit_colour(colour: Colour) -> np.ndarray:
+    """(3,) float32 in [0, 1] from red, green and blue of 0 to 255. Raises InputError."""
+    if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
+        raise InputError(f"colour {tuple(colour)} is not red, green and blue of 0 to 255: white is (255, 255, 255)")
+    return np.array(colour, dtype=np.float32) / 255
+
+
+def _unpack(picture: Image.Image) -> np.ndarray:
+    """The picture as an array that `as_image` takes, in no less than its own precision."""
+    if picture.mode.startswith("I;16"):
+        return _with_key(np.asarray(picture).astype(np.uint16), picture.info.get("transparency"))
+    if picture.mode == "I":  # how older Pillow opens 16-bit grey
+        return _sixteen_bit(np.asarray(picture))
+    if picture.mode == "F":
+        return np.asarray(picture)
+    if picture.mode in _WITH_OPACITY or "transparency" in picture.info:
+        return np.asarray(picture.convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _with_key(grey: np.ndarray, key: int | None) -> np.ndarray:
+    """(H, W) uint16, or (H, W, 4) where one grey value stands for transparent."""
+    if key is None:
+        return grey
+    opacity = np.where(grey == key, 0, 65535).astype(np.uint16)
+    return np.stack([grey, grey, grey, opacity], axis=-1)
+
+
+def _sixteen_bit(grey: np.ndarray) -> np.ndarray:
+    if grey.min() < 0 or grey.max() > 65535:
+        raise InputError(
+            f"picture has grey values of {grey.min()} to {grey.max()}: needed 0 to 65535, save it as 16-bit"
+        )
+    return grey.astype(np.uint16)
+
+
+def _unit_range(array: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1] from uint8, uint16 or floats already there."""
+    whitest = _WHITEST.get(array.dtype.str[1:])
+    if whitest:
+        return array.astype(np.float32) / np.float32(whitest)
+    if array.dtype.kind != "f":
+        raise InputError(f"image of dtype {array.dtype}: needed uint8, uint16 or floats in [0, 1], convert it first")
+    if not np.isfinite(array).all():
+        raise InputError("image holds NaN or infinity: needed numbers in [0, 1], repair it first")
+    if array.min() < 0 or array.max() > 1:
+        raise InputError(f"image has values of {array.min():g} to {array.max():g}: needed [0, 1], rescale or clip it")
+    return array.astype(np.float32)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"picture {path} is a folder: give one picture file in it")
+    if not path.is_file():
+        raise InputError(f"picture {path} does not exist: check the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"picture {path} has 0 bytes: the file is empty, save or download it again")
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} is {width}x{height}: needed at least {MIN_SIDE} pixels a side, give a larger picture")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height}: at most {MAX_SIDE} pixels a side and {MAX_PIXELS // 10**6} million in all, "
+            "scale it down first"
+        )
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises on a bad file into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture: needed one of {', '.join(FORMATS)}, export it again") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"picture {path} has over {MAX_PIXELS // 10**6} million pixels: scale it down first"
+        ) from error
+    except _DECODE_ERRORS as error:
+        raise InputError(f"picture {path} is damaged or cut short ({error}): save or download it again") from error

@@ -1,0 +1,132 @@
+"""What made a clip: enough, in one frozen value, to make it again. Stored as JSON inside the clip's own file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from . import __version__
+from .errors import InputError
+from .settings import Settings
+from .strict_json import parse
+
+MAX_PLAYBACK_FPS = 240
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOCK = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file (or diffusers folder) that a clip was made from: where it was, and the SHA-256 of what it held."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> Source:
+        """Raises InputError where the file cannot be read."""
+        return cls(str(path), sha256_of(Path(path)))
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Of everything that takes part in the pixels or in the file's bytes."""
+
+    python: str
+    svd_core: str
+    torch: str
+    numpy: str
+    pillow: str
+    av: str
+
+    @classmethod
+    def here(cls) -> Versions:
+        libraries = {name: _version_of(name) for name in ("torch", "numpy", "pillow", "av")}
+        return cls(python=platform.python_version(), svd_core=__version__, **libraries)
+
+    def differences(self, other: Versions) -> str:
+        """In words, such as "torch 2.10.0 -> 2.11.0"; empty if there are none."""
+        before, after = dataclasses.asdict(self), dataclasses.asdict(other)
+        return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
+    device and dtype as given to `load_checkpoint`. Chunks and memory budgets never change a pixel and are not here."""
+
+    settings: Settings
+    playback_fps: int
+    sigmas: tuple[float, ...]
+    checkpoint: Source
+    image: Source
+    device: str
+    dtype: DType
+    versions: Versions = field(default_factory=Versions.here)
+    format: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """One line of ASCII."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe in a JSON text from anywhere. Raises InputError for what `to_json` could not have written, and for
+        settings out of range."""
+        recipe = parse(text, cls, "recipe")
+        recipe.check()
+        return recipe
+
+    def check(self) -> None:
+        """Raise InputError for the first value out of range."""
+        self.settings.check()
+        if not 1 <= self.playback_fps <= MAX_PLAYBACK_FPS:
+            raise InputError(f"playback fps {self.playback_fps} is outside 1 to {MAX_PLAYBACK_FPS}: 7 is usual")
+        for name in ("checkpoint", "image"):
+            if not _SHA256.fullmatch(getattr(self, name).sha256):
+                raise InputError(f"recipe.{name}.sha256 is not 64 hexadecimal digits: the recipe was damaged")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 in hexadecimal of a file, or of a diffusers folder: of the name, size and bytes of each .safetensors and
+    .json file in it, in the order of their names. Raises InputError where the file cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_dir():
+            _feed(digest, path)
+            return digest.hexdigest()
+        for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if _decides(file, path)):
+            digest.update(f"{name}\0{(path / name).stat().st_size}\0".encode())
+            _feed(digest, path / name)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    return digest.hexdigest()
+
+
+def _decides(file: Path, folder: Path) -> bool:
+    """Whether a file of a diffusers folder is part of the model; download caches live in hidden folders."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix in (".safetensors", ".json") and not hidden and file.is_file()
+
+
+def _feed(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,240 @@
+"""The whole way from a picture to frames: against diffusers' pipeline, and the properties that people rely on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from PIL import Image
+from synthetic import TINY, TINY_IMAGE_DECODER, write_checkpoint, write_diffusers_folder
+from transformers import CLIPImageProcessor
+from weights import relative
+
+import svd_core
+from svd_core.errors import InputError
+
+# diffusers' scheduler converts tensors the way NumPy 1 did.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+FRAMES, STEPS, WIDTH, HEIGHT = 3, 6, 128, 64
+CONFIG = dataclasses.replace(TINY, clip_vision=dataclasses.replace(TINY.clip_vision, image_size=224))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A diffusers folder of small random modules, and those modules."""
+    path = tmp_path_factory.mktemp("diffusers")
+    return path, write_diffusers_folder(path, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def svd(folder):
+    return svd_core.load_checkpoint(folder[0])
+
+
+@pytest.fixture(scope="module")
+def temporal(tmp_path_factory):
+    return svd_core.load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("single") / "tiny.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    """diffusers' pipeline as it is released for SVD, with the reference's GroupNorm eps in the UNet (spec 1.6)."""
+    modules = folder[1]
+    for name, module in modules["unet"].named_modules():
+        if isinstance(module, torch.nn.GroupNorm) and "res_block" in name:
+            module.eps = 1e-5
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        steps_offset=1,
+    )
+    feature_extractor = CLIPImageProcessor(crop_size=224, size=224)
+    pipeline = StableVideoDiffusionPipeline(
+        modules["vae"], modules["image_encoder"], modules["unet"], scheduler, feature_extractor
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run_diffusers(pipeline, picture, output_type, seed=5):
+    return pipeline(
+        picture,
+        HEIGHT,
+        WIDTH,
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        min_guidance_scale=1.0,
+        max_guidance_scale=2.0,
+        fps=9,
+        motion_bucket_id=80,
+        noise_aug_strength=0.1,
+        generator=torch.Generator().manual_seed(seed),
+        output_type=output_type,
+    ).frames[0]
+
+
+def run_ours(svd, picture, seed=5, **more):
+    settings = svd_core.Settings(
+        frames=FRAMES,
+        steps=STEPS,
+        width=WIDTH,
+        height=HEIGHT,
+        fps=9,
+        motion_bucket=80,
+        augmentation=0.1,
+        min_guidance=1.0,
+        max_guidance=2.0,
+        seed=seed,
+    )
+    return svd.render(picture, dataclasses.replace(settings, **more))
+
+
+def test_six_steps_from_the_same_seed_equal_diffusers(svd, theirs, picture):
+    """Picture, augmentation noise, CLIP, encoder, six guided Euler steps: one number at the end of all of it."""
+    ours = run_ours(svd, picture).latents
+    assert relative(ours, run_diffusers(theirs, picture, "latent")) < 1e-4
+
+
+def test_frames_equal_diffusers_when_it_decodes_the_clip_whole(svd, theirs, picture):
+    expected = run_diffusers(theirs, picture, "np")
+    assert np.abs(run_ours(svd, picture).frames - expected).max() < 1e-3
+
+
+def test_the_same_seed_repeats_and_another_does_not(temporal, picture):
+    first, again, other = (run_ours(temporal, picture, seed).latents for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert relative(other, first) > 0.1
+
+
+def test_the_global_generator_is_left_alone(temporal, picture):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    run_ours(temporal, picture, sampler="euler_ancestral")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_joint_and_split_guidance_agree(temporal, picture):
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    cond = temporal.condition(pixels, seed=4)
+    noise = torch.randn(FRAMES, 4, HEIGHT // 8, WIDTH // 8)
+    sigmas, guidance = svd_core.edm_sigmas(3), svd_core.linear_guidance(FRAMES, 1.0, 3.0)
+    joint, split = (temporal.sample(noise, cond, sigmas, guidance, joint=joint) for joint in (True, False))
+    assert relative(split, joint) < 1e-4
+
+
+def test_two_stills_give_the_clips_they_would_give_alone(temporal):
+    pixels = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    pixel_noise = torch.randn(2, 3, HEIGHT, WIDTH)
+    noise = torch.randn(2 * FRAMES, 4, HEIGHT // 8, WIDTH // 8)
+    sigmas, guidance = svd_core.edm_sigmas(2), svd_core.linear_guidance(FRAMES, 1.0, 3.0)
+    both = temporal.sample(noise, temporal.condition(pixels, noise=pixel_noise), sigmas, guidance)
+    alone = [
+        temporal.sample(
+            noise[index * FRAMES : (index + 1) * FRAMES],
+            temporal.condition(pixels[index : index + 1], noise=pixel_noise[index : index + 1]),
+            sigmas,
+            guidance,
+        )
+        for index in range(2)
+    ]
+    assert relative(torch.cat(alone), both) < 1e-4
+
+
+def test_guidance_of_one_throughout_skips_the_unconditional_pass(temporal, picture, monkeypatch):
+    seen = []
+    forward = type(temporal.unet).forward
+    monkeypatch.setattr(type(temporal.unet), "forward", lambda *a, **k: seen.append(a[1].shape[0]) or forward(*a, **k))
+    run_ours(temporal, picture, min_guidance=1.0, max_guidance=1.0)
+    assert seen == [FRAMES] * STEPS
+    seen.clear()
+    run_ours(temporal, picture)
+    assert seen == [2 * FRAMES] * STEPS
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunked_decode_gives_the_same_frames(temporal, picture, chunk):
+    latents = run_ours(temporal, picture).latents
+    whole, chunked = temporal.decode_latents(latents), temporal.decode_latents(latents, chunk=chunk)
+    assert np.abs(whole - chunked).max() < 1e-5
+
+
+def test_the_image_decoder_decodes_each_frame_alone(tmp_path, picture):
+    svd = svd_core.load_checkpoint(write_checkpoint(tmp_path / "image.safetensors", TINY_IMAGE_DECODER))
+    latents = run_ours(svd, picture).latents
+    alone = np.concatenate([svd.decode_latents(latents[index : index + 1]) for index in range(FRAMES)])
+    np.testing.assert_allclose(svd.decode_latents(latents), alone, atol=1e-5)
+
+
+def test_bfloat16_keeps_the_sampler_in_float32(tmp_path, picture):
+    svd = svd_core.load_checkpoint(write_checkpoint(tmp_path / "tiny.safetensors"), dtype=torch.bfloat16)
+    clip = run_ours(svd, picture)
+    assert clip.latents.dtype == torch.float32
+    assert clip.frames.dtype == np.float32
+    assert not torch.equal(clip.latents.bfloat16().float(), clip.latents)
+
+
+def test_every_sampler_and_schedule_ends_in_finite_frames(temporal, picture):
+    for sampler in ("euler", "heun", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "lcm"):
+        for schedule in ("edm", "align_your_steps"):
+            frames = run_ours(temporal, picture, steps=3, sampler=sampler, schedule=schedule).frames
+            assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+            assert np.isfinite(frames).all()
+
+
+def test_progress_names_each_stage_in_order(temporal, picture):
+    seen = []
+    temporal.animate(picture, frames=2, steps=2, width=64, height=64, callback=seen.append)
+    assert [(p.stage, p.index, p.total) for p in seen] == [
+        ("condition", 0, 1),
+        ("condition", 1, 1),
+        ("sample", 1, 2),
+        ("sample", 2, 2),
+        ("decode", 0, 1),
+        ("decode", 1, 1),
+    ]
+
+
+def test_defaults_come_from_the_variant(temporal, picture):
+    clip = temporal.render(picture, svd_core.Settings(width=64, height=64))
+    assert (clip.settings.frames, clip.settings.steps) == (TINY.variant.frames, TINY.variant.steps)
+    assert clip.sigmas == tuple(svd_core.edm_sigmas(TINY.variant.steps).tolist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 0}, "frames 0 is outside 1 to 1024"),
+        ({"frames": 100_000}, "frames 100000 is outside 1 to 1024"),
+        ({"steps": -1}, "steps -1 is outside 1 to 1000"),
+        ({"fps": 0}, "fps 0 is not a finite number of at least 1"),
+        ({"sampler": "magic"}, "sampler 'magic' is not known"),
+        ({"fit": "squeeze"}, "fit 'squeeze' is not known"),
+        ({"schedule": "soon"}, "schedule 'soon' is not known"),
+        ({"seed": -1}, "seed -1 is outside 0"),
+        ({"sigmas": (1.0, 2.0)}, "sigma"),
+    ],
+)
+def test_settings_out_of_range_are_named_before_any_work(temporal, picture, settings, message, monkeypatch):
+    monkeypatch.setattr(type(temporal.unet), "forward", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(type(temporal.vae), "encode", lambda *_: pytest.fail("the encoder ran"))
+    with pytest.raises(InputError, match=message):
+        temporal.animate(picture, **{"width": 64, "height": 64} | settings)
+
+
+def test_latents_that_are_not_finite_are_named(temporal):
+    latents = torch.zeros(4, 4, 8, 8)
+    latents[2, 0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"frames \[2\]"):
+        temporal.decode_latents(latents)

@@ -1,0 +1,53 @@
+"""What the project says about itself in several places, said alike; and the ComfyUI that tests import."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import svd_core
+from tools.fetch_comfyui import RELEASES, comfyui_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def requirements(file):
+    """Names of the packages in a requirements file, spelled as the index does (PEP 503)."""
+    lines = (line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+    named = (re.match(r"[\w.-]+", line) for line in lines if line and not line.startswith("-"))
+    return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in named}
+
+
+@pytest.fixture(scope="module")
+def project():
+    return (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_one_version(project):
+    assert f'\nversion = "{svd_core.__version__}"\n' in project
+    assert f"## [{svd_core.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_oldest_comfyui_tested_is_the_oldest_promised(project):
+    assert f'requires-comfyui = ">={RELEASES[-1].comfyui}"' in project
+
+
+def test_comfyui_installs_every_package_that_the_pack_needs():
+    for tree in comfyui_paths():
+        assert requirements(ROOT / "requirements.txt") <= requirements(tree / "requirements.txt"), tree
+
+
+def test_nothing_that_comfyui_installs_is_pinned():
+    wanted = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"[\w-]+", line) for line in wanted if not line.startswith("#"))
+
+
+def test_comfyui_imports_on_the_cpu_and_its_nodes_module_is_its_own(comfy, comfyui_path):
+    import comfy.model_management
+    import comfy.sd
+
+    import nodes
+
+    assert comfy.model_management.get_torch_device().type == "cpu"
+    assert Path(nodes.__file__) == comfyui_path / "nodes.py"
+    assert Path(comfy.sd.__file__).is_relative_to(comfyui_path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_modules
-from .conditioning import Conditioning, MicroConditioning, augment, draw_noise
+from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
 from .config import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
@@ -187,35 +187,32 @@ class StableVideo:
         """`animate`, keeping the latents and every resolved setting for a recipe."""
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
-        sampler_named(settings.sampler)
-        sigmas, guidance = sigmas_for(settings), guidance_for(settings)
-        interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
+        plan = plan_sampling(settings)
         pixels, settings, fit_report = self._fit(image, settings)
-
-        # One generator for all noise, on the CPU and in the reference's order: pixels first, then latents (spec 6).
-        generator = torch.Generator().manual_seed(settings.seed)
-        pixel_noise = draw_noise(pixels.shape, generator)
-        size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
-        noise = draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
+        pixel_noise, noise = _draw(pixels, settings)
 
         report(Progress("condition", 0, 1))
         cond = self.condition(pixels, settings.fps, settings.motion_bucket, settings.augmentation, pixel_noise)
         report(Progress("condition", 1, 1))
-        latents = self.sample(
-            noise,
-            cond,
-            sigmas,
-            guidance,
-            settings.sampler,
-            lambda state: report(Progress("sample", state["i"] + 1, len(sigmas) - 1)),
-            seed=(settings.seed + 1) % 2**64,
-            interval=interval,
-            **({"s_churn": settings.churn} if settings.sampler in _CHURNING else {}),
-        ).cpu()
+        latents = self._sample(noise, cond, plan, settings, report)
         report(Progress("decode", 0, 1))
         frames = self.decode_latents(latents, chunk=chunk, budget=budget)
         report(Progress("decode", 1, 1))
-        return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report)
+        return Clip(frames, latents, settings, tuple(plan.sigmas.tolist()), fit_report)
+
+    def _sample(
+        self, noise: Tensor, cond: Conditioning, plan: SamplingPlan, settings: Settings, report: ProgressFn
+    ) -> Tensor:
+        """`sample` as the settings say; (T, 4, h, w) on the CPU."""
+        steps = len(plan.sigmas) - 1
+
+        def step_done(state: dict[str, Any]) -> None:
+            report(Progress("sample", state["i"] + 1, steps))
+
+        # The sampler's own noise must not repeat the noise that sampling starts from.
+        seed = (settings.seed + 1) % 2**64
+        more = {"seed": seed, "interval": plan.interval, **plan.options}
+        return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
         """The picture as pixels (1, 3, H, W), the settings with its size, and what was done to it."""
@@ -243,6 +240,29 @@ def load_checkpoint(
     return StableVideo(modules.config, modules.unet, modules.vae, modules.clip_vision, torch.device(device), dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """What resolved settings come to: sigmas (n + 1,), guidance (T,), and what else the sampler is told."""
+
+    sigmas: Tensor
+    guidance: Tensor
+    interval: GuidanceInterval | None
+    options: dict[str, float]
+
+
+def plan_sampling(settings: Settings) -> SamplingPlan:
+    """Work out and check everything about sampling before any network runs. Raises InputError."""
+    sampler_named(settings.sampler)
+    if settings.churn and settings.sampler not in _CHURNING:
+        raise InputError(
+            f"churn {settings.churn} with sampler {settings.sampler}, which has none: "
+            f"set churn to 0 or choose {' or '.join(_CHURNING)}"
+        )
+    interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
+    options = {"s_churn": settings.churn} if settings.churn else {}
+    return SamplingPlan(sigmas_for(settings), guidance_for(settings), interval, options)
+
+
 def sampler_named(name: str) -> Sampler:
     """An entry of `SAMPLERS`. Raises InputError listing them where there is none of that name."""
     if name not in SAMPLERS:
@@ -265,6 +285,15 @@ def guidance_for(settings: Settings) -> Tensor:
     if settings.guidance_curve == "constant":
         return constant_guidance(frames, settings.max_guidance)
     return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
+
+
+def _draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The noise on the still, like pixels, and the clip's, (T, 4, h, w): one generator on the CPU draws them in the
+    reference's order (spec 6)."""
+    generator = seeded_generator(settings.seed)
+    size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
+    on_still = draw_noise(pixels.shape, generator)
+    return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
 
 
 def _fits_joint(x: Tensor) -> bool:

@@ -25,9 +25,9 @@ class Settings:
     """What `StableVideo.animate` is asked to make. None means the variant's own default (spec 6).
 
     fps in frames per second, as played; motion_bucket 0-1023 (trained to 255); augmentation is the standard deviation
-    of the noise on the still, on the [-1, 1] scale; background is the colour under transparent pixels and beside a padded
-    picture; sigmas, when given, replace schedule and steps; guidance_points [(position in [0, 1], scale), ...] replace
-    curve, minimum and maximum; churn and its companions belong to the Euler and Heun samplers (Karras et al. 2022).
+    of the noise on the still, on the [-1, 1] scale; background is the colour under transparent pixels and beside a
+    padded picture; sigmas, when given, replace schedule and steps; guidance_points [(position in [0, 1], scale), ...]
+    replace curve, minimum and maximum; churn is for the Euler and Heun samplers (Karras et al. 2022).
     """
 
     frames: int | None = None

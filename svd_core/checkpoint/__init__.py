@@ -4,9 +4,10 @@ from .detect import Detection, detect
 from .formats import open_source
 from .inspect import Inspection, inspect_checkpoint
 from .inventory import inventory
-from .load import LoadedModules, load_modules
+from .load import Checkpoint, LoadedModules, load_modules, open_checkpoint
 
 __all__ = [
+    "Checkpoint",
     "Detection",
     "Inspection",
     "LoadedModules",
@@ -14,5 +15,6 @@ __all__ = [
     "inspect_checkpoint",
     "inventory",
     "load_modules",
+    "open_checkpoint",
     "open_source",
 ]

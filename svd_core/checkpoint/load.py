@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ from .source import TensorSource
 OfficialKey = Callable[[str], str]
 """A module's own key -> the official key."""
 
+Network = TypeVar("Network", bound=nn.Module)
+
+_META = Backend(device="meta")
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModules:
@@ -39,6 +44,63 @@ class LoadedModules:
     clip_vision: CLIPVision
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose tensors are all there in their shapes. Weights are read when a network asks for them."""
+
+    source: TensorSource
+    detection: Detection
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.detection.config
+
+    def unet(self, backend: Backend) -> VideoUNet:
+        """The network without its weights; `backend` says where and with which layers."""
+        return VideoUNet(self.config.unet, backend=backend)
+
+    def vae(self, backend: Backend) -> VideoVAE:
+        return VideoVAE(self.config.vae, backend=backend)
+
+    def clip_vision(self, backend: Backend) -> CLIPVision:
+        return CLIPVision(self.config.clip_vision, backend=backend)
+
+    def unet_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """A `VideoUNet`'s tensors by its own keys; on the CPU, views of the file where nothing is converted.
+
+        `dtype` None keeps every tensor as it is stored. Raises CheckpointError for values that are not finite or that
+        `dtype` cannot hold.
+        """
+        return self._read(self.unet(_META), UNET.__add__, device, dtype)
+
+    def vae_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The same for `VideoVAE`."""
+        return self._read(self.vae(_META), vae_keys(self.detection.encoder_prefix), device, dtype)
+
+    def clip_vision_weights(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The same for `CLIPVision`."""
+        return self._read(self.clip_vision(_META), VISUAL.__add__, device, dtype)
+
+    def _read(
+        self, network: nn.Module, official: OfficialKey, device: torch.device | str, dtype: torch.dtype | None
+    ) -> dict[str, Tensor]:
+        return {key: _converted(self.source, official(key), device, dtype) for key in network.state_dict()}
+
+
+def open_checkpoint(path: str | Path, variant: str | Variant | None = None) -> Checkpoint:
+    """Open a .safetensors file or a diffusers folder; reads headers only.
+
+    `variant` overrides what the file says or leaves open. Raises CheckpointError for what cannot be loaded strictly and
+    whole: another family or format, damage, missing, unknown or misshapen tensors.
+    """
+    source = open_source(path)
+    detection = detect(source, variant)
+    require_match(source, detection)
+    return Checkpoint(source, detection)
+
+
 def load_modules(
     path: str | Path,
     *,
@@ -47,30 +109,22 @@ def load_modules(
     backend: Backend = TORCH,
     variant: str | Variant | None = None,
 ) -> LoadedModules:
-    """Load a .safetensors file or a diffusers folder.
+    """All networks of a checkpoint, filled.
 
     `dtype` None keeps every tensor as it is stored. On the CPU, tensors already in `dtype` stay views of the mapped
     file, but for CLIP's q, k, v in transformers' naming, which are joined; others are converted one by one. `backend`
-    gives the layers and the attention (its dtype and device are not used); `variant` overrides what the file says or
-    leaves open.
-
-    Raises CheckpointError for what cannot be loaded strictly and whole: another family or format, damage, missing,
-    unknown or misshapen tensors, weights that are not finite or that `dtype` cannot hold.
+    gives the layers and the attention (its dtype and device are not used). Raises CheckpointError as `open_checkpoint`
+    does, and for weights that are not finite or that `dtype` cannot hold.
     """
-    source = open_source(path)
-    detection = detect(source, variant)
-    require_match(source, detection)
-    config = detection.config
+    checkpoint = open_checkpoint(path, variant)
     bare = dataclasses.replace(backend, device="meta", dtype=dtype)
-    unet, vae, clip_vision = (
-        VideoUNet(config.unet, backend=bare),
-        VideoVAE(config.vae, backend=bare),
-        CLIPVision(config.clip_vision, backend=bare),
+    return LoadedModules(
+        checkpoint.config,
+        checkpoint.detection,
+        _filled(checkpoint.unet(bare), checkpoint.unet_weights(device, dtype)),
+        _filled(checkpoint.vae(bare), checkpoint.vae_weights(device, dtype)),
+        _filled(checkpoint.clip_vision(bare), checkpoint.clip_vision_weights(device, dtype)),
     )
-    fill(unet, source, UNET.__add__, device=device, dtype=dtype)
-    fill(vae, source, vae_keys(detection.encoder_prefix), device=device, dtype=dtype)
-    fill(clip_vision, source, VISUAL.__add__, device=device, dtype=dtype)
-    return LoadedModules(config, detection, unet, vae, clip_vision)
 
 
 def vae_keys(encoder_prefix: str) -> OfficialKey:
@@ -82,18 +136,11 @@ def vae_keys(encoder_prefix: str) -> OfficialKey:
     return official
 
 
-def fill(
-    module: nn.Module,
-    source: TensorSource,
-    official: OfficialKey,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-) -> None:
-    """Replace the (usually meta) tensors of a module by those of a checkpoint, strictly. Freezes it for inference."""
-    module.requires_grad_(False).eval()
-    tensors = {key: _converted(source, official(key), device, dtype) for key in module.state_dict()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+def _filled(network: Network, weights: dict[str, Tensor]) -> Network:
+    """Put weights in the place of a network's meta tensors, strictly, and freeze it for inference."""
+    network.requires_grad_(False).eval()
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network
 
 
 def _converted(source: TensorSource, key: str, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:

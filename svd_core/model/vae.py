@@ -158,12 +158,18 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution; the first one changes the channels."""
+    """The residual blocks of one resolution, of which the first changes the channels; a `downsample` or `upsample`
+    may be added after them."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, block: BlockType, *, backend: Backend) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * blocks
         self.block = nn.ModuleList(block(*pair, backend=backend) for pair in pairwise(widths))
+
+    def layers(self) -> Iterator[nn.Module]:
+        blocks, *resize = self.children()
+        yield from blocks
+        yield from resize
 
 
 class Encoder(nn.Module):
@@ -191,7 +197,7 @@ class Encoder(nn.Module):
     def layers(self) -> Iterator[nn.Module]:
         yield self.conv_in
         for level in self.down:
-            yield from _level_layers(level, "downsample")
+            yield from level.layers()
         yield from self.mid.layers()
 
 
@@ -217,7 +223,7 @@ class Decoder(nn.Module):
         yield self.conv_in
         yield from self.mid.layers()
         for level in reversed(self.up):
-            yield from _level_layers(level, "upsample")
+            yield from level.layers()
 
     def head(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
@@ -325,11 +331,6 @@ def _channels_last(images: Tensor) -> Tensor:
 
 def _run(layers: Iterator[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
     return reduce(lambda value, layer: layer(value), layers, images)
-
-
-def _level_layers(level: Level, resize: str) -> Iterator[nn.Module]:
-    yield from level.block
-    yield from (layer for name, layer in level.named_children() if name == resize)
 
 
 def _check_pixels(pixels: Tensor) -> None:

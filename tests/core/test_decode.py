@@ -16,7 +16,7 @@ from svd_core.decode.stream import Affine, Moments
 from svd_core.model.backend import Backend
 from svd_core.model.vae import VideoVAE
 
-SMALL = VAEConfig(channels=32, channel_mult=(1, 2, 2, 2), res_blocks=1)
+SMALL = VAEConfig(channels=32, res_blocks=1)
 SHAPES = [(4, 2, 4), (5, 3, 5), (7, 1, 3), (4, 1, 1), (1, 5, 3)]  # frames, h, w
 
 
@@ -40,7 +40,7 @@ def ramped(frames: int, height: int, width: int) -> torch.Tensor:
 def test_streamed_equals_plain_for_every_chunk(vae, shape):
     z = ramped(*shape)
     plain = vae.decode(z, len(z))
-    for chunk in range(1, len(z) + 2):
+    for chunk in {1, 2, len(z), len(z) + 1}:
         assert relative(vae.decode(z, len(z), chunk=chunk), plain) <= 1e-5
 
 
@@ -63,9 +63,9 @@ def test_streaming_rounds_no_worse_than_the_plain_decoder(vae, dtype):
     cast, precise = VideoVAE(SMALL).to(dtype), VideoVAE(SMALL).double()
     cast.load_state_dict(vae.state_dict())
     precise.load_state_dict(cast.state_dict())
-    z = ramped(3, 3, 2).to(dtype)
-    exact = precise.decode(z.double(), 5)
-    assert relative(cast.decode(z, 5, chunk=2), exact) <= 2 * relative(cast.decode(z, 5), exact)
+    z = ramped(3, 3, 5).to(dtype)
+    exact = precise.decode(z.double(), 3)
+    assert relative(cast.decode(z, 3, chunk=2), exact) <= 2 * relative(cast.decode(z, 3), exact)
 
 
 @torch.inference_mode()
@@ -157,8 +157,10 @@ def peak(vae: VideoVAE, z: torch.Tensor, **settings: int) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize(("frames", "chunk"), [(1, 1), (14, 1), (14, 14), (25, 1), (25, 25)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("frames", "chunk", "dtype"),
+    [(1, 1, torch.float16), (14, 1, torch.float16), (14, 14, torch.float16), (25, 25, torch.float32)],
+)
 def test_the_estimate_covers_the_peak_and_is_not_far_above(frames, chunk, dtype):
     vae = full_size(dtype=dtype)
     z = torch.empty(frames, 4, 72, 128, device="meta", dtype=dtype)
@@ -189,10 +191,10 @@ def work(vae: VideoVAE, z: torch.Tensor, **settings: int) -> int:
 
 def test_keeping_everything_costs_no_extra_work_and_keeping_little_a_twelfth():
     vae = full_size()
-    z = torch.empty(14, 4, 72, 128, device="meta", dtype=torch.float16)
+    z = torch.empty(6, 4, 36, 64, device="meta", dtype=torch.float16)
     plain = work(vae, z)
-    assert work(vae, z, chunk=14) == plain
-    assert plain < work(vae, z, chunk=7) < work(vae, z, chunk=1) < plain * 13 / 12
+    assert work(vae, z, chunk=6) == plain
+    assert plain < work(vae, z, chunk=3) < work(vae, z, chunk=1) < plain * 13 / 12
 
 
 def test_a_larger_budget_never_picks_a_smaller_chunk():

@@ -254,10 +254,10 @@ def encoded(format="png"):
     return buffer.getvalue()
 
 
-def bomb():
-    """A header that promises 60000 x 60000 pixels over almost no data."""
+def promise(width, height):
+    """A header that promises many pixels over almost no data."""
     whole = png(np.zeros((1, 1, 3)), 2)
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return whole[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + whole[33:]
 
 
@@ -269,8 +269,9 @@ BAD_FILES = {
     "cut.mpo": (encoded("mpo")[:1500], "is damaged or cut short"),
     "cut.webp": (encoded("webp")[:1500], "is damaged or cut short|is not a picture"),
     "flipped.png": (encoded()[:60] + b"\xff\xff" + encoded()[62:], "is damaged or cut short"),
-    "bomb.png": (bomb(), "million"),
-    "wide.png": (png(np.zeros((20, 20000, 3)), 2), f"is 20000x20: at most {MAX_SIDE} pixels a side"),
+    "bomb.png": (promise(60000, 60000), "has over 100 million pixels: scale it down first"),
+    "wide.png": (promise(20000, 20), f"is 20000x20: at most {MAX_SIDE} pixels a side"),
+    "large.png": (promise(16000, 8000), "is 16000x8000: at most .* and 100 million in all, scale it down first"),
     "dot.png": (png(np.zeros((1, 1, 3)), 2), f"is 1x1: needed at least {MIN_SIDE} pixels a side"),
     "line.png": (png(np.zeros((8, 500, 3)), 2), "is 500x8: needed at least"),
     "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\nshowpage\n", "is not a picture"),

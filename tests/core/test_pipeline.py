@@ -223,6 +223,7 @@ def test_defaults_come_from_the_variant(temporal, picture):
         ({"fit": "squeeze"}, "fit 'squeeze' is not known"),
         ({"schedule": "soon"}, "schedule 'soon' is not known"),
         ({"seed": -1}, "seed -1 is outside 0"),
+        ({"sampler": "dpmpp_2m", "churn": 1.0}, "churn 1.0 with sampler dpmpp_2m, which has none"),
         ({"sigmas": (1.0, 2.0)}, "sigma"),
     ],
 )

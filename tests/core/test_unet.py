@@ -227,3 +227,14 @@ def test_every_layer_comes_from_the_injected_operations():
     mixers = [module for module in weighted if hasattr(module, "mix_factor")]
     assert len(mixers) == 38
     assert all(isinstance(module, owned) for module in weighted if module not in mixers)
+
+
+def test_shapes_of_a_guided_full_size_step():
+    """Spec 14, test 3: two branches of 14 frames at 576x1024."""
+    unet = VideoUNet(UNetConfig(), backend=Backend(device="meta"))
+    with torch.device("meta"), torch.no_grad():
+        rows = (torch.empty(28), torch.empty(28, 1, 1024), torch.empty(28, 768))
+        out = unet(torch.empty(28, 8, 72, 128), *rows, num_frames=14)
+    assert out.shape == (28, 4, 72, 128)
+    assert len(unet.state_dict()) == 1428
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 1_524_623_082

@@ -1,0 +1,31 @@
+"""The one list of nodes, in the order data flows."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .checkpoint import StableVideoCheckpointLoader
+from .conditioning import StableVideoConditioning
+from .decoding import StableVideoDecode
+from .image import StableVideoImageFit, StableVideoImageUnfit
+from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
+
+
+class StableVideoExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            StableVideoCheckpointLoader,
+            StableVideoImageFit,
+            StableVideoConditioning,
+            StableVideoSampler,
+            StableVideoSigmas,
+            StableVideoGuider,
+            StableVideoDecode,
+            StableVideoImageUnfit,
+        ]
+
+
+async def comfy_entrypoint() -> StableVideoExtension:
+    return StableVideoExtension()

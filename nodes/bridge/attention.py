@@ -1,0 +1,27 @@
+"""Which attention runs inside ComfyUI: the one the user asked ComfyUI for, else our own choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy.cli_args import args
+from comfy.ldm.modules.attention import optimized_attention
+
+from ...svd_core.model.backend import scaled_dot_product
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_USER_CHOICES = (
+    "use_split_cross_attention",
+    "use_quad_cross_attention",
+    "use_sage_attention",
+    "use_flash_attention",
+)
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(batch, heads, tokens, head width) each -> the same shape."""
+    if any(getattr(args, choice, False) for choice in _USER_CHOICES):
+        return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
+    return scaled_dot_product(q, k, v)

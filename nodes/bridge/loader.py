@@ -1,0 +1,50 @@
+"""One checkpoint file or diffusers folder as native MODEL, CLIP_VISION and VAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...svd_core.checkpoint import open_checkpoint
+from .clip_vision import clip_vision_model
+from .model import model_patcher
+from .vae import StableVideoVAE
+
+if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
+    from comfy.model_patcher import ModelPatcher
+
+    from ...svd_core.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The three native objects, and what the checkpoint is."""
+
+    config: ModelConfig
+    model: ModelPatcher
+    clip_vision: ClipVisionModel
+    vae: StableVideoVAE
+
+
+def load(path: Path, variant: str | None = None) -> Loaded:
+    """Raises CheckpointError, in one line, for what is not a usable SVD checkpoint; before any weight is read where the
+    file's header tells."""
+    checkpoint = open_checkpoint(path, variant)
+    config = checkpoint.config
+    return Loaded(
+        config,
+        load_model(path, variant),
+        clip_vision_model(config.clip_vision, checkpoint.clip_vision_weights()),
+        StableVideoVAE(config.vae, config.variant, checkpoint.vae_weights()),
+    )
+
+
+def load_model(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """MODEL alone. ComfyUI calls this again to make a copy for another device."""
+    checkpoint = open_checkpoint(path, variant)
+    patcher = model_patcher(checkpoint.config.unet, checkpoint.unet_weights(), disable_dynamic=disable_dynamic)
+    patcher.model.variant = checkpoint.config.variant
+    patcher.cached_patcher_init = (load_model, (path, variant))
+    return patcher

@@ -1,0 +1,128 @@
+"""`svd_core`'s video UNet as a native MODEL.
+
+ComfyUI gets its own SVD model class, built with its own `operations`, around our network: offloading, LoRA, fp8,
+merging, saving and every patch work on it as they do on the native one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...svd_core.model.backend import Backend
+from ...svd_core.model.unet import VideoUNet
+from .attention import host_attention
+from .hooks import HostHooks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...svd_core.config import UNetConfig
+
+
+class HostedUNet(VideoUNet):
+    """Our UNet behind the call signature of ComfyUI's diffusion models."""
+
+    def __init__(
+        self,
+        *,
+        svd_config: UNetConfig,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any,
+        **_native: Any,
+    ) -> None:
+        """`_native` is the rest of ComfyUI's own description of this model, which other nodes read."""
+        super().__init__(svd_config, backend=Backend(operations, host_attention, dtype, device))
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor,
+        control: dict[str, list] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """As `VideoUNet.forward`; `extra` holds `num_video_frames`."""
+        options = {} if transformer_options is None else transformer_options
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._run, self, wrappers)
+        return executor.execute(x, timesteps, context, y, control, options, **extra)
+
+    def _run(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor,
+        control: dict[str, list] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        num_video_frames: int | None = None,
+        **_extra: Any,
+    ) -> Tensor:
+        call = {
+            "x": x,
+            "timesteps": timesteps,
+            "context": context,
+            "y": y,
+            "model_channels": self.config.model_channels,
+        }
+        hooks = HostHooks({} if transformer_options is None else transformer_options, control, call)
+        return VideoUNet.forward(self, x, timesteps, context, y, num_video_frames or x.shape[0], hooks)
+
+
+class StableVideoModel(comfy.model_base.SVD_img2vid):
+    """ComfyUI's SVD model with our network in it, and batches of clips told apart."""
+
+    def __init__(self, model_config: comfy.supported_models.SVD_img2vid, device: torch.device | None = None) -> None:
+        edm = comfy.model_base.ModelType.V_PREDICTION_EDM
+        comfy.model_base.BaseModel.__init__(self, model_config, edm, device=device, unet_model=HostedUNet)
+        self.embedder = comfy.model_base.Timestep(model_config.unet_config["adm_in_channels"] // 3)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Native conditioning, except that conditioning may say how long one clip is; ComfyUI takes a batch for one."""
+        conds = super().extra_conds(**kwargs)
+        if "num_video_frames" in kwargs:
+            conds["num_video_frames"] = comfy.conds.CONDConstant(kwargs["num_video_frames"])
+        return conds
+
+
+def native_config(config: UNetConfig, shapes: Mapping[str, Any]) -> comfy.supported_models.SVD_img2vid:
+    """ComfyUI's description of this model, read by it from `shapes` (name -> anything with a shape)."""
+    detected = comfy.model_detection.detect_unet_config(dict(shapes), "")
+    model_config = comfy.supported_models.SVD_img2vid(detected)
+    model_config.unet_config |= {"num_head_channels": config.head_channels, "svd_config": config}
+    return model_config
+
+
+def model_patcher(
+    config: UNetConfig, weights: Mapping[str, Tensor], *, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """A native MODEL from weights under official names without their prefix; dtype and devices are ComfyUI's choice."""
+    management = comfy.model_management
+    model_config = native_config(config, weights)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    load_device = management.get_torch_device()
+    supported = list(model_config.supported_inference_dtypes)
+    stored = next(iter(weights.values())).dtype
+    dtype = management.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    manual_cast = management.unet_manual_cast(dtype, load_device, supported)
+    model_config.set_inference_dtype(dtype, manual_cast)
+    model = StableVideoModel(model_config, device=management.unet_inital_load_device(parameters, dtype))
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=management.unet_offload_device())
+    model.load_model_weights(dict(weights), "", assign=patcher.is_dynamic())
+    return patcher

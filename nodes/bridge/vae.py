@@ -1,0 +1,120 @@
+"""`svd_core`'s autoencoder as a native VAE that decodes exactly, whatever memory is free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+
+from ...svd_core.decode.plan import streamed_bytes
+from ...svd_core.model.backend import Backend
+from ...svd_core.model.vae import VideoVAE
+from .attention import host_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...svd_core.config import VAEConfig, Variant
+
+_PLACEHOLDER = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 8,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+}
+"""A few kilobytes for ComfyUI's constructor to build, so that it sets up whatever a VAE has in its version; our network
+takes that one's place."""
+
+ENCODE_BYTES = 1767
+"""Bytes an encoder needs for one pixel and byte of its dtype: ComfyUI's own estimate, which covers ours."""
+
+
+class StableVideoVAE(comfy.sd.VAE):
+    """A native VAE around `VideoVAE`. Tiled decoding and encoding are the exact ones: seams would be the only gain."""
+
+    def __init__(self, config: VAEConfig, variant: Variant, weights: Mapping[str, Tensor]) -> None:
+        stand_in = comfy.ldm.models.autoencoder.AutoencoderKL(**_PLACEHOLDER)
+        super().__init__(sd=stand_in.state_dict(), config={"params": _PLACEHOLDER})
+        self.variant = variant
+        backend = Backend(comfy.ops.disable_weight_init, host_attention, self.vae_dtype)
+        self.first_stage_model = VideoVAE(config, backend=backend).requires_grad_(False).eval()
+        comfy.model_management.archive_model_dtypes(self.first_stage_model)
+        offload = comfy.model_management.vae_offload_device()
+        patcher = comfy.model_patcher.CoreModelPatcher
+        self.patcher = patcher(self.first_stage_model, load_device=self.device, offload_device=offload)
+        self.first_stage_model.load_state_dict(dict(weights), strict=True, assign=self.patcher.is_dynamic())
+        self.size = None
+        self.model_size()
+
+    def decode(self, samples_in: Tensor, vae_options: dict[str, Any] | None = None) -> Tensor:
+        """Latents (T, 4, h, w) of one clip, or (B, 4, T, h, w) of several, unscaled -> (B * T, H, W, 3) in [0, 1]."""
+        return self.decode_clips(*_clips(samples_in))
+
+    def decode_clips(self, latents: Tensor, num_frames: int) -> Tensor:
+        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]. Free memory picks the chunk, which
+        changes no bit of the result."""
+        config = self.first_stage_model.config
+        latents = latents.to(self.vae_dtype)
+        least = streamed_bytes(config, latents, num_frames, 1)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=least)
+        budget = max(1, int(self.patcher.get_free_memory(self.device)))
+        pixels = self.first_stage_model.decode(latents.to(self.device), num_frames, budget=budget)
+        return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
+
+    def decode_tiled(self, samples: Tensor, **_tiling: Any) -> Tensor:
+        """The exact decode: it needs no tiles to fit."""
+        return self.decode(samples)
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Images (n, H, W, 3) in [0, 1] -> latents (n, 4, H/8, W/8) unscaled, one picture at a time."""
+        pixels = self.process_input(self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1))
+        needed = ENCODE_BYTES * pixels.shape[-2] * pixels.shape[-1] * self.vae_dtype.itemsize
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        latents = [
+            self.first_stage_model.encode(one.to(self.device, self.vae_dtype)).to(self.output_device).float()
+            for one in pixels.split(1)
+        ]
+        return torch.cat(latents)
+
+    def encode_tiled(self, pixel_samples: Tensor, **_tiling: Any) -> Tensor:
+        return self.encode(pixel_samples)
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """What ComfyUI saves. Its temporal VAE has no room for `quant_conv`, so that is folded into the encoder, which
+        is the same function (spec 2.1)."""
+        tensors = self.first_stage_model.state_dict()
+        config = self.first_stage_model.config
+        return fold_quant(tensors) if config.encoder_quant and not config.decoder_quant else tensors
+
+
+def fold_quant(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`encoder.conv_out` followed by the 1x1 `quant_conv`, as one convolution: W' = Q W, b' = Q b + q."""
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("quant_conv.")}
+    weight, bias = tensors["encoder.conv_out.weight"], tensors["encoder.conv_out.bias"]
+    mix = tensors["quant_conv.weight"].double().flatten(1)
+    folded = torch.einsum("oi,ihwk->ohwk", mix, weight.double())
+    kept["encoder.conv_out.weight"] = folded.to(weight.dtype)
+    kept["encoder.conv_out.bias"] = (mix @ bias.double() + tensors["quant_conv.bias"].double()).to(bias.dtype)
+    return kept
+
+
+def _clips(samples: Tensor) -> tuple[Tensor, int]:
+    """(T, 4, h, w) is one clip; (B, 4, T, h, w) holds B of them -> (B * T, 4, h, w) and T."""
+    if samples.ndim == 5:
+        return samples.movedim(2, 1).flatten(0, 1), samples.shape[2]
+    return samples, samples.shape[0]

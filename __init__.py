@@ -1,4 +1,4 @@
-"""Stable Video for ComfyUI. The nodes are listed in `nodes/__init__.py`; nothing happens before ComfyUI asks for them."""
+"""Stable Video for ComfyUI. `nodes/__init__.py` lists the nodes; nothing happens before ComfyUI asks for them."""
 
 from .nodes import comfy_entrypoint as comfy_entrypoint
 

@@ -16,7 +16,7 @@ SEED = 0
 
 
 def write_big_file(path: Path) -> int:
-    """Write svd's 2,446 tensors as fp16 (4.78 GB), a tensor at a time; returns the bytes. An existing whole file stays."""
+    """Write svd's 2,446 tensors as fp16 (4.78 GB), a tensor at a time, unless the file is there; returns its bytes."""
     shapes = {name: tuple(entry.shape) for name, entry in inventory(ModelConfig()).items()}
     header, size = _header(shapes)
     if path.exists() and path.stat().st_size == len(header) + size:

@@ -31,8 +31,8 @@ class StableVideoCheckpointLoader(io.ComfyNode):
             display_name="Load Stable Video",
             category="video/stable video",
             description=(
-                "Loads a Stable Video Diffusion checkpoint: a single file or a diffusers folder. The outputs are ordinary "
-                "MODEL, CLIP_VISION and VAE, so native nodes take them too."
+                "Loads a Stable Video Diffusion checkpoint, a single file or a diffusers folder. The outputs are "
+                "ordinary MODEL, CLIP_VISION and VAE, so native nodes take them too."
             ),
             search_aliases=["svd", "stable video diffusion", "img2vid", "image to video", "animate image"],
             inputs=[

@@ -34,9 +34,7 @@ def comfy(comfyui_path: Path) -> ModuleType:
     """
     ours = sys.modules.get("nodes")
     if ours is not None and not Path(ours.__file__ or "").is_relative_to(comfyui_path):
-        raise RuntimeError(
-            f"`nodes` is already {ours.__file__}: no test may import our own folder by that name"
-        )
+        raise RuntimeError(f"`nodes` is already {ours.__file__}: no test may import our own folder by that name")
     sys.path.insert(0, str(comfyui_path))
     import comfy
     import comfy.cli_args

@@ -1,0 +1,403 @@
+"""A real ComfyUI without a page in front of it: started on a free port, driven over HTTP and its websocket, stopped.
+
+    prepare(folder)                                    # models/, input/, output/ and this pack, and no other
+    with running(folder, newest_comfyui()) as comfy:
+        run = comfy.run(json.loads(Path("workflows/api/image_to_video.json").read_text()))
+        video = comfy.fetch(run.files("9")[0])
+
+Everything that ComfyUI writes goes to that folder. Needs only what ComfyUI installs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK_FOLDER = "comfyui-stable-video"
+"""What the pack is called in custom_nodes, as the registry installs it."""
+
+FOLDERS = ("models/checkpoints", "input", "output", "temp", "user", "custom_nodes")
+HOST = "127.0.0.1"
+
+START_SECONDS = 180.0
+STOP_SECONDS = 10.0
+RUN_SECONDS = 600.0
+POLL_SECONDS = 0.1
+TAIL_LINES = 40
+
+PREVIEWS = (1, 2)
+"""What a binary message of the websocket starts with when it is a picture (ComfyUI's protocol.py)."""
+
+Prompt = Mapping[str, Mapping[str, Any]]
+"""A workflow in API format: node id -> {"class_type": ..., "inputs": {...}}."""
+
+
+class ServerError(Exception):
+    """ComfyUI did not come up, went away or did not answer; the message ends with the end of its log."""
+
+
+class PromptError(Exception):
+    """ComfyUI refused a prompt or a node of it failed. `node` is that node's id, or None for the whole prompt."""
+
+    def __init__(self, message: str, node: str | None = None, run: Run | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+        self.run = run
+
+
+class Interrupted(PromptError):
+    """The prompt was cancelled while it ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of the websocket. `data` is parsed JSON, or the bytes of a picture for the kind "preview"."""
+
+    kind: str
+    data: Any
+    seconds: float
+    """On time.monotonic's clock."""
+
+    @property
+    def prompt(self) -> str | None:
+        return self.data.get("prompt_id") if isinstance(self.data, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one prompt did: its history entry, and the events between its start and its end."""
+
+    prompt_id: str
+    history: Mapping[str, Any]
+    events: Sequence[Event]
+    seconds: float
+
+    def files(self, node: str) -> list[dict[str, str]]:
+        """What an output node saved, in order: {"filename", "subfolder", "type"}, as `ComfyUI.fetch` takes it."""
+        outputs = self.history["outputs"].get(node, {})
+        return [
+            item
+            for items in outputs.values()
+            if isinstance(items, list)
+            for item in items
+            if isinstance(item, dict) and "filename" in item
+        ]
+
+    def steps(self) -> list[int]:
+        """Every value of the progress bars, in order."""
+        return [event.data["value"] for event in self.events if event.kind == "progress"]
+
+    def previews(self) -> list[bytes]:
+        """The pictures that were shown while it ran, as JPEG or PNG."""
+        return [event.data for event in self.events if event.kind == "preview"]
+
+
+@dataclass(slots=True)
+class Events:
+    """The websocket, read by a thread of its own. Use `ComfyUI.events`."""
+
+    url: str
+    client: str
+    seen: list[Event] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    closed: bool = False
+    _thread: threading.Thread | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _reading: asyncio.Task | None = None
+
+    def open(self) -> None:
+        """Returns once ComfyUI has answered."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="comfyui-events", daemon=True)
+        self._thread.start()
+        self.wait(lambda event: event.kind == "status", seconds=START_SECONDS)
+
+    def close(self) -> None:
+        if self._loop is not None and self._reading is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._reading.cancel)
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self, wanted: Callable[[Event], bool], *, after: int = 0, seconds: float = RUN_SECONDS) -> int:
+        """Index in `seen` of the first wanted event from `after` on. Raises ServerError when none comes in time."""
+        deadline = time.monotonic() + seconds
+        position = after
+        with self.changed:
+            while True:
+                for position in range(position, len(self.seen)):
+                    if wanted(self.seen[position]):
+                        return position
+                position = len(self.seen)
+                left = deadline - time.monotonic()
+                if self.closed or left <= 0:
+                    reason = "ComfyUI closed the connection" if self.closed else f"nothing came in {seconds:.0f} s"
+                    raise ServerError(f"waited for an event of ComfyUI, but {reason}")
+                self.changed.wait(left)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reading = asyncio.create_task(self._read())
+        try:
+            await self._reading
+        except (asyncio.CancelledError, aiohttp.ClientError):
+            pass
+        finally:
+            with self.changed:
+                self.closed = True
+                self.changed.notify_all()
+
+    async def _read(self) -> None:
+        address = f"{self.url}/ws?clientId={self.client}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as connection:
+            async for message in connection:
+                event = _event(message)
+                if event is not None:
+                    with self.changed:
+                        self.seen.append(event)
+                        self.changed.notify_all()
+
+
+def _event(message: aiohttp.WSMessage) -> Event | None:
+    now = time.monotonic()
+    if message.type == aiohttp.WSMsgType.TEXT:
+        parsed = json.loads(message.data)
+        return Event(parsed["type"], parsed.get("data"), now)
+    if message.type != aiohttp.WSMsgType.BINARY:
+        return None
+    (number,) = struct.unpack(">I", message.data[:4])
+    # Before a picture comes another number, which tells JPEG from PNG: the picture itself does too.
+    return Event("preview", message.data[8:], now) if number in PREVIEWS else Event("binary", message.data, now)
+
+
+@dataclass(slots=True)
+class ComfyUI:
+    """A ComfyUI that is up. `running` makes one."""
+
+    url: str
+    process: subprocess.Popen
+    base: Path
+    log: Path
+    events: Events
+
+    def queue(self, prompt: Prompt, *, preview_method: str = "default") -> str:
+        """Put a prompt in the queue; returns its id. Raises PromptError where ComfyUI refuses it."""
+        body = {
+            "prompt": prompt,
+            "client_id": self.events.client,
+            "extra_data": {"preview_method": preview_method},
+        }
+        try:
+            return self._json("/prompt", body)["prompt_id"]
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+            raise refusal(json.load(error)) from None
+
+    def finish(self, prompt_id: str, *, seconds: float = RUN_SECONDS) -> Run:
+        """Wait until a queued prompt is over. Raises PromptError when a node failed, Interrupted when it was cancelled."""
+
+        def over(event: Event) -> bool:
+            return event.kind == "executing" and event.prompt == prompt_id and event.data["node"] is None
+
+        try:
+            end = self.events.wait(over, seconds=seconds)
+        except ServerError as error:
+            raise ServerError(f"{error}:\n{tail(self.log)}") from None
+        start = self.events.wait(lambda event: event.kind == "execution_start" and event.prompt == prompt_id)
+        events = tuple(self.events.seen[start : end + 1])
+        run = Run(prompt_id, self.history(prompt_id), events, events[-1].seconds - events[0].seconds)
+        for event in events:
+            if event.kind == "execution_error" and event.prompt == prompt_id:
+                raise PromptError(event.data["exception_message"].strip(), event.data["node_id"], run)
+            if event.kind == "execution_interrupted" and event.prompt == prompt_id:
+                raise Interrupted(f"cancelled in node {event.data['node_id']}", event.data["node_id"], run)
+        return run
+
+    def run(self, prompt: Prompt, *, preview_method: str = "default", seconds: float = RUN_SECONDS) -> Run:
+        """Queue a prompt and wait until it is over. Raises PromptError."""
+        return self.finish(self.queue(prompt, preview_method=preview_method), seconds=seconds)
+
+    def interrupt(self) -> None:
+        """Cancel what runs now."""
+        self._post("/interrupt", {})
+
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """The record of a finished prompt: its outputs and status."""
+        return self._json(f"/history/{prompt_id}")[prompt_id]
+
+    def fetch(self, file: Mapping[str, str]) -> bytes:
+        """A file that an output node saved, by the name in `Run.files`."""
+        names = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
+        return self._get(f"/view?{urllib.parse.urlencode(names)}")
+
+    def object_info(self) -> dict[str, Any]:
+        """Every node that ComfyUI knows, by id."""
+        return self._json("/object_info")
+
+    def system_stats(self) -> dict[str, Any]:
+        return self._json("/system_stats")
+
+    def free(self) -> None:
+        """Ask ComfyUI to unload its models and drop its cache; it does so after the prompt that runs now."""
+        self._post("/free", {"unload_models": True, "free_memory": True})
+
+    def get_json(self, path: str) -> Any:
+        """Any other address of the server."""
+        return self._json(path)
+
+    def log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def _json(self, path: str, body: object = None) -> Any:
+        return json.loads(self._get(path) if body is None else self._post(path, body))
+
+    def _get(self, path: str) -> bytes:
+        return _open(f"{self.url}{path}")
+
+    def _post(self, path: str, body: object) -> bytes:
+        data = json.dumps(body).encode()
+        return _open(urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"}))
+
+
+def refusal(answer: Mapping[str, Any]) -> PromptError:
+    """What ComfyUI says about a prompt that it does not run, in one line."""
+    for node, problems in (answer.get("node_errors") or {}).items():
+        for error in problems["errors"]:
+            return PromptError(f"{problems['class_type']}: {error['message']}: {error['details']}", node)
+    error = answer["error"]
+    return PromptError(f"{error['message']}: {error['details']}")
+
+
+def prepare(base: Path, pack: Path | None = ROOT) -> Path:
+    """Make a base directory for ComfyUI with this pack, and no other, in it; what is already there stays."""
+    for folder in FOLDERS:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / PACK_FOLDER
+    if pack is not None and not (link.is_symlink() and link.resolve() == pack):
+        link.unlink(missing_ok=True)
+        link.symlink_to(pack, target_is_directory=True)
+    return base
+
+
+@contextmanager
+def running(
+    base: Path,
+    comfyui: Path,
+    flags: Sequence[str] = (),
+    *,
+    cpu: bool = True,
+    port: int | None = None,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[ComfyUI]:
+    """ComfyUI from the folder `comfyui` on a base directory made by `prepare`, stopped on the way out with all that it
+    started. Its output goes to `log` (base/comfyui.log), which stays. Raises ServerError when it does not come up."""
+    port = port or free_port()
+    log = log or base / "comfyui.log"
+    command = [*command_line(base.resolve(), comfyui, port), *(["--cpu"] if cpu else []), *flags]
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=base,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://{HOST}:{port}"
+    comfy = ComfyUI(url, process, base, log, Events(url, uuid.uuid4().hex))
+    try:
+        _await_answer(comfy)
+        comfy.events.open()
+        yield comfy
+    finally:
+        comfy.events.close()
+        stop(process)
+
+
+def command_line(base: Path, comfyui: Path, port: int) -> list[str]:
+    """How ComfyUI is started so that it writes nothing outside `base` and asks nothing of the network."""
+    return [
+        sys.executable,
+        str(comfyui / "main.py"),
+        f"--base-directory={base}",
+        f"--database-url=sqlite:///{base / 'user' / 'comfyui.db'}",
+        f"--listen={HOST}",
+        f"--port={port}",
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+    ]
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a server and whatever it started: asked first, killed when it does not listen."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        _signal_group(process, number)
+        try:
+            process.wait(STOP_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+    if process.poll() is not None:
+        return
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, number)  # it leads its own session, so its id is the group's
+    else:
+        process.terminate()
+
+
+def _await_answer(comfy: ComfyUI) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if comfy.process.poll() is not None:
+            raise ServerError(f"ComfyUI stopped with status {comfy.process.returncode} at the start:\n{tail(comfy.log)}")
+        try:
+            comfy.system_stats()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+    raise ServerError(f"ComfyUI did not answer within {START_SECONDS:.0f} s:\n{tail(comfy.log)}")
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> str:
+    """The end of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _open(request: str | urllib.request.Request) -> bytes:
+    # Proxies in the environment are for the network; this is the same machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=RUN_SECONDS) as answer:
+        return answer.read()

@@ -147,9 +147,12 @@ class StableVideo:
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1].
 
-        Exact for every chunk and budget. Raises InputError naming the frames where latents are not finite.
+        The same bits for every chunk and budget: always the streamed decoder, with the whole clip's results kept unless
+        told otherwise. Raises InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
+        if chunk is None and budget is None:
+            chunk = latents.shape[0]
         z = (latents.float() / LATENT_SCALE).to(self.device, self.dtype)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
         return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
@@ -205,6 +208,7 @@ class StableVideo:
     ) -> Tensor:
         """`sample` as the settings say; (T, 4, h, w) on the CPU."""
         steps = len(plan.sigmas) - 1
+        report(Progress("sample", 0, steps))
 
         def step_done(state: dict[str, Any]) -> None:
             report(Progress("sample", state["i"] + 1, steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from svd_core.checkpoint import inventory
+from svd_core.checkpoint.keymaps import CONDITIONER_VAE, FIRST_STAGE
 from svd_core.config import ModelConfig
 
 SEED = 0
@@ -23,11 +25,10 @@ def write_big_file(path: Path) -> int:
         return path.stat().st_size
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    generator = torch.Generator().manual_seed(SEED)
     with partial.open("wb") as file:
         file.write(header)
-        for shape in tqdm(shapes.values(), desc="random weights", unit="tensor"):
-            file.write(_random(shape, generator).numpy().tobytes())
+        for name, shape in tqdm(shapes.items(), desc="random weights", unit="tensor"):
+            file.write(_weights(name, shape).numpy().tobytes())
     partial.replace(path)
     return path.stat().st_size
 
@@ -48,8 +49,16 @@ def _count(shape: Iterable[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Matrices with variance 1 / fan-in, vectors around 1: activations keep their size through the network."""
+def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Matrices with variance 1 / fan-in, vectors around 1: activations keep their size through the network.
+
+    The file's two encoders are one function, as they are believed to be in the released files (spec 2.1): the same
+    weights, and nothing in the conditioner's `quant_conv`. So implementations that read either can be compared.
+    """
+    if name.startswith(CONDITIONER_VAE + "quant_conv."):
+        return torch.eye(shape[0]).reshape(shape).half() if len(shape) > 1 else torch.zeros(shape).half()
+    shared = name.replace(CONDITIONER_VAE + "encoder.", FIRST_STAGE + "encoder.")
+    generator = torch.Generator().manual_seed(SEED + zlib.crc32(shared.encode()))
     noise = torch.empty(shape).uniform_(-1, 1, generator=generator)
     if len(shape) > 1:
         fan_in = _count(shape[1:])

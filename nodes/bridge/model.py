@@ -81,7 +81,19 @@ class HostedUNet(VideoUNet):
             "model_channels": self.config.model_channels,
         }
         hooks = HostHooks({} if transformer_options is None else transformer_options, control, call)
-        return VideoUNet.forward(self, x, timesteps, context, y, num_video_frames or x.shape[0], hooks)
+        frames = clip_length(x.shape[0], num_video_frames, hooks.options)
+        return VideoUNet.forward(self, x, timesteps, context, y, frames, hooks)
+
+
+def clip_length(rows: int, num_video_frames: int | None, options: Mapping[str, Any]) -> int:
+    """Frames of one clip in a batch of `rows`.
+
+    Context windows may add an anchor frame to a window without saying so; then the batch holds one clip for each
+    conditioning that ComfyUI joined in it.
+    """
+    if num_video_frames and rows % num_video_frames == 0:
+        return num_video_frames
+    return rows // len(options.get("cond_or_uncond") or (0,))
 
 
 class StableVideoModel(comfy.model_base.SVD_img2vid):

@@ -1,0 +1,168 @@
+"""GUIDER: guidance with a weight for every frame, on our MODEL and on ComfyUI's own.
+
+Everything that can be wrong with what is connected is said before the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
+
+from ...svd_core.config import PIXELS_PER_LATENT
+from ...svd_core.errors import InputError
+from ..checks import damaged_frames, require_latents, whole_clips
+from .model import StableVideoModel
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from torch import Tensor
+
+Weights = Callable[[int], "Tensor"]
+"""Number of frames T -> guidance weights (T,)."""
+
+WRAPPER_KEY = "stable_video"
+
+_LEFT_BY_A_RUN = ("conds", "inner_model", "loaded_models")
+"""What ComfyUI's guider drops at the end of a run, and keeps, on the device, when the run was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """A batch of frames: `count` clips of `num_frames`."""
+
+    count: int
+    num_frames: int
+
+
+class ClipGuider(comfy.samplers.CFGGuider):
+    """A native guider whose scale follows the frames of each clip: D = D_u + w_t (D_c - D_u).
+
+    Replaces whatever guidance nodes before it put on the model. Where every weight is 1 the unconditional pass is left
+    out, as ComfyUI does for a scale of 1.
+    """
+
+    def __init__(self, patcher: ModelPatcher, positive: list, negative: list, weights: Weights) -> None:
+        require_video_model(patcher)
+        super().__init__(patcher)
+        self.set_conds(positive, negative)
+        self.weights = weights
+
+    def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning and model
+        disagree."""
+        clips = self.clips(latent_image)
+        given = self.model_options
+        self.model_options = self._guided(given, clips)
+        try:
+            return super().sample(noise, latent_image, *args, **kwargs)
+        finally:
+            self.model_options = given
+            for name in _LEFT_BY_A_RUN:
+                self.__dict__.pop(name, None)
+
+    def clips(self, latent: Tensor) -> Clips:
+        """How the frames of a latent group into clips, by what the conditioning says. Raises InputError."""
+        require_latents(latent)
+        positive = self.original_conds["positive"][0]
+        num_frames = positive.get("num_video_frames", latent.shape[0])
+        clips = Clips(whole_clips(latent.shape[0], num_frames), num_frames)
+        require_same_clips(positive, latent, clips)
+        require_embedding(positive, self.model_patcher)
+        return clips
+
+    def _guided(self, given: dict[str, Any], clips: Clips) -> dict[str, Any]:
+        """The model's options for one run."""
+        weights = self.weights(clips.num_frames)
+        options = comfy.model_patcher.create_model_options_clone(given)
+        options.pop("sampler_cfg_function", None)
+        self.set_cfg(weights.max().item())
+        if bool((weights != 1).any()):
+            scales = weights.repeat(clips.count)[:, None, None, None].to(self.model_patcher.load_device)
+            options |= {"sampler_cfg_function": _per_frame(scales), "disable_cfg1_optimization": True}
+        if clips.count > 1 and not isinstance(self.model_patcher.model, StableVideoModel):
+            kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+            wrapper = _clips_apart(clips.num_frames)
+            comfy.patcher_extension.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
+        return options
+
+
+def _per_frame(scales: Tensor) -> Callable[[dict[str, Any]], Tensor]:
+    """ComfyUI's guidance function for scales (N, 1, 1, 1); it works on x - denoised."""
+
+    def guide(args: dict[str, Any]) -> Tensor:
+        cond, uncond = args["cond"], args["uncond"]
+        return uncond + scales.to(cond) * (cond - uncond)
+
+    return guide
+
+
+def _clips_apart(num_frames: int) -> Callable[..., Tensor]:
+    """ComfyUI's SVD model takes a batch for one clip; this tells its network better."""
+
+    def apply(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return executor(*args, **(kwargs | {"num_video_frames": num_frames}))
+
+    return apply
+
+
+# What does not fit
+
+
+def require_video_model(patcher: ModelPatcher) -> None:
+    """Raise InputError for the MODEL of another family."""
+    if not isinstance(patcher.model, comfy.model_base.SVD_img2vid):
+        raise InputError(
+            f"this MODEL is {type(patcher.model).__name__}, not Stable Video Diffusion: connect the model of a video "
+            "checkpoint"
+        )
+
+
+def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -> None:
+    """Raise InputError unless the conditioned stills have the latent's size and number."""
+    first = positive.get("concat_latent_image")
+    if first is None:
+        raise InputError("positive holds no picture: connect Stable Video Conditioning, this model reads no text")
+    if first.shape[-2:] != latent.shape[-2:]:
+        given, needed = _pixels(latent), _pixels(first)
+        raise InputError(
+            f"the latent is for {given} pixels and the conditioning for {needed}: use the latent of the same Stable "
+            "Video Conditioning, or fit its picture to the latent's size"
+        )
+    if "num_video_frames" in positive and first.shape[0] not in (1, latent.shape[0]):
+        told = first.shape[0] // clips.num_frames
+        raise InputError(
+            f"the latent holds {clips.count} clips and the conditioning {told}: use the latent of the same Stable "
+            "Video Conditioning"
+        )
+
+
+def require_embedding(positive: dict[str, Any], patcher: ModelPatcher) -> None:
+    """Raise InputError where the picture's embedding has another width than the model reads."""
+    width, needed = positive["cross_attn"].shape[-1], patcher.model.model_config.unet_config["context_dim"]
+    if width != needed:
+        raise InputError(
+            f"the conditioning has {width} numbers for the picture and this model reads {needed}: connect the "
+            "CLIP_VISION of the same checkpoint to Stable Video Conditioning"
+        )
+
+
+def require_sampled(samples: Tensor, patcher: ModelPatcher) -> None:
+    """Raise InputError where sampling went wrong."""
+    bad = damaged_frames(samples)
+    if bad:
+        dtype = str(patcher.model_dtype()).removeprefix("torch.")
+        raise InputError(
+            f"sampling in {dtype} gave NaN or infinity in frames {bad}: start ComfyUI with --bf16-unet or --fp32-unet, "
+            "and take out LoRAs and model patches one by one if it stays so"
+        )
+
+
+def _pixels(latent: Tensor) -> str:
+    height, width = latent.shape[-2:]
+    return f"{width * PIXELS_PER_LATENT}x{height * PIXELS_PER_LATENT}"

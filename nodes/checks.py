@@ -1,0 +1,68 @@
+"""What several nodes check, and how they say it on the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..svd_core.config import LATENT_CHANNELS
+from ..svd_core.errors import InputError
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
+    from torch import Tensor
+
+
+def verdict(check: Callable[[], object]) -> bool | str:
+    """What `validate_inputs` answers, before the workflow runs: True, or the message of the InputError raised."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def show(node: type[io.ComfyNode], *sentences: str) -> None:
+    """Print text on the running node in the artist's window; nowhere when no window shows it."""
+    server = getattr(PromptServer, "instance", None)  # set by ComfyUI's own start, absent where nodes run without it
+    if sentences and server is not None and node.hidden is not None and node.hidden.unique_id:
+        server.send_progress_text("\n".join(sentences), node.hidden.unique_id)
+
+
+def require_latents(samples: Tensor) -> None:
+    """Raise InputError unless samples are frames (N, 4, h, w)."""
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+        shape = "several latents" if samples.is_nested else f"shape {tuple(samples.shape)}"
+        raise InputError(
+            f"the latent is {shape}; needed (frames, {LATENT_CHANNELS}, height, width): "
+            "connect the latent of Stable Video Conditioning, or pictures encoded with the checkpoint's VAE"
+        )
+
+
+def require_vae(vae: VAE) -> None:
+    """Raise InputError for an autoencoder whose latents are not this model's, before it is loaded."""
+    if (vae.latent_channels, vae.latent_dim) != (LATENT_CHANNELS, 2):
+        raise InputError(
+            f"this VAE makes latents of {vae.latent_channels} channels, Stable Video needs {LATENT_CHANNELS}: "
+            "connect the VAE of the video checkpoint"
+        )
+
+
+def whole_clips(frames: int, num_frames: int) -> int:
+    """How many clips of num_frames are in a batch of frames. Raises InputError for a part of one."""
+    if num_frames < 1 or frames < 1 or frames % num_frames:
+        raise InputError(
+            f"the latent holds {frames} frames, which is not a whole number of clips of {num_frames}: "
+            f"give {num_frames} frames for each picture"
+        )
+    return frames // num_frames
+
+
+def damaged_frames(frames: Tensor) -> list[int]:
+    """Which of (N, ...) hold NaN or infinity, counted from 0."""
+    finite = torch.isfinite(frames.flatten(1)).all(1)
+    return (~finite).nonzero().flatten().tolist()

@@ -1,0 +1,76 @@
+"""LATENT in, frames out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+
+from ..svd_core.errors import InputError
+from .bridge.vae import StableVideoVAE
+from .checks import damaged_frames, require_latents, require_vae, whole_clips
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
+    from torch import Tensor
+
+
+class StableVideoDecode(io.ComfyNode):
+    """Turns latents into frames, without seams."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoDecode",
+            display_name="Stable Video Decode",
+            category="video/stable video",
+            description=(
+                "Turns the sampled latent into frames. With the VAE of Load Stable Video the frames are the same "
+                "whatever memory is free: no seams, no flicker between chunks. Clips of a batch follow one another."
+            ),
+            search_aliases=["svd decode", "vae decode", "video decode", "latent to frames"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="From a sampler."),
+                io.Vae.Input("vae", tooltip="That of Load Stable Video decodes exactly; a native one works too."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The frames of the clip, or of all clips in turn.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], vae: VAE) -> io.NodeOutput:
+        samples = latent["samples"]
+        require_latents(samples)
+        require_vae(vae)
+        num_frames = latent.get("num_video_frames", samples.shape[0])
+        whole_clips(samples.shape[0], num_frames)
+        require_finite(samples)
+        images = decode(vae, samples, num_frames)
+        require_finite_images(images)
+        return io.NodeOutput(images)
+
+
+def decode(vae: VAE, samples: Tensor, num_frames: int) -> Tensor:
+    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip."""
+    if isinstance(vae, StableVideoVAE):
+        return vae.decode_clips(samples, num_frames)
+    return torch.cat([vae.decode(clip) for clip in samples.split(num_frames)])
+
+
+def require_finite(samples: Tensor) -> None:
+    bad = damaged_frames(samples)
+    if bad:
+        raise InputError(
+            f"the latent's frames {bad} hold NaN or infinity and cannot be decoded: sample again, and if it stays so "
+            "start ComfyUI with --bf16-unet or --fp32-unet"
+        )
+
+
+def require_finite_images(images: Tensor) -> None:
+    bad = damaged_frames(images)
+    if bad:
+        raise InputError(
+            f"decoded frames {bad} hold NaN or infinity, so the VAE overflowed: start ComfyUI with --fp32-vae"
+        )

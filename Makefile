@@ -40,10 +40,10 @@ test-nodes: $(STAMP)
 	done
 
 test-slow: $(STAMP) ## Full-size networks and long runs
-	$(PYTEST) -q -m "slow and not gpu and not weights" -o faulthandler_timeout=0
+	COMFYUI_PATH="$$($(FETCH))" $(PYTEST) -q -s -m "slow and not gpu and not weights" -o faulthandler_timeout=0 tests/nodes
 
 test-gpu: $(STAMP) ## Tests that need a CUDA device
-	$(PYTEST) -q -m gpu tests
+	$(PYTEST) -q -m gpu tests/gpu
 
 test-weights: $(STAMP) ## Tests on released weights: SVD_CHECKPOINT=file make test-weights
 	@[ -n "$(SVD_CHECKPOINT)" ] || { echo "error: set SVD_CHECKPOINT to a released .safetensors file" >&2; exit 2; }
@@ -63,10 +63,10 @@ demo: $(STAMP) ## Render a clip in the real ComfyUI and print where it is
 serve: $(STAMP) ## Open ComfyUI with the pack in it
 	$(RUN) tools/demo.py --serve
 
-bench: $(STAMP) ## Measure speed and memory against diffusers and ComfyUI
+bench: $(STAMP) ## Measure the import cost and a run at real size (4.78 GB of random weights)
 	$(RUN) -m benchmarks
 
-bench-quick: $(STAMP) ## The same at small sizes
+bench-quick: $(STAMP) ## The import cost alone
 	$(RUN) -m benchmarks --quick
 
 clean: ## Remove everything that make has made

@@ -1,25 +1,73 @@
 """Stable Video Diffusion in plain PyTorch: a still in, a clip out.
 
 Read in the order data flows: `checkpoint/`, `conditioning.py`, `model/`, `sampling/`, `decode/`, joined in
-`pipeline.py`.
+`pipeline.py`. The names below are imported when they are first used (PEP 562), so that importing the package loads
+nothing heavy.
 """
 
 __version__ = "0.1.0"
 
-from .checkpoint import inspect_checkpoint as inspect_checkpoint
-from .conditioning import Conditioning as Conditioning
-from .conditioning import MicroConditioning as MicroConditioning
-from .config import VARIANTS as VARIANTS
-from .config import ModelConfig as ModelConfig
-from .errors import CheckpointError as CheckpointError
-from .errors import InputError as InputError
-from .errors import OutputError as OutputError
-from .errors import StableVideoError as StableVideoError
-from .pipeline import Clip as Clip
-from .pipeline import Progress as Progress
-from .pipeline import StableVideo as StableVideo
-from .pipeline import load_checkpoint as load_checkpoint
-from .sampling import align_your_steps_sigmas as align_your_steps_sigmas
-from .sampling import edm_sigmas as edm_sigmas
-from .sampling import linear_guidance as linear_guidance
-from .settings import Settings as Settings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import inspect_checkpoint
+    from .conditioning import Conditioning, MicroConditioning
+    from .config import VARIANTS, ModelConfig
+    from .errors import CheckpointError, InputError, OutputError, StableVideoError
+    from .pipeline import Clip, Progress, StableVideo, load_checkpoint
+    from .sampling import align_your_steps_sigmas, edm_sigmas, linear_guidance
+    from .settings import Settings
+
+__all__ = [
+    "VARIANTS",
+    "CheckpointError",
+    "Clip",
+    "Conditioning",
+    "InputError",
+    "MicroConditioning",
+    "ModelConfig",
+    "OutputError",
+    "Progress",
+    "Settings",
+    "StableVideo",
+    "StableVideoError",
+    "align_your_steps_sigmas",
+    "edm_sigmas",
+    "inspect_checkpoint",
+    "linear_guidance",
+    "load_checkpoint",
+]
+
+_HOMES = {
+    "VARIANTS": "config",
+    "CheckpointError": "errors",
+    "Clip": "pipeline",
+    "Conditioning": "conditioning",
+    "InputError": "errors",
+    "MicroConditioning": "conditioning",
+    "ModelConfig": "config",
+    "OutputError": "errors",
+    "Progress": "pipeline",
+    "Settings": "settings",
+    "StableVideo": "pipeline",
+    "StableVideoError": "errors",
+    "align_your_steps_sigmas": "sampling",
+    "edm_sigmas": "sampling",
+    "inspect_checkpoint": "checkpoint",
+    "linear_guidance": "sampling",
+    "load_checkpoint": "pipeline",
+}
+"""Which module each public name comes from."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

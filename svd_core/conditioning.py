@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from .config import VARIANTS
 from .errors import InputError
 from .sinusoid import sinusoid
 
+MAX_FPS = 1024
 MAX_MOTION_BUCKET = 1023
 MAX_AUGMENTATION = 10.0
 
@@ -36,8 +36,8 @@ class MicroConditioning:
     augmentation: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 1 <= self.fps < math.inf:
-            raise InputError(f"fps {self.fps} is not a finite number of at least 1: give frames per second, such as 7")
+        if not 1 <= self.fps <= MAX_FPS:
+            raise InputError(f"fps {self.fps} is outside 1 to {MAX_FPS}: give frames per second, such as 7")
         if not 0 <= self.motion_bucket <= MAX_MOTION_BUCKET:
             raise InputError(
                 f"motion bucket {self.motion_bucket} is outside 0 to {MAX_MOTION_BUCKET}: "

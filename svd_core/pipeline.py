@@ -83,6 +83,8 @@ class StableVideo:
     clip_vision: CLIPVision
     device: torch.device
     dtype: torch.dtype
+    variant_note: str = ""
+    """One sentence where the checkpoint does not say which variant it is, and one was assumed."""
 
     @torch.inference_mode()
     def condition(
@@ -105,7 +107,7 @@ class StableVideo:
         pixels = pixels.float().cpu()
         noisy = augment(pixels, micro.augmentation, noise.float().cpu())
         context = self.clip_vision.encode(pixels.to(self.device))
-        first = self.vae.encode(noisy.to(self.device, self.dtype))
+        first = self.vae.encode(noisy.to(self.device))
         vector = micro.vector(self.config.unet.vector_dim).expand(pixels.shape[0], -1)
         return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
 
@@ -127,9 +129,9 @@ class StableVideo:
         """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
 
         sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `seed` feeds samplers that add noise;
-        `joint` decides whether both guidance branches share a pass, which changes memory and not the result; `options`
-        go to the sampler. `callback` has k-diffusion's signature. Raises InputError for an unknown sampler or shapes
-        that do not fit.
+        `joint` decides whether both guidance branches share a pass, which changes memory and, up to rounding, not the
+        result; `options` go to the sampler. `callback` has k-diffusion's signature. Raises InputError for an unknown
+        sampler and for noise that is not a whole number of the conditioning's clips.
         """
         run = sampler_named(sampler)
         x = noisy_start(noise.to(self.device), sigmas)
@@ -141,19 +143,18 @@ class StableVideo:
             interval=interval,
             dtype=self.dtype,
         )
-        return run(denoise, x, sigmas, callback=callback, noise_sampler=seeded_noise(seed, x), **options)
+        # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
+        noise_sampler = seeded_noise((seed + 1) % 2**64, x)
+        return run(denoise, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1].
 
-        The same bits for every chunk and budget: always the streamed decoder, with the whole clip's results kept unless
-        told otherwise. Raises InputError naming the frames where latents are not finite.
+        The same bits for every chunk and budget. Raises InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
-        if chunk is None and budget is None:
-            chunk = latents.shape[0]
-        z = (latents.float() / LATENT_SCALE).to(self.device, self.dtype)
+        z = (latents.float() / LATENT_SCALE).to(self.device)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
         return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -213,9 +214,7 @@ class StableVideo:
         def step_done(state: dict[str, Any]) -> None:
             report(Progress("sample", state["i"] + 1, steps))
 
-        # The sampler's own noise must not repeat the noise that sampling starts from.
-        seed = (settings.seed + 1) % 2**64
-        more = {"seed": seed, "interval": plan.interval, **plan.options}
+        more = {"seed": settings.seed, "interval": plan.interval, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
@@ -241,7 +240,9 @@ def load_checkpoint(
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
     """
     modules = load_modules(path, device=device, dtype=dtype, variant=variant)
-    return StableVideo(modules.config, modules.unet, modules.vae, modules.clip_vision, torch.device(device), dtype)
+    note = modules.detection.variant_note
+    parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
+    return StableVideo(*parts, torch.device(device), dtype, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,8 @@ def _check_finite(latents: Tensor) -> None:
     bad = [index for index, frame in enumerate(latents) if not torch.isfinite(frame).all()]
     if bad:
         raise InputError(
-            f"latents of frames {bad} hold NaN or infinity and cannot be decoded: sample again in float32 or bfloat16"
+            f"latents of frames {bad} hold NaN or infinity and cannot be decoded: sample again in float32 or bfloat16, "
+            "with sigmas and guidance near the defaults"
         )
 
 

@@ -18,6 +18,8 @@ from .settings import Settings
 from .strict_json import parse
 
 MAX_PLAYBACK_FPS = 240
+MAX_THREADS = 1024
+"""More than any machine has cores; a damaged recipe must not start a million."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -63,7 +65,8 @@ class Versions:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
-    device and dtype as given to `load_checkpoint`. Chunks and memory budgets never change a pixel and are not here."""
+    device and dtype as given to `load_checkpoint`; threads is torch's number on the CPU, where sums depend on
+    how they are split. Chunks and memory budgets never change a pixel and are not here."""
 
     settings: Settings
     playback_fps: int
@@ -72,6 +75,7 @@ class Recipe:
     image: Source
     device: str
     dtype: DType
+    threads: int
     versions: Versions = field(default_factory=Versions.here)
     format: Literal[1] = 1
 
@@ -92,6 +96,8 @@ class Recipe:
         self.settings.check()
         if not 1 <= self.playback_fps <= MAX_PLAYBACK_FPS:
             raise InputError(f"playback fps {self.playback_fps} is outside 1 to {MAX_PLAYBACK_FPS}: 7 is usual")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise InputError(f"threads {self.threads} is outside 1 to {MAX_THREADS}: the recipe was damaged")
         for name in ("checkpoint", "image"):
             if not _SHA256.fullmatch(getattr(self, name).sha256):
                 raise InputError(f"recipe.{name}.sha256 is not 64 hexadecimal digits: the recipe was damaged")

@@ -34,6 +34,16 @@ class Detection:
     variant_reason: str
     variant_assumed: bool
 
+    @property
+    def variant_note(self) -> str:
+        """One sentence for people where the variant was assumed; empty where it is known."""
+        if not self.variant_assumed:
+            return ""
+        run = self.config.variant
+        return (
+            f"{run.name} with its {run.frames} frames is assumed ({self.variant_reason}): choose a variant to be sure"
+        )
+
 
 def detect(source: TensorSource, variant: str | Variant | None = None) -> Detection:
     """Read the configuration off the shapes. `variant` overrides what the checkpoint says or leaves open.

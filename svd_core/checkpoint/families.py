@@ -30,7 +30,7 @@ class _Stranger:
 _ADAPTERS = (
     _Stranger(
         "a LoRA",
-        ("lora_unet_", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", "hada_w1", "lokr_w"),
+        ("lora_unet_", "_lora.", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", "hada_w1", "lokr_w"),
         "load an SVD checkpoint first and put this on top with a LoRA loader",
     ),
     _Stranger("an IP-Adapter", ("ip_adapter.", "image_proj.")),

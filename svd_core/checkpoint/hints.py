@@ -19,6 +19,7 @@ from typing import Any
 
 from ..config import PIXELS_PER_LATENT, VARIANTS, Variant
 from ..errors import CheckpointError
+from ..settings import MAX_FRAMES, MAX_SIDE, MAX_STEPS
 
 CONFIG_KEY = "svd_core.config"
 
@@ -27,7 +28,8 @@ _ALLOWED = {
     "clip_vision": {"head_channels"},
     "variant": {item.name for item in dataclasses.fields(Variant)},
 }
-_COUNTS = ("frames", "steps", "height", "width")
+_COUNTS = {"frames": MAX_FRAMES, "steps": MAX_STEPS, "height": MAX_SIDE, "width": MAX_SIDE}
+"""Whole numbers of a variant and the most that each may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,9 @@ def _variant(value: object, where: str) -> Variant:
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{where}: name is {name!r}, needs a text: save the file again")
     base = VARIANTS.get(name, VARIANTS["svd"])
-    counts = {field: _whole(table[field], f"{where}: {field}") for field in _COUNTS if field in table}
+    counts = {
+        field: _count(table[field], most, f"{where}: {field}") for field, most in _COUNTS.items() if field in table
+    }
     for side in ("height", "width"):
         if counts.get(side, 0) % PIXELS_PER_LATENT:
             raise CheckpointError(f"{where}: {side} {counts[side]} is not a multiple of {PIXELS_PER_LATENT}: change it")
@@ -173,6 +177,13 @@ def _whole(value: object, where: str) -> int:
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{where} is {value!r}, needs a whole number of at least 1: correct it")
     return value
+
+
+def _count(value: object, most: int, where: str) -> int:
+    number = _whole(value, where)
+    if number > most:
+        raise CheckpointError(f"{where} is {number}, needs at most {most}: correct it")
+    return number
 
 
 def _scale(value: object, where: str) -> float:

@@ -73,9 +73,18 @@ class Checkpoint:
         """
         return self._read(self.unet(_META), UNET.__add__, device, dtype)
 
-    def vae_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The same for `VideoVAE`."""
-        return self._read(self.vae(_META), vae_keys(self.detection.encoder_prefix), device, dtype)
+    def vae_weights(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        encoder_dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """The same for `VideoVAE`, whose encoder may have another dtype."""
+        official = vae_keys(self.detection.encoder_prefix)
+        return {
+            key: _converted(self.source, official(key), device, encoder_dtype if of_encoder(key) else dtype)
+            for key in self.vae(_META).state_dict()
+        }
 
     def clip_vision_weights(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -111,18 +120,21 @@ def load_modules(
 ) -> LoadedModules:
     """All networks of a checkpoint, filled.
 
-    `dtype` None keeps every tensor as it is stored. On the CPU, tensors already in `dtype` stay views of the mapped
+    `dtype` None keeps every tensor as it is stored; the VAE's encoder is float32 where `dtype` is a 16-bit one, as in
+    the reference. On the CPU, tensors already in their dtype stay views of the mapped
     file, but for CLIP's q, k, v in transformers' naming, which are joined; others are converted one by one. `backend`
     gives the layers and the attention (its dtype and device are not used). Raises CheckpointError as `open_checkpoint`
     does, and for weights that are not finite or that `dtype` cannot hold.
     """
     checkpoint = open_checkpoint(path, variant)
+    # The reference encodes the still in float32 whatever the rest runs in (spec 4, 6).
+    encoder_dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     bare = dataclasses.replace(backend, device="meta", dtype=dtype)
     return LoadedModules(
         checkpoint.config,
         checkpoint.detection,
         _filled(checkpoint.unet(bare), checkpoint.unet_weights(device, dtype)),
-        _filled(checkpoint.vae(bare), checkpoint.vae_weights(device, dtype)),
+        _filled(checkpoint.vae(bare), checkpoint.vae_weights(device, dtype, encoder_dtype)),
         _filled(checkpoint.clip_vision(bare), checkpoint.clip_vision_weights(device, dtype)),
     )
 
@@ -131,9 +143,14 @@ def vae_keys(encoder_prefix: str) -> OfficialKey:
     """`VideoVAE` takes its encoder from one home and its decoder from the first stage."""
 
     def official(key: str) -> str:
-        return (encoder_prefix if key.startswith(("encoder.", "quant_conv.")) else FIRST_STAGE) + key
+        return (encoder_prefix if of_encoder(key) else FIRST_STAGE) + key
 
     return official
+
+
+def of_encoder(key: str) -> bool:
+    """Whether a key of `VideoVAE` belongs to its encoding half."""
+    return key.startswith(("encoder.", "quant_conv."))
 
 
 def _filled(network: Network, weights: dict[str, Tensor]) -> Network:

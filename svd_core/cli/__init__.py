@@ -5,25 +5,75 @@ Exit codes: 0 done, 2 something given cannot be used (one line on stderr says wh
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
-from ..errors import StableVideoError
-from .flags import parser
+from ..errors import OutputError, StableVideoError
+from .interrupts import Interrupts
+
+_INTERRUPTED = "interrupted: no file is left half-written"
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch's allocators say where there is no class to tell: on a GPU, on the CPU, and on the CPU of Windows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` is without the program's name; None takes the process's own."""
+    with Interrupts() as interrupts:
+        try:
+            _run(argv)
+        except BaseException as error:
+            if interrupts.heard or isinstance(error, KeyboardInterrupt):
+                return _stop(_INTERRUPTED, 130)
+            if reason := _reason(error):
+                return _stop(f"error: {reason}", 2)
+            raise
+        return _stop(_INTERRUPTED, 130) if interrupts.heard else 0
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    from .flags import parser
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold letters that a terminal lacks
     try:
         args = parser().parse_args(argv)
         args.run(args)
-    except StableVideoError as error:
-        return _stop(f"error: {' '.join(str(error).splitlines())}", 2)
-    except KeyboardInterrupt:
-        return _stop("interrupted: the clip was not written", 130)
-    return 0
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Before Python does, which would report a failure in several lines, and again at exit what is still unwritten."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        why = error.strerror.lower()
+        raise OutputError(f"standard output cannot be written ({why}): send it to a file or a terminal") from error
+
+
+def _reason(error: BaseException) -> str:
+    """One line for what a user can do something about; empty for a mistake of ours."""
+    text = " ".join(str(error).splitlines())
+    if isinstance(error, StableVideoError):
+        return text
+    if isinstance(error, OSError):
+        name = error.filename or "standard output or a file"
+        return f"{name} cannot be used ({(error.strerror or text).lower()}): choose another path"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    ):
+        return "memory ran out: use a smaller --size, fewer --frames, a --budget such as 2GiB, or --dtype bfloat16"
+    return ""
 
 
 def _stop(line: str, code: int) -> int:
-    sys.stderr.write(f"{line}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
     return code

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +15,12 @@ import numpy as np
 import torch
 
 from ..checkpoint import inspect_checkpoint
-from ..conditioning import MicroConditioning
+from ..conditioning import MicroConditioning, warnings_for
 from ..config import VARIANTS
-from ..errors import InputError
-from ..media import check_output, load_image, read_recipe, write_clip
-from ..pipeline import Clip, StableVideo, guidance_for, load_checkpoint, sigmas_for
+from ..errors import InputError, OutputError
+from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
+from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
 from ..recipe import DType, Recipe, Source, Versions
-from ..sampling import SAMPLERS, GuidanceInterval
 from ..settings import MAX_FRAMES, Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
@@ -71,12 +72,10 @@ def animate(args: Namespace) -> None:
     order = _order_from_recipe(args) if "recipe" in args else _order_from_flags(args)
     memory = _memory(args)
     _check_settings(order.settings)
-    check_output(args.output, order.playback_fps)
-    if "save_latents" in args:
-        check_latents_output(args.save_latents)
+    _check_outputs(order, args)
     image_source, image = _picture(order, args)
-    svd = _open(order.checkpoint, order.device, order.dtype, order.variant)
-    checkpoint_source = _same_source(order.checkpoint, order.recipe and order.recipe.checkpoint, args)
+    svd, checkpoint_source = _model(order, args)
+    _say_notes(order, svd, image)
     with Bars() as bars:
         clip = svd.render(image, order.settings, **memory, callback=bars)
     recipe = _recipe(order, clip, image_source, checkpoint_source)
@@ -96,11 +95,13 @@ def decode(args: Namespace) -> None:
     """Decode latents that `animate --save-latents` wrote; exact whatever the chunk."""
     began = time.monotonic()
     memory = _memory(args)
+    checkpoint = _checkpoint_flag(args)
+    _refuse_overwriting(args.output, [args.latents, checkpoint])
     latents, recipe = load_latents(args.latents)
     fps = getattr(args, "playback_fps", recipe.playback_fps if recipe else Settings().fps)
     check_output(args.output, fps)
-    checkpoint = _checkpoint_flag(args)
     device, dtype = _device(args), getattr(args, "dtype", recipe.dtype if recipe else "float32")
+    _use_threads(recipe, device)
     svd = _open(checkpoint, device, dtype, getattr(args, "variant", None))
     frames = svd.decode_latents(latents, **memory)
     path = write_clip(frames, args.output, fps, _still_true(recipe, checkpoint, device, dtype, fps))
@@ -139,12 +140,14 @@ def _order_from_recipe(args: Namespace) -> _Order:
     changed = recipe.versions.differences(Versions.here())
     if changed:
         sys.stderr.write(f"note: the recipe was made with other versions, bytes may differ: {changed}\n")
+    device = _known_device(getattr(args, "device", recipe.device))
+    _use_threads(recipe, device)
     return _Order(
         image=getattr(args, "image", recipe.image.path),
         checkpoint=getattr(args, "checkpoint", recipe.checkpoint.path),
         settings=recipe.settings,
         playback_fps=recipe.playback_fps,
-        device=_known_device(getattr(args, "device", recipe.device)),
+        device=device,
         dtype=recipe.dtype,
         recipe=recipe,
     )
@@ -152,19 +155,63 @@ def _order_from_recipe(args: Namespace) -> _Order:
 
 def _check_settings(settings: Settings) -> None:
     """What the pipeline would refuse too, but only after gigabytes have been read. Any variant's defaults will do."""
-    resolved = settings.for_variant(VARIANTS["svd"])
-    sigmas_for(resolved)
-    guidance_for(resolved)
-    if settings.guidance_interval:
-        GuidanceInterval(*settings.guidance_interval)
-    MicroConditioning(settings.fps, settings.motion_bucket, settings.augmentation)
-    if settings.sampler not in SAMPLERS:
-        raise InputError(f"sampler {settings.sampler!r} is not known: choose one of {', '.join(SAMPLERS)}")
+    plan_sampling(settings.for_variant(VARIANTS["svd"]))
+    _micro(settings)
+
+
+def _micro(settings: Settings) -> MicroConditioning:
+    return MicroConditioning(settings.fps, settings.motion_bucket, settings.augmentation)
+
+
+def _check_outputs(order: _Order, args: Namespace) -> None:
+    inputs = [order.image, order.checkpoint]
+    _refuse_overwriting(args.output, inputs)
+    check_output(args.output, order.playback_fps)
+    if "save_latents" in args:
+        _refuse_overwriting(args.save_latents, [*inputs, args.output])
+        check_latents_output(args.save_latents)
+
+
+def _refuse_overwriting(output: str, kept: Sequence[str]) -> None:
+    """Raise OutputError where an output is one of the files to keep, or lies in a folder of them."""
+    target = Path(output)
+    places = (target.resolve(), target.parent.resolve() / target.name)  # where a link leads, and the link itself
+    for name in kept:
+        path = Path(name)
+        same = target.exists() and path.exists() and os.path.samefile(target, path)
+        inside = path.is_dir() and any(path.resolve() in place.parents for place in places)
+        if same or inside or path.resolve() in places:
+            raise OutputError(f"output {output} would overwrite {name} or change what is in it: choose another path")
 
 
 def _picture(order: _Order, args: Namespace) -> tuple[Source, np.ndarray]:
     image = load_image(order.image, order.settings.background)
     return _same_source(order.image, order.recipe and order.recipe.image, args), image
+
+
+def _model(order: _Order, args: Namespace) -> tuple[StableVideo, Source]:
+    """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
+    until the file has proved to be a checkpoint."""
+    known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
+    svd = _open(order.checkpoint, order.device, order.dtype, order.variant)
+    return svd, known or Source.of(order.checkpoint)
+
+
+def _say_notes(order: _Order, svd: StableVideo, image: np.ndarray) -> None:
+    """Advice, before the long work. A recipe has settled everything that a variant decides."""
+    width, height = default_size(image, svd.config.variant)
+    width, height = round_size(order.settings.width or width, order.settings.height or height)
+    notes = warnings_for(_micro(order.settings), height, width)
+    if svd.variant_note and not (order.variant or order.recipe):
+        notes = [svd.variant_note, *notes]
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def _use_threads(recipe: Recipe | None, device: str) -> None:
+    """As many threads as the recipe was made with: on the CPU the last bits depend on it."""
+    if recipe is not None and torch.device(device).type == "cpu":
+        torch.set_num_threads(recipe.threads)
 
 
 def _same_source(path: str, recorded: Source | None, args: Namespace) -> Source:
@@ -192,6 +239,7 @@ def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source) -> Rec
         image=image,
         device=order.device,
         dtype=order.dtype,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -250,7 +298,7 @@ def _rounding(asked: Settings, made: Settings) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    print(text)
 
 
 def _say_done(path: Path, frames: np.ndarray, began: float) -> None:

@@ -32,7 +32,10 @@ def check_latents_output(path: str | Path) -> None:
 def save_latents(latents: Tensor, path: str | Path, recipe: Recipe) -> None:
     """Write latents (T, 4, h, w), whole or not at all. Raises OutputError."""
     with replacing(Path(path)) as scratch:
-        save_file({KEY: latents.float().contiguous()}, scratch, metadata={TEXT_KEY: recipe.to_json()})
+        try:
+            save_file({KEY: latents.float().contiguous()}, scratch, metadata={TEXT_KEY: recipe.to_json()})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OutputError(f"latents output {path} cannot be written ({error}): choose another place") from error
 
 
 def load_latents(path: str | Path) -> tuple[Tensor, Recipe | None]:

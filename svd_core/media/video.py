@@ -58,6 +58,8 @@ def check_output(path: str | Path, fps: float) -> None:
     folder of PNGs. The parent folder must exist. A file in the way is replaced, a folder only if it is empty.
     """
     target, suffix = _target(path)
+    if not suffix and not _names_folder(path) and target.name.lower() in _SUFFIXES:
+        raise OutputError(f"output {target} has no name before {target.name}: give one, such as clip{target.name}")
     if suffix not in (*_SUFFIXES, ""):
         raise OutputError(f"output {target} ends in {suffix}: needed {', '.join(_SUFFIXES)}, or a folder ending in /")
     _check_fps(target, suffix, fps)
@@ -213,8 +215,11 @@ def _durations(count: int, fps: float, unit: int) -> list[int]:
 def _target(path: str | Path) -> tuple[Path, str]:
     """Where to write, and the lower-case suffix, empty for a folder of PNGs."""
     target = Path(path)
-    is_folder = str(path).endswith(("/", os.sep))
-    return target, "" if is_folder else target.suffix.lower()
+    return target, "" if _names_folder(path) else target.suffix.lower()
+
+
+def _names_folder(path: str | Path) -> bool:
+    return str(path).endswith(("/", os.sep))
 
 
 def _check_fps(target: Path, suffix: str, fps: float) -> None:

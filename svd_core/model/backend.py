@@ -42,6 +42,11 @@ class Backend:
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
 
+    def fit(self, tensor: Tensor, weight: Tensor) -> Tensor:
+        """The tensor in the dtype that a layer with this weight computes in: the weight's own for torch's layers, any
+        for a host's, which cast."""
+        return tensor.to(weight.dtype) if self.operations is nn else tensor
+
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
         return self.operations.Linear(inputs, outputs, bias=bias, dtype=self.dtype, device=self.device)
 

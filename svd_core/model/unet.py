@@ -64,7 +64,7 @@ class VideoUNet(nn.Module):
 
     def __init__(self, config: UNetConfig, *, backend: Backend = TORCH) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backend = config, backend
         base, emb = config.model_channels, config.embedding_dim
         self.time_embed = embedding_mlp(base, emb, emb, backend)
         self.label_emb = nn.Sequential(embedding_mlp(config.vector_dim, emb, emb, backend))
@@ -78,13 +78,14 @@ class VideoUNet(nn.Module):
         self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int, hooks: BlockHooks = NO_HOOKS
     ) -> Tensor:
         """x (N, 8, h, w): the scaled noisy latent, then the still's latent; c_noise (N,) = ln(sigma) / 4; context
-        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w).
+        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype.
 
         Raises InputError where N is not a whole number of clips.
         """
         if x.shape[0] % num_frames:
             raise InputError(f"a batch of {x.shape[0]} frames is not a whole number of clips of {num_frames} frames")
-        step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context, num_frames, hooks)
+        x = self.backend.fit(x, self.out[-1].weight)
+        step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context.to(x.dtype), num_frames, hooks)
         images = x.contiguous(memory_format=torch.channels_last)
         images, skips = self._run_inputs(images, step)
         hooks.enter("middle", 0)

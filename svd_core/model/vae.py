@@ -280,7 +280,7 @@ class VideoVAE(nn.Module):
 
     def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backend = config, backend
         self.encoder = Encoder(config, backend=backend)
         self.decoder = (TemporalDecoder if config.temporal else ImageDecoder)(config, backend=backend)
         if config.encoder_quant:
@@ -294,7 +294,7 @@ class VideoVAE(nn.Module):
         Raises InputError unless H and W are multiples of 8.
         """
         _check_pixels(pixels)
-        moments = self.encoder(pixels)
+        moments = self.encoder(self.backend.fit(pixels, self.encoder.conv_in.weight))
         if self.config.encoder_quant:
             moments = self.quant_conv(moments)
         return moments[:, : self.config.latent_channels]
@@ -302,23 +302,28 @@ class VideoVAE(nn.Module):
     def decode(self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None) -> Tensor:
         """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped.
 
-        With neither `chunk` nor `budget` each layer runs on all frames at once. Either one selects the streamed
-        decoder, whose result has the same bits for every value: `chunk` is how many frames' worth of intermediate
-        results may be kept (at least one), `budget` is bytes and picks the chunk; the smaller one holds.
-        Raises InputError when N is not a whole number of clips or a number is below 1.
+        Streamed, with the same bits for every `chunk` and `budget`: `chunk` is how many frames' worth of intermediate
+        results may be kept (at least one; all by default), `budget` is bytes and picks the chunk; the smaller one
+        holds. Records no gradients. Raises InputError when N is not a whole number of clips or a number is below 1.
         """
-        _check_latents(z, num_frames, self.config.latent_channels)
+        z = self._latents(z, num_frames)
         _check_positive(chunk, "chunk", "frames")
         _check_positive(budget, "budget", "bytes")
-        if self.config.decoder_quant:
-            z = self.post_quant_conv(z)
-        if chunk is None and budget is None:
-            return self.decoder(z, num_frames)
         keep = num_frames if chunk is None else min(chunk, num_frames)
         if budget is not None:
             keep = min(keep, chunk_for_budget(self.config, z, num_frames, budget))
         stages = self.decoder.stages()
         return torch.cat([stream(stages, clip, keep) for clip in z.split(num_frames)])
+
+    def decode_whole(self, z: Tensor, num_frames: int) -> Tensor:
+        """`decode` as the reference writes it, each layer on all frames at once: for training, which needs gradients,
+        and as the oracle of the streamed form, which it equals up to rounding."""
+        return self.decoder(self._latents(z, num_frames), num_frames)
+
+    def _latents(self, z: Tensor, num_frames: int) -> Tensor:
+        _check_latents(z, num_frames, self.config.latent_channels)
+        z = self.backend.fit(z, self.decoder.conv_in.weight)
+        return self.post_quant_conv(z) if self.config.decoder_quant else z
 
 
 def _norm_silu(norm: nn.Module, images: Tensor) -> Tensor:

@@ -13,4 +13,5 @@ def a_recipe() -> Recipe:
         image=Source("Fotos/Ümit's cat.png", "1b" * 32),
         device="cpu",
         dtype="float32",
+        threads=1,
     )

@@ -105,8 +105,17 @@ def test_half_precision_is_kept_or_converted_as_asked(tmp_path):
     path = write_checkpoint(tmp_path / "half.safetensors", dtype=torch.float16)
     for dtype, expected in ((None, torch.float16), (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)):
         weights = official_weights(load_modules(path, dtype=dtype))
-        assert {weight.dtype for weight in weights.values()} == {expected}
+        rest = [weight.dtype for key, weight in weights.items() if not key.startswith(CONDITIONER_VAE)]
+        assert set(rest) == {expected}
         assert torch.equal(weights[VISUAL + "proj"], load_file(path)[VISUAL + "proj"].to(expected))
+
+
+def test_the_still_is_encoded_in_float32_whatever_the_rest_runs_in(tmp_path):
+    """As the reference does (spec 4, 6)."""
+    path = write_checkpoint(tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = load_modules(path, dtype=torch.bfloat16)
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(loaded.vae.encode(pixels), load_modules(path, dtype=torch.float32).vae.encode(pixels))
 
 
 def test_eight_bit_floats_are_converted_and_checked(tmp_path):

@@ -1,9 +1,13 @@
 """The command line as its user meets it: files appear whole or not at all, and every refusal is one line."""
 
+import ast
+import errno
 import fcntl
+import io
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import signal
@@ -14,26 +18,31 @@ import tempfile
 import termios
 import time
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from recipes import a_recipe
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from synthetic import TINY, write_checkpoint
 
+import svd_core
 from svd_core import __version__
-from svd_core.cli import commands, main
+from svd_core.cli import commands, interrupts, latents, main
 from svd_core.errors import InputError
 from svd_core.media import load_image, read_recipe, write_clip
 from svd_core.media.metadata import TEXT_KEY
-from svd_core.pipeline import Clip, Progress, load_checkpoint
+from svd_core.pipeline import Clip, Progress, load_checkpoint, sigmas_for
 from svd_core.recipe import Source
 from svd_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+INTERRUPTED = "interrupted: no file is left half-written"
 
 
 @cache
@@ -73,7 +82,9 @@ class Recorder:
     """Stands where a model would, and keeps what it is asked to render."""
 
     def __init__(self):
-        self.opened = self.image = self.settings = self.limits = None
+        self.opened = self.image = self.settings = self.limits = self.threads = None
+        self.config = TINY
+        self.variant_note = "variant svd is assumed: --variant svd_xt chooses the other"
 
     def open(self, path, **options):
         self.opened = (path, options)
@@ -81,6 +92,7 @@ class Recorder:
 
     def render(self, image, settings, *, callback, **limits):
         self.image, self.settings, self.limits = image, settings, limits
+        self.threads = torch.get_num_threads()
         callback(Progress("sample", 1, 1))
         resolved = settings.for_variant(TINY.variant)
         return Clip(np.zeros((2, 64, 64, 3), np.float32), torch.zeros(2, 4, 8, 8), resolved, (700.0, 0.0), "kept")
@@ -111,7 +123,7 @@ def test_animate_writes_what_the_pipeline_renders(tmp_path, capsys):
 
     out, err = capsys.readouterr()
     fitted, done = out.splitlines()
-    assert err == ""
+    assert err == "note: The size 128x64 is not 1024x576, which the model was trained on.\n"
     asked = r" \(100x70 was asked for; sides are multiples of 64\)"
     assert re.fullmatch(rf".*/still\.png: 150x100 cropped to 128x64, 25 % of the height lost{asked}", fitted)
     assert re.fullmatch(r".*/clip: 128x64, 3 frames, \d+\.\d s", done)
@@ -124,10 +136,11 @@ def test_a_recipe_holds_everything_that_decided_the_clip(tmp_path):
     assert recipe.settings == Settings(
         frames=3, steps=2, width=128, height=64, min_guidance=1.0, max_guidance=2.0, seed=5, fit="pad"
     )
-    assert recipe.sigmas == tuple(commands.sigmas_for(recipe.settings).tolist())
+    assert recipe.sigmas == tuple(sigmas_for(recipe.settings).tolist())
     assert recipe.checkpoint == Source.of(tmp_path / "tiny.safetensors")
     assert recipe.image == Source.of(tmp_path / "still.png")
     assert (recipe.playback_fps, recipe.device, recipe.dtype) == (12, "cpu", "float32")
+    assert recipe.threads == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
@@ -212,6 +225,73 @@ def test_inspect_prints_the_report(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Stable Video Diffusion" in out
     assert re.search(r"loadable +yes", out)
+
+
+@pytest.fixture
+def threads():
+    """Puts back torch's number of threads, which a recipe sets for the process."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def repeated(folder, monkeypatch, **changes):
+    """What a recipe with these fields has rendered."""
+    scene(folder)
+    data = json.loads(a_recipe().to_json()) | changes
+    for name, file in (("image", "still.png"), ("checkpoint", "tiny.safetensors")):
+        data[name] = {"path": f"{folder}/{file}", "sha256": Source.of(folder / file).sha256}
+    (folder / "recipe.json").write_text(json.dumps(data))
+    recorder = Recorder()
+    monkeypatch.setattr(commands, "load_checkpoint", recorder.open)
+    assert main(["animate", "--recipe", f"{folder}/recipe.json", "--output", f"{folder}/again/"]) == 0
+    return recorder
+
+
+def test_a_recipe_of_the_cpu_sets_its_threads(tmp_path, monkeypatch, threads):
+    assert repeated(tmp_path, monkeypatch, threads=threads + 1).threads == threads + 1
+    assert read_recipe(tmp_path / "again").threads == threads + 1
+
+
+def test_latents_are_decoded_with_the_threads_of_their_recipe(tmp_path, monkeypatch, threads):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.gif", "--save-latents", f"{tmp_path}/latents.safetensors") == 0
+    torch.set_num_threads(threads + 1)
+    places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/again.gif", "--device", "cpu"]
+    assert main(["decode", f"{tmp_path}/latents.safetensors", *places]) == 0
+    assert torch.get_num_threads() == threads
+    assert (tmp_path / "again.gif").read_bytes() == (tmp_path / "clip.gif").read_bytes()
+
+
+def test_another_checkpoint_than_the_recipe_says_is_refused_before_it_is_loaded(tmp_path, capsys):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.gif") == 0
+    (tmp_path / "tiny.safetensors").write_bytes(b"no checkpoint at all")
+    capsys.readouterr()
+    again = ["animate", "--recipe", f"{tmp_path}/clip.gif", "--output", f"{tmp_path}/again.gif"]
+    assert "tiny.safetensors has SHA-256" in refusal(capsys, again)
+
+
+# Notes
+
+
+def test_an_assumed_variant_is_said_unless_one_was_chosen(tmp_path, monkeypatch, capsys):
+    line = f"note: {Recorder().variant_note}\n"
+    recorded(monkeypatch, tmp_path)
+    assert line in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "clip")
+    recorded(monkeypatch, tmp_path, "--variant", "svd_xt")
+    assert line not in capsys.readouterr().err
+    repeated(tmp_path, monkeypatch)
+    assert line not in capsys.readouterr().err
+
+
+def test_settings_that_the_model_was_not_trained_on_are_said(tmp_path, monkeypatch, capsys):
+    recorded(monkeypatch, tmp_path, "--motion-bucket", "300", "--fps", "40", "--size", "576x1030")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "variant" not in line]
+    assert len(notes) == 2
+    assert notes[0].startswith("note: Motion bucket 300 is above 255")
+    assert notes[1].startswith("note: At 40 frames per second, above 31")
 
 
 # Flags
@@ -303,6 +383,7 @@ def test_version_and_help_are_printed(capsys):
         ("--sigmas 1,2,0", "2"),
         ("--sampler quick", "sampler 'quick' is not known: choose one of euler"),
         ("--churn -1", "churn -1.0 is outside"),
+        ("--churn 1 --sampler lcm", "churn 1.0 with sampler lcm, which has none"),
         ("--playback-fps 0", "playback at 0 frames per second is outside"),
         ("--chunk 0", "chunk 0 is less than 1"),
         ("--budget 0", "budget 0 is less than 1"),
@@ -362,6 +443,8 @@ def test_a_bad_picture_is_refused_before_the_checkpoint_is_opened(tmp_path, caps
         ("clip.avi", "ends in .avi: needed .mp4, .webm, .webp, .gif"),
         ("none/clip.mp4", "does not exist, create the folder first"),
         ("still.png/clip.mp4", "is not a folder"),
+        (".mp4", "has no name before .mp4: give one, such as clip.mp4"),
+        ("x" * 300 + ".mp4", "name too long"),
         ("full", "is not empty"),
     ],
 )
@@ -373,6 +456,120 @@ def test_a_bad_output_is_refused_before_the_checkpoint_is_opened(tmp_path, capsy
     places = ["--checkpoint", f"{tmp_path}/absent.safetensors", "--output", f"{tmp_path}/{output}"]
     assert message in refusal(capsys, ["animate", f"{tmp_path}/still.png", *places])
     assert contents(tmp_path) == before
+
+
+def diffusers_folder(path):
+    """As a download cache lays it out: links to files elsewhere."""
+    (path / "unet").mkdir(parents=True)
+    (path.parent / "blob").write_bytes(b"weights")
+    (path / "unet" / "a.safetensors").symlink_to(path.parent / "blob")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--output {}/still.webp",
+        "--output {}/sub/../still.webp",
+        "--output {}/link.webp",
+        "--output {}/hard.webp",
+        "--output {}/model/clip.webp",
+        "--output {}/clip.gif --save-latents {}/model/unet/a.safetensors",
+        "--output {}/clip.gif --save-latents {}/one.safetensors --checkpoint {}/one.safetensors",
+        "--output {}/empty --save-latents {}/empty/l.safetensors",
+    ],
+)
+def test_an_output_that_would_overwrite_an_input_is_refused(tmp_path, capsys, flags):
+    Image.new("RGB", (64, 64)).save(tmp_path / "still.webp")
+    (tmp_path / "link.webp").symlink_to(tmp_path / "still.webp")
+    (tmp_path / "hard.webp").hardlink_to(tmp_path / "still.webp")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.safetensors").write_bytes(b"weights")
+    diffusers_folder(tmp_path / "model")
+    before = contents(tmp_path)
+    given = flags.replace("{}", str(tmp_path)).split()
+    line = refusal(capsys, ["animate", f"{tmp_path}/still.webp", "--checkpoint", f"{tmp_path}/model", *given])
+    assert "would overwrite" in line
+    assert contents(tmp_path) == before
+
+
+def test_decode_refuses_to_overwrite_what_it_reads(tmp_path, capsys):
+    scene(tmp_path)
+    save_file({"latent": torch.zeros(2, 4, 8, 8)}, tmp_path / "latents.webp")
+    places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/latents.webp"]
+    assert "would overwrite" in refusal(capsys, ["decode", f"{tmp_path}/latents.webp", *places])
+
+
+def test_the_clip_that_a_recipe_came_from_may_be_overwritten(tmp_path):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.gif") == 0
+    before = contents(tmp_path)
+    assert main(["animate", "--recipe", f"{tmp_path}/clip.gif", "--output", f"{tmp_path}/clip.gif"]) == 0
+    assert contents(tmp_path) == before
+
+
+# What the machine refuses
+
+
+def test_a_full_disk_leaves_no_latents_and_no_clip(tmp_path, capsys, monkeypatch):
+    def fill(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    scene(tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setattr(latents, "save_file", fill)
+    assert animate(tmp_path, "clip.gif", "--save-latents", f"{tmp_path}/l.safetensors") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: .*l\.safetensors cannot be written \(.*No space left.*\): choose another place", last)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 12"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_a_remedy(capsys, monkeypatch, error):
+    monkeypatch.setattr(commands, "inspect_checkpoint", raising(error))
+    line = refusal(capsys, ["inspect", "x"])
+    assert re.fullmatch(r"error: memory ran out: .*--size, .*--frames, .*--budget .*--dtype bfloat16\n", line)
+
+
+def test_torch_says_that_memory_ran_out_as_we_expect(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "inspect_checkpoint", lambda _: torch.empty(2**60))
+    assert "memory ran out" in refusal(capsys, ["inspect", "x"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(commands, "inspect_checkpoint", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["inspect", "x"])
+
+
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "inspect_checkpoint", raising(OSError(errno.EIO, "Input/output error", "x")))
+    assert refusal(capsys, ["inspect", "x"]) == "error: x cannot be used (input/output error): choose another path\n"
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_path_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    (tmp_path / "\u00dcmit.safetensors").write_bytes(checkpoint_bytes())
+    assert main(["inspect", f"{tmp_path}/\u00dcmit.safetensors"]) == 0
+    assert rb"\xdcmit.safetensors" in terminal.buffer.getvalue()
 
 
 def test_a_bad_checkpoint_is_refused(tmp_path, capsys):
@@ -456,19 +653,18 @@ def test_ctrl_c_leaves_the_old_clip_and_nothing_else(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(commands.Bars, "__call__", interrupt)
     assert animate(tmp_path, "clip.mp4", "--steps", "5", "--save-latents", f"{tmp_path}/l.safetensors") == 130
-    assert capsys.readouterr().err == "interrupted: the clip was not written\n"
+    assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert heard[-1] == Progress("sample", 2, 5)
     assert contents(tmp_path) == before
 
 
 def run(*argv, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-m", "svd_core", *map(str, argv)],
         cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        **options,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        **{"stdout": subprocess.PIPE, **options},
     )
 
 
@@ -505,7 +701,7 @@ def test_a_real_ctrl_c_ends_a_process_that_shows_its_progress(tmp_path):
         shown = read_until(ours, b" 3/1000", deadline)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
-        shown += read_until(ours, b"interrupted: the clip was not written", deadline)
+        shown += read_until(ours, INTERRUPTED.encode(), deadline)
         process.communicate(timeout=60)
     os.close(ours)
     assert re.search(rb"sample +0%.* 3/1000 \[.*s/step, .* gone, .* left\]", shown)
@@ -513,3 +709,94 @@ def test_a_real_ctrl_c_ends_a_process_that_shows_its_progress(tmp_path):
     assert b"Traceback" not in shown
     assert time.monotonic() - sent < 30
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("follows", [ImportError("numpy"), SystemError("a call failed"), InputError("half"), None])
+def test_an_interrupt_is_one_whatever_a_library_makes_of_it(capsys, monkeypatch, follows):
+    def swallow(_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if follows is not None:
+                raise follows from None
+        return SimpleNamespace(report=str)
+
+    monkeypatch.setattr(commands, "inspect_checkpoint", swallow)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_press_does_not_stop_the_cleaning_up(monkeypatch):
+    with interrupts.Interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(interrupts, "PATIENCE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As a shell has it for what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.Interrupts() as found:
+            signal.raise_signal(signal.SIGINT)
+            assert not found.heard
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_libraries_load_is_one_line(tmp_path):
+    """The delays reach from our first line to the middle of torch's import."""
+    scene(tmp_path)
+    before = contents(tmp_path)
+    places = ("--checkpoint", tmp_path / "tiny.safetensors", "--output", tmp_path / "clip.mp4", "--device", "cpu")
+    for _ in range(3):
+        delay = random.uniform(0.3, 1.5)
+        with run("animate", tmp_path / "still.png", *places, "--steps", 1000, stderr=subprocess.PIPE) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err.decode()) == (130, b"", f"{INTERRUPTED}\n"), f"after {delay} s"
+        assert contents(tmp_path) == before
+
+
+# The process
+
+
+def test_help_and_the_package_load_no_torch():
+    program = "import sys, svd_core\nfrom svd_core.cli import main\ntry:\n    main(['--help'])\nfinally:\n"
+    program += "    print(sorted({'torch', 'numpy', 'PIL', 'av'} & sys.modules.keys()))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_output_that_nobody_can_take_is_one_line():
+    closed = os.pipe()
+    os.close(closed[0])
+    with open("/dev/full", "wb") as full:
+        for target in (full, closed[1]):
+            with run("animate", "--help", stdout=target, stderr=subprocess.PIPE, text=True) as process:
+                _, err = process.communicate(timeout=60)
+            assert process.returncode == 2
+            assert re.fullmatch(r"error: standard output cannot be written \(.*\): send it[^\n]*\n", err)
+    os.close(closed[1])
+
+
+def test_every_public_name_is_found_where_the_package_says():
+    assert svd_core.__all__ == list(svd_core._HOMES)
+    assert set(svd_core.__all__) < set(dir(svd_core))
+    for name in svd_core.__all__:
+        assert getattr(svd_core, name) is getattr(import_module(f"svd_core.{svd_core._HOMES[name]}"), name)
+    with pytest.raises(AttributeError, match="has no attribute 'motion'"):
+        _ = svd_core.motion
+
+
+def test_editors_see_the_same_names():
+    tree = ast.parse((ROOT / "svd_core" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: line.module for line in block.body for alias in line.names}
+    assert seen == svd_core._HOMES

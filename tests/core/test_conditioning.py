@@ -61,7 +61,7 @@ def test_a_vector_that_three_numbers_cannot_share_is_refused(width):
 
 @pytest.mark.parametrize("fps", [0, -7, 0.99, math.nan, math.inf])
 def test_fps_below_1_is_refused_naming_value_limit_and_remedy(fps):
-    with pytest.raises(InputError, match=f"fps {fps} is not a finite number of at least 1: give frames per second"):
+    with pytest.raises(InputError, match=f"fps {fps} is outside 1 to 1024: give frames per second"):
         MicroConditioning(fps=fps)
 
 
@@ -77,7 +77,7 @@ def test_an_augmentation_outside_its_range_is_refused(augmentation):
         MicroConditioning(augmentation=augmentation)
 
 
-@pytest.mark.parametrize("limits", [(1, 0, 0), (1e4, 1023, 10)])
+@pytest.mark.parametrize("limits", [(1, 0, 0), (1024, 1023, 10)])
 def test_the_limits_themselves_are_fine(limits):
     assert torch.isfinite(MicroConditioning(*limits).vector()).all()
 

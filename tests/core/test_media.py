@@ -531,6 +531,8 @@ def test_a_missing_or_unfit_recipe_file_is_refused(tmp_path):
         ("file/", "is a file: PNG frames need a folder"),
         ("folder.mp4", "is a folder: give the name of a file"),
         ("full/", "is not empty: choose a new one"),
+        (".mp4", r"has no name before \.mp4: give one, such as clip\.mp4"),
+        (".GIF", r"has no name before \.GIF: give one"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_and_while_writing(tmp_path, name, message):
@@ -627,5 +629,6 @@ def test_a_file_is_replaced_and_an_empty_folder_filled(tmp_path):
 
 
 def test_upper_case_suffixes_and_dotted_folders_work(tmp_path):
+    assert write_clip(smooth_clip(), tmp_path / ".hidden", 7).is_dir()
     assert write_clip(smooth_clip(), tmp_path / "CLIP.GIF", 7).read_bytes().startswith(b"GIF89a")
     assert write_clip(smooth_clip(), f"{tmp_path}/take.2/", 7).is_dir()

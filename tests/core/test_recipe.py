@@ -25,6 +25,12 @@ def changed(path, value):
     return json.dumps(data)
 
 
+def without(name):
+    data = json.loads(a_recipe().to_json())
+    del data[name]
+    return json.dumps(data)
+
+
 def test_a_recipe_survives_its_json():
     text = a_recipe().to_json()
     assert text.isascii()
@@ -112,6 +118,9 @@ def test_a_setting_that_a_recipe_does_not_know_has_its_default():
         (changed("playback_fps", 10**6), "playback fps 1000000 is outside 1 to"),
         (changed("dtype", "int4"), "dtype is 'int4': needed one of float32, bfloat16, float16"),
         (changed("device", "x" * 10_000), "device is 'xxxx.*': needed a modest str"),
+        (changed("threads", 0), "threads 0 is outside 1 to"),
+        (changed("threads", 10**6), "threads 1000000 is outside 1 to"),
+        (without("threads"), "recipe lacks threads"),
         (changed("image.sha256", "cafe"), r"recipe\.image\.sha256 is not 64 hexadecimal digits"),
         (changed("checkpoint", {"path": "x"}), r"recipe\.checkpoint lacks sha256"),
         (changed("format", 2), "format is '2': needed one of 1"),

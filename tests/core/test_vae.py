@@ -100,7 +100,7 @@ def test_encoder_equals_diffusers(video_pair, shape):
 def test_temporal_decoder_equals_diffusers(video_pair, shape):
     ours, theirs = video_pair
     z = latents(*shape)
-    frames = ours.decode(z, num_frames=shape[1])
+    frames = ours.decode_whole(z, num_frames=shape[1])
     assert frames.shape == (len(z), 3, 8 * shape[2], 8 * shape[3])
     assert relative(frames, theirs.decode(z, num_frames=shape[1]).sample) <= 5e-6
 
@@ -110,7 +110,7 @@ def test_temporal_decoder_equals_diffusers(video_pair, shape):
 def test_image_decoder_equals_diffusers(image_pair, shape):
     ours, theirs = image_pair
     z = latents(*shape)
-    assert relative(ours.decode(z, num_frames=shape[1]), theirs.decode(z).sample) <= 5e-6
+    assert relative(ours.decode_whole(z, num_frames=shape[1]), theirs.decode(z).sample) <= 5e-6
 
 
 @torch.inference_mode()
@@ -181,7 +181,7 @@ def test_nothing_is_written_to_the_input(video_pair):
     ours, _ = video_pair
     z, pixels = latents(1, 2, 3, 5), torch.rand(1, 3, 16, 24)
     before = z.clone(), pixels.clone()
-    ours.decode(z, 2), ours.decode(z, 2, chunk=1), ours.encode(pixels)
+    ours.decode_whole(z, 2), ours.decode(z, 2, chunk=1), ours.encode(pixels)
     assert torch.equal(z, before[0])
     assert torch.equal(pixels, before[1])
 
@@ -189,7 +189,7 @@ def test_nothing_is_written_to_the_input(video_pair):
 def test_a_training_step_reaches_every_weight():
     ours = randomise(VideoVAE(SMALL))
     z = ours.encode(torch.rand(2, 3, 16, 24) * 2 - 1)
-    (ours.decode(z, 2).square().sum() + z.square().sum()).backward()
+    (ours.decode_whole(z, 2).square().sum() + z.square().sum()).backward()
     assert [name for name, weight in ours.named_parameters() if weight.grad is None] == []
 
 
@@ -223,8 +223,8 @@ def test_full_size_work():
     """Spec 12.2, with the shapes of spec 14.3; counted on the meta device."""
     vae = VideoVAE(VAEConfig(encoder_quant=False), backend=Backend(device="meta"))
     z = torch.empty(14, 4, 72, 128, device="meta")
-    assert vae.decode(z, 14).shape == (14, 3, 576, 1024)
-    assert flops(lambda: vae.decode(z, 14)) == pytest.approx(97.2016e12, abs=0.00005e12)
+    assert vae.decode_whole(z, 14).shape == (14, 3, 576, 1024)
+    assert flops(lambda: vae.decode_whole(z, 14)) == pytest.approx(97.2016e12, abs=0.00005e12)
     pixels = torch.empty(1, 3, 576, 1024, device="meta")
     assert flops(lambda: vae.encode(pixels)) == pytest.approx(2.6091e12, abs=0.00005e12)
 

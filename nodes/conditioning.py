@@ -51,45 +51,8 @@ class StableVideoConditioning(io.ComfyNode):
                     "image",
                     tooltip="First frame, at the size of the clip: Fit Picture brings any picture to it.",
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=MAX_FRAMES,
-                    tooltip=(
-                        "Length of the clip. 0 takes the checkpoint's own: 14 for SVD, 25 for SVD-XT. Far more than "
-                        "that, and the clip falls apart or stands still."
-                    ),
-                ),
-                io.Int.Input(
-                    "fps",
-                    default=7,
-                    min=1,
-                    max=1024,
-                    tooltip=(
-                        "Playback speed to imagine, in frames per second: the higher, the less happens from one frame "
-                        "to the next. 6 to 30 look natural. Save the video at any speed you like."
-                    ),
-                ),
-                io.Int.Input(
-                    "motion_bucket",
-                    default=127,
-                    min=0,
-                    max=MAX_MOTION_BUCKET,
-                    tooltip="How much moves: near 0 almost nothing, 127 usual, above 255 things come apart.",
-                ),
-                io.Float.Input(
-                    "augmentation",
-                    default=0.02,
-                    min=0.0,
-                    max=MAX_AUGMENTATION,
-                    step=0.01,
-                    round=0.0001,
-                    tooltip=(
-                        "Noise on the picture. More lets the clip depart from it and move more; from 0.2 on details "
-                        "and faces change."
-                    ),
-                ),
+                *_length_inputs(),
+                *_motion_inputs(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -148,6 +111,60 @@ class StableVideoConditioning(io.ComfyNode):
         positive = entry(context, first, num_frames, numbers)
         negative = entry(torch.zeros_like(context), torch.zeros_like(first), num_frames, numbers)
         return io.NodeOutput([positive], [negative], empty_latent(first, num_frames))
+
+
+# Widgets
+
+
+def _length_inputs() -> list[io.Input]:
+    """How many frames, and how far apart."""
+    return [
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip=(
+                "Length of the clip. 0 takes the checkpoint's own: 14 for SVD, 25 for SVD-XT. Far more than "
+                "that, and the clip falls apart or stands still."
+            ),
+        ),
+        io.Int.Input(
+            "fps",
+            default=7,
+            min=1,
+            max=1024,
+            tooltip=(
+                "Playback speed to imagine, in frames per second: the higher, the less happens from one frame "
+                "to the next. 6 to 30 look natural. Save the video at any speed you like."
+            ),
+        ),
+    ]
+
+
+def _motion_inputs() -> list[io.Input]:
+    """How much moves."""
+    return [
+        io.Int.Input(
+            "motion_bucket",
+            default=127,
+            min=0,
+            max=MAX_MOTION_BUCKET,
+            tooltip="How much moves: near 0 almost nothing, 127 usual, above 255 things come apart.",
+        ),
+        io.Float.Input(
+            "augmentation",
+            default=0.02,
+            min=0.0,
+            max=MAX_AUGMENTATION,
+            step=0.01,
+            round=0.0001,
+            tooltip=(
+                "Noise on the picture. More lets the clip depart from it and move more; from 0.2 on details "
+                "and faces change."
+            ),
+        ),
+    ]
 
 
 # Numerics

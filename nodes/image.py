@@ -63,41 +63,8 @@ class StableVideoImageFit(io.ComfyNode):
                         "the background colour; blurred pad between blurred bars; stretch distorts it."
                     ),
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=MAX_SIDE,
-                    step=SIZE_MULTIPLE,
-                    tooltip=(
-                        "Of the clip, in pixels, rounded to a multiple of 64. 0 chooses: near the trained size, or by "
-                        "the picture's shape when only the height is given. Far from the trained size clips look worse."
-                    ),
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=MAX_SIDE,
-                    step=SIZE_MULTIPLE,
-                    tooltip="Of the clip, in pixels, rounded to a multiple of 64. 0 chooses, as for the width.",
-                ),
-                io.Float.Input(
-                    "focus_x",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where the subject is, from 0 at the left edge to 1 at the right. A crop keeps it in view.",
-                ),
-                io.Float.Input(
-                    "focus_y",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where the subject is, from 0 at the top to 1 at the bottom. A crop keeps it in view.",
-                ),
+                *_size_inputs(),
+                *_focus_inputs(),
                 io.Color.Input(
                     "background",
                     default="#ffffff",
@@ -163,6 +130,56 @@ class StableVideoImageUnfit(io.ComfyNode):
     def execute(cls, images: Tensor, content: dict[str, int]) -> io.NodeOutput:
         left, top, right, bottom = content_edges(content, images.shape[2], images.shape[1])
         return io.NodeOutput(images[:, top:bottom, left:right])
+
+
+# Widgets
+
+
+def _size_inputs() -> list[io.Input]:
+    """Of the clip."""
+    return [
+        io.Int.Input(
+            "width",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            step=SIZE_MULTIPLE,
+            tooltip=(
+                "Of the clip, in pixels, rounded to a multiple of 64. 0 chooses: near the trained size, or by "
+                "the picture's shape when only the height is given. Far from the trained size clips look worse."
+            ),
+        ),
+        io.Int.Input(
+            "height",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            step=SIZE_MULTIPLE,
+            tooltip="Of the clip, in pixels, rounded to a multiple of 64. 0 chooses, as for the width.",
+        ),
+    ]
+
+
+def _focus_inputs() -> list[io.Input]:
+    """What a crop keeps in view."""
+    return [
+        io.Float.Input(
+            "focus_x",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where the subject is, from 0 at the left edge to 1 at the right. A crop keeps it in view.",
+        ),
+        io.Float.Input(
+            "focus_y",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where the subject is, from 0 at the top to 1 at the bottom. A crop keeps it in view.",
+        ),
+    ]
 
 
 # Sizes and colours

@@ -48,6 +48,12 @@ TAIL_LINES = 40
 PREVIEWS = (1, 2)
 """What a binary message of the websocket starts with when it is a picture (ComfyUI's protocol.py)."""
 
+WATCHER = """
+import os, signal, sys
+if not sys.stdin.read():  # it ends with a word, or with the process that holds its other end
+    getattr(os, "killpg", os.kill)(int(sys.argv[1]), getattr(signal, "SIGKILL", signal.SIGTERM))
+"""
+
 Prompt = Mapping[str, Mapping[str, Any]]
 """A workflow in API format: node id -> {"class_type": ..., "inputs": {...}}."""
 
@@ -140,13 +146,12 @@ class Events:
     def wait(self, wanted: Callable[[Event], bool], *, after: int = 0, seconds: float = RUN_SECONDS) -> int:
         """Index in `seen` of the first wanted event from `after` on. Raises ServerError when none comes in time."""
         deadline = time.monotonic() + seconds
-        position = after
         with self.changed:
             while True:
-                for position in range(position, len(self.seen)):
-                    if wanted(self.seen[position]):
+                for position, event in enumerate(self.seen[after:], start=after):
+                    if wanted(event):
                         return position
-                position = len(self.seen)
+                after = len(self.seen)
                 left = deadline - time.monotonic()
                 if self.closed or left <= 0:
                     reason = "ComfyUI closed the connection" if self.closed else f"nothing came in {seconds:.0f} s"
@@ -206,14 +211,14 @@ class ComfyUI:
             "extra_data": {"preview_method": preview_method},
         }
         try:
-            return self._json("/prompt", body)["prompt_id"]
+            return json.loads(self._post("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
             raise refusal(json.load(error)) from None
 
     def finish(self, prompt_id: str, *, seconds: float = RUN_SECONDS) -> Run:
-        """Wait until a queued prompt is over. Raises PromptError when a node failed, Interrupted when it was cancelled."""
+        """Wait until a queued prompt is over. Raises PromptError when a node failed, Interrupted when cancelled."""
 
         def over(event: Event) -> bool:
             return event.kind == "executing" and event.prompt == prompt_id and event.data["node"] is None
@@ -242,36 +247,33 @@ class ComfyUI:
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """The record of a finished prompt: its outputs and status."""
-        return self._json(f"/history/{prompt_id}")[prompt_id]
+        return self.get_json(f"/history/{prompt_id}")[prompt_id]
 
     def fetch(self, file: Mapping[str, str]) -> bytes:
         """A file that an output node saved, by the name in `Run.files`."""
         names = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
-        return self._get(f"/view?{urllib.parse.urlencode(names)}")
+        return self.get(f"/view?{urllib.parse.urlencode(names)}")
 
     def object_info(self) -> dict[str, Any]:
         """Every node that ComfyUI knows, by id."""
-        return self._json("/object_info")
+        return self.get_json("/object_info")
 
     def system_stats(self) -> dict[str, Any]:
-        return self._json("/system_stats")
+        return self.get_json("/system_stats")
 
     def free(self) -> None:
         """Ask ComfyUI to unload its models and drop its cache; it does so after the prompt that runs now."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
-    def get_json(self, path: str) -> Any:
+    def get(self, path: str) -> bytes:
         """Any other address of the server."""
-        return self._json(path)
+        return _open(f"{self.url}{path}")
+
+    def get_json(self, path: str) -> Any:
+        return json.loads(self.get(path))
 
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def _json(self, path: str, body: object = None) -> Any:
-        return json.loads(self._get(path) if body is None else self._post(path, body))
-
-    def _get(self, path: str) -> bytes:
-        return _open(f"{self.url}{path}")
 
     def _post(self, path: str, body: object) -> bytes:
         data = json.dumps(body).encode()
@@ -311,7 +313,7 @@ def running(
 ) -> Iterator[ComfyUI]:
     """ComfyUI from the folder `comfyui` on a base directory made by `prepare`, stopped on the way out with all that it
     started. Its output goes to `log` (base/comfyui.log), which stays. Raises ServerError when it does not come up."""
-    port = port or free_port()
+    port = free_port(port or 0)
     log = log or base / "comfyui.log"
     command = [*command_line(base.resolve(), comfyui, port), *(["--cpu"] if cpu else []), *flags]
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
@@ -325,6 +327,7 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    watcher = watch(process)
     url = f"http://{HOST}:{port}"
     comfy = ComfyUI(url, process, base, log, Events(url, uuid.uuid4().hex))
     try:
@@ -334,6 +337,7 @@ def running(
     finally:
         comfy.events.close()
         stop(process)
+        watcher.communicate(b"stopped")
 
 
 def command_line(base: Path, comfyui: Path, port: int) -> list[str]:
@@ -350,11 +354,22 @@ def command_line(base: Path, comfyui: Path, port: int) -> list[str]:
     ]
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on now."""
+def free_port(wanted: int = 0) -> int:
+    """A loopback port that nothing uses now: the wanted one, or any for 0. Raises ServerError where it is taken."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left counts as free
+        try:
+            probe.bind((HOST, wanted))
+        except OSError as error:
+            raise ServerError(f"port {wanted} is taken ({error}): end what listens there, or choose another") from None
         return probe.getsockname()[1]
+
+
+def watch(process: subprocess.Popen) -> subprocess.Popen:
+    """Start a small process that kills a server and what it started once this process is gone, however it ended. Write
+    it a word when the server has been stopped."""
+    command = [sys.executable, "-S", "-c", WATCHER, str(process.pid)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -381,7 +396,9 @@ def _await_answer(comfy: ComfyUI) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if comfy.process.poll() is not None:
-            raise ServerError(f"ComfyUI stopped with status {comfy.process.returncode} at the start:\n{tail(comfy.log)}")
+            raise ServerError(
+                f"ComfyUI stopped with status {comfy.process.returncode} at the start:\n{tail(comfy.log)}"
+            )
         try:
             comfy.system_stats()
         except (urllib.error.URLError, ConnectionError, TimeoutError):

@@ -23,6 +23,9 @@ FRAMES_PER_SECOND = 8
 COLOURS = 256
 """One palette for all frames: a third of the bytes, and the artist's window is often across a network."""
 
+PALETTE_DETAIL = 4
+"""One pixel in so many squared is enough to choose the palette from."""
+
 PAUSE = 0.5
 """Seconds between two previews at least; shorter, and none would be watched."""
 
@@ -100,7 +103,9 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def animated_png(frames: Sequence[Image.Image]) -> bytes:
     """RGB frames of one size as an endless animated PNG."""
-    palette = side_by_side(frames).quantize(COLOURS, Image.Quantize.FASTOCTREE)
+    palette = side_by_side([frame.reduce(PALETTE_DETAIL) for frame in frames]).quantize(
+        COLOURS, Image.Quantize.FASTOCTREE
+    )
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     file = BytesIO()
     duration = 1000 // FRAMES_PER_SECOND

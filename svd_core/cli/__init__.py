@@ -14,7 +14,10 @@ from contextlib import suppress
 from ..errors import OutputError, StableVideoError
 from .interrupts import Interrupts
 
-_INTERRUPTED = "interrupted: no file is left half-written"
+UNUSABLE, INTERRUPTED = 2, 130
+"""Exit codes."""
+
+_NOT_HALF = "interrupted: no file is left half-written"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch's allocators say where there is no class to tell: on a GPU, on the CPU, and on the CPU of Windows."""
 
@@ -23,30 +26,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` is without the program's name; None takes the process's own."""
     with Interrupts() as interrupts:
         try:
-            _run(argv)
+            _run(argv, interrupts)
         except BaseException as error:
             if interrupts.heard or isinstance(error, KeyboardInterrupt):
-                return _stop(_INTERRUPTED, 130)
+                return _stop(_NOT_HALF, INTERRUPTED)
             if reason := _reason(error):
-                return _stop(f"error: {reason}", 2)
+                return _stop(f"error: {reason}", UNUSABLE)
             raise
-        return _stop(_INTERRUPTED, 130) if interrupts.heard else 0
+        return _stop(_NOT_HALF, INTERRUPTED) if interrupts.heard else 0
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
     from .flags import parser
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold letters that a terminal lacks
     try:
         args = parser().parse_args(argv)
+        interrupts.run_whole(_import_libraries)
         args.run(args)
     finally:
         _flush()
 
 
+def _import_libraries() -> None:
+    from . import commands as commands
+
+
 def _flush() -> None:
-    """Before Python does, which would report a failure in several lines, and again at exit what is still unwritten."""
+    """Before Python does at exit, which would report a failure in several lines."""
     if sys.stdout is None:
         return
     try:

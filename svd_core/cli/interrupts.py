@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 PATIENCE = 2.0
@@ -20,6 +21,7 @@ class Interrupts:
         self.heard = False
         self._last = -PATIENCE
         self._ours = False
+        self._waiting = False
 
     def __enter__(self) -> Interrupts:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,9 +35,19 @@ class Interrupts:
         if self._ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def run_whole(self, work: Callable[[], None]) -> None:
+        """Do short work that an exception would crash, as it does torch's import from C++; interrupt after it."""
+        self._waiting = True
+        try:
+            work()
+        finally:
+            self._waiting = False
+        if self.heard:
+            raise KeyboardInterrupt
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.heard = True
         now = time.monotonic()
-        if now - self._last >= PATIENCE:
+        if not self._waiting and now - self._last >= PATIENCE:
             self._last = now
             raise KeyboardInterrupt

@@ -737,6 +737,18 @@ def test_a_second_press_does_not_stop_the_cleaning_up(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
 
+def test_work_that_may_not_break_is_interrupted_after_it():
+    done = []
+
+    def work():
+        signal.raise_signal(signal.SIGINT)
+        done.append(True)
+
+    with interrupts.Interrupts() as found, pytest.raises(KeyboardInterrupt):
+        found.run_whole(work)
+    assert done == [True]
+
+
 def test_an_ignored_ctrl_c_stays_ignored():
     """As a shell has it for what runs in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,235 @@
+"""All stages on a model of seconds: each lowers its loss, and what comes out is a model that animates."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import svd_core
+from svd_core.checkpoint import open_checkpoint
+from svd_core.errors import CheckpointError, InputError, OutputError
+from training.cli import main
+from training.data import open_source
+from training.distributed import ALONE
+from training.export import MEBIBYTE, export
+from training.initialise import new_clip_vision, new_unet, new_vae
+from training.loop import Machine, Place
+from training.plot import SIZE, plot_losses, running_mean
+from training.recipe import DEMO, Recipe, read_recipe, with_settings
+from training.stages import STAGES, train_temporal, train_video
+
+STEPS = {"autoencoder": 30, "temporal": 16, "video": 40}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny) -> Recipe:
+    settings = [f"{stage}.optimisation.steps={steps}" for stage, steps in STEPS.items()]
+    return with_settings(tiny, [*settings, "video.cached_clips=4", "video.noise.p_mean=0"])
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    """(folder, losses of each stage)."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    runs = {name: train(recipe, source, folder, Machine(), ALONE) for name, train in STAGES.items()}
+    return folder, {name: run.losses for name, run in runs.items()}
+
+
+@pytest.mark.parametrize(("stage", "factor"), [("autoencoder", 0.4), ("temporal", 0.7), ("video", 0.85)])
+def test_each_stage_lowers_its_loss(trained, stage, factor):
+    losses = trained[1][stage]
+    assert len(losses) == STEPS[stage]
+    window = max(5, len(losses) // 4)
+    assert np.mean(losses[-window:]) < factor * np.mean(losses[:window])
+
+
+def test_the_curve_is_a_picture(trained):
+    for stage in STAGES:
+        with Image.open(Place(trained[0], stage).curve) as picture:
+            assert picture.size == SIZE and picture.format == "PNG"
+            assert len(picture.convert("RGB").getcolors(SIZE[0] * SIZE[1])) > 4
+
+
+def test_the_export_loads_and_animates(recipe, trained, tmp_path):
+    path = export(recipe, trained[0], tmp_path / "tiny.safetensors")
+    svd = svd_core.load_checkpoint(path)
+    assert svd.config == recipe.model
+    picture = np.random.default_rng(0).random((64, 64, 3), dtype=np.float32)
+    frames = svd.animate(picture, seed=1)
+    assert frames.shape == (3, 64, 64, 3) and np.isfinite(frames).all()
+    assert np.array_equal(frames, svd.animate(picture, seed=1))
+    assert not np.array_equal(frames, svd.animate(picture, seed=2))
+
+
+def test_the_export_holds_the_averaged_weights_in_half_and_no_more(recipe, trained, tmp_path):
+    path = export(recipe, trained[0], tmp_path / "tiny.safetensors")
+    kept = open_checkpoint(path)
+    video, _ = _tensors(Place(trained[0], "video").weights)
+    temporal, _ = _tensors(Place(trained[0], "temporal").weights)
+    for weights, own, prefix in ((kept.unet_weights(), video, "unet."), (kept.vae_weights(), temporal, "")):
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, own[prefix + name].half()), name
+    stored, metadata = _tensors(path)
+    assert len(stored) == sum(map(len, (kept.unet_weights(), kept.vae_weights(), kept.clip_vision_weights())))
+    assert metadata["license"] == "MIT"
+    assert json.loads(metadata["training.recipe"])["name"] == "tiny"
+    assert json.loads(metadata["training.stages"]) == {"temporal": "step 16 of 16", "video": "step 40 of 40"}
+
+
+def _tensors(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_an_export_over_the_limit_is_refused_and_leaves_nothing(recipe, trained, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    size = export(recipe, trained[0], path).stat().st_size
+    path.unlink()
+    with pytest.raises(OutputError, match=r"needs \d+\.\d MiB, at most"):
+        export(recipe, trained[0], path, limit=size - 1)
+    assert not path.exists()
+
+
+def test_the_limit_is_judged_by_no_less_than_the_file(recipe, trained, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    size = export(recipe, trained[0], path).stat().st_size
+    for limit in range(size, size + 400_000, 20_000):
+        try:
+            export(recipe, trained[0], path, limit=limit)
+        except OutputError:
+            continue
+        assert limit - size < 200_000, "the estimate of the header is far too large"
+        return
+    pytest.fail("the estimate of the header is far too large")
+
+
+def test_another_recipe_cannot_export_this_run(recipe, trained, tmp_path):
+    other = with_settings(recipe, ["model.unet.model_channels=64"])
+    with pytest.raises(CheckpointError, match="do not fit the recipe's model"):
+        export(other, trained[0], tmp_path / "x.safetensors")
+
+
+def test_later_stages_need_a_finished_autoencoder(recipe, trained, tmp_path):
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    with pytest.raises(CheckpointError, match="does not exist: run python -m training autoencoder"):
+        train_temporal(recipe, source, tmp_path, Machine(), ALONE)
+    STAGES["autoencoder"](recipe, source, tmp_path, Machine(stop_after=1), ALONE)
+    with pytest.raises(CheckpointError, match="is at step 1 of 30: go on with"):
+        train_video(recipe, source, tmp_path, Machine(), ALONE)
+    other = with_settings(recipe, ["autoencoder.kl=0.5"])
+    with pytest.raises(CheckpointError, match=r"autoencoder.kl 0.0001 in the file, 0.5 given"):
+        train_video(other, source, trained[0], Machine(), ALONE)
+
+
+def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_path):
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    other = with_settings(recipe, ["seed=8", "autoencoder.optimisation.steps=1"])
+    STAGES["autoencoder"](other, source, tmp_path, Machine(), ALONE)
+    (tmp_path / "latents").symlink_to(trained[0] / "latents")
+    with pytest.raises(CheckpointError, match="was encoded from other clips or by another autoencoder"):
+        train_video(other, source, tmp_path, Machine(), ALONE)
+
+
+def test_clips_drawn_anew_train_too(recipe, trained, tmp_path):
+    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    fresh = with_settings(
+        recipe, ["video.cached_clips=0", "video.optimisation.steps=2", "video.optimisation.bf16=true"]
+    )
+    run = train_video(fresh, source, tmp_path, Machine(), ALONE)
+    assert run.step == 2 and all(np.isfinite(run.losses))
+
+
+def test_the_demo_model_fits_in_the_pack():
+    make = torch.Generator().manual_seed(0)
+    model = DEMO.model
+    networks = (new_unet(model.unet, make), new_vae(model.vae, make), new_clip_vision(model.clip_vision, make))
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+    assert counts == [5_771_923, 1_701_299, 369_888]
+    assert 2 * sum(counts) < 15 * MEBIBYTE, "the rest of 16 MiB is for names and metadata"
+    assert model.variant.frames == DEMO.data.frames == 14
+
+
+def test_a_recipe_is_its_json(tmp_path):
+    (tmp_path / "recipe.json").write_text(DEMO.to_json())
+    assert read_recipe(tmp_path / "recipe.json") == DEMO
+
+
+def test_settings_change_single_values():
+    changed = with_settings(DEMO, ["video.optimisation.steps=7", "data.clips=some/folder", "data.fps=[7]"])
+    assert changed.video.optimisation.steps == 7
+    assert changed.data.clips == "some/folder" and changed.data.fps == (7,)
+    assert changed.model == DEMO.model
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("steps", "is no setting: give field=value"),
+        ("video.step=3", "the recipe has no field 'video.step'"),
+        ("video.optimisation.steps.x=3", "the recipe has no field"),
+        ("video.optimisation.steps=many", "recipe.video.optimisation.steps is 'many'"),
+        ("video.optimisation.steps=0", "video.optimisation.steps is 0: needed at least 1"),
+        ("data.width=100", "data.width is 100: needed a multiple of 8"),
+        ("temporal.frames=15", "temporal.frames is 15: needed 1 to data.frames 14"),
+        ("video.optimisation.accumulate=3", "video.optimisation.batch is 4: needed a multiple of accumulate"),
+        ("video.optimisation.ema=1.0", "video.optimisation.ema is 1.0"),
+        ("data.fps=[]", "data.fps is ()"),
+        ("data.motion_buckets=[9, 3]", "data.motion_buckets is (9, 3)"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(setting, message):
+    with pytest.raises(InputError) as caught:
+        with_settings(DEMO, [setting])
+    assert message in str(caught.value)
+
+
+def test_the_command_line_trains_and_exports(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    short = [f"--set={stage}.optimisation.steps=2" for stage in STEPS]
+    common = ["--folder", str(tmp_path / "run"), "--recipe", str(tmp_path / "recipe.json"), *short]
+    for stage in STEPS:
+        assert main([stage, *common]) == 0, capsys.readouterr().err
+    assert main(["export", *common, "--output", str(tmp_path / "out.safetensors")]) == 0
+    assert "video.safetensors: step 2 of 2, loss " in (printed := capsys.readouterr().out)
+    assert "out.safetensors: " in printed and "MiB" in printed
+    svd_core.load_checkpoint(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["video"], "--folder"),
+        (["video", "--folder", "x", "--recipe", "nowhere.json"], "recipe nowhere.json cannot be read"),
+        (["video", "--folder", "x", "--set", "data.clips=nowhere"], "clips nowhere is not a folder"),
+        (["autoencoder", "--folder", "x", "--device", "abacus"], "device 'abacus' is not known"),
+        (["autoencoder", "--folder", "x", "--save-every", "0"], "save every 0 is less than 1"),
+        (["lora", "--checkpoint", "x", "--clips", "y", "--folder", "z", "--rank", "0"], "rank 0 is not above 0"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_code_2(argv, message, capsys):
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+
+
+def test_the_recipe_is_printed(capsys):
+    assert main(["recipe", "--set", "seed=5"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 5
+
+
+def test_the_running_mean_looks_back_over_a_fiftieth():
+    values = np.arange(100.0)
+    assert running_mean(values)[[0, 1, 50]].tolist() == [0.0, 0.5, 49.5]
+
+
+@pytest.mark.parametrize("losses", [[0.5], [1.0, 1.0], [3.0, 0.0, 2.0], list(np.geomspace(1, 1e-6, 500))])
+def test_any_losses_can_be_drawn(tmp_path, losses):
+    plot_losses(losses, tmp_path / "curve.png", "some")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert len(list(tmp_path.iterdir())) == 1

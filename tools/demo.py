@@ -1,0 +1,134 @@
+"""Render a clip in the real ComfyUI (`make demo`), or open its page (`make serve`). Needs no download but ComfyUI's.
+
+python tools/demo.py            a shipped workflow on the shipped picture; prints where the clip is
+python tools/demo.py --serve    ComfyUI's page with the pack in it, until Ctrl-C
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python tools/demo.py` puts tools/ there
+
+from tools.comfyui_server import PromptError, Run, ServerError, prepare, running  # noqa: E402
+from tools.fetch_comfyui import FetchError, newest_comfyui  # noqa: E402
+from tools.make_workflows import sample  # noqa: E402
+from tools.samples import (  # noqa: E402
+    CHECKPOINT_NAME,
+    CLIP_NAME,
+    SAMPLE_HEIGHT,
+    SAMPLE_WIDTH,
+    contact_sheet,
+    copy_picture,
+    read_frames,
+    write_checkpoint,
+    write_clip,
+)
+from tools.workflow_format import changed, page_format  # noqa: E402
+
+OUTPUT = ROOT / "output"
+BASE = OUTPUT / "comfyui"
+"""ComfyUI's folders for the demo: models, input and output."""
+
+WORKFLOW = ROOT / "workflows" / "api" / "image_to_video_14_frames.json"
+SAVED_WORKFLOWS = BASE / "user" / "default" / "workflows"
+"""Where the page keeps a person's own workflows."""
+
+PORT = 8188
+
+NO_MODEL_YET = (
+    "There is no demo model yet: the checkpoint has random weights, so the clip is coloured noise.\n"
+    "It shows that every node works in the real ComfyUI, and nothing of what Stable Video Diffusion looks like."
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", action="store_true", help="open ComfyUI's page instead")
+    parser.add_argument("--port", type=int, default=PORT, help="of the page (default: %(default)s)")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ComfyUI must not outlive a demo that is ended
+    try:
+        comfyui = newest_comfyui()
+        furnish()
+        if arguments.serve:
+            serve(comfyui, arguments.port)
+        else:
+            demo(comfyui)
+    except (FetchError, ServerError, PromptError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ended")
+    return 0
+
+
+def furnish() -> None:
+    """ComfyUI's folders, with the pack, the checkpoint of random weights, the picture and the clip in them."""
+    prepare(BASE)
+    write_checkpoint(BASE / "models" / "checkpoints" / CHECKPOINT_NAME)
+    copy_picture(BASE / "input")
+    write_clip(BASE / "input" / CLIP_NAME)
+
+
+def demo(comfyui: Path) -> None:
+    """Run the shipped workflow at a small size, and print the clip, its contact sheet and the seconds."""
+    prompt = changed(
+        json.loads(WORKFLOW.read_text(encoding="utf-8")),
+        checkpoint=CHECKPOINT_NAME,
+        width=SAMPLE_WIDTH,
+        height=SAMPLE_HEIGHT,
+    )
+    started = time.monotonic()
+    print(f"ComfyUI {comfyui} is starting ...", flush=True)
+    with running(BASE, comfyui) as comfy:
+        up = time.monotonic()
+        run = comfy.run(prompt)
+        video = OUTPUT / "demo.mp4"
+        video.write_bytes(comfy.fetch(saved_video(prompt, run)))
+    frames = read_frames(video)
+    sheet = OUTPUT / "demo.png"
+    contact_sheet(frames).save(sheet)
+    height, width = frames[0].shape[:2]
+    print(NO_MODEL_YET)
+    print(f"video          {video}  ({len(frames)} frames of {width}x{height})")
+    print(f"contact sheet  {sheet}")
+    print(f"seconds        {run.seconds:.1f} for the workflow, after {up - started:.1f} for ComfyUI to start")
+
+
+def saved_video(prompt: Mapping[str, Mapping[str, object]], run: Run) -> dict[str, str]:
+    """The file that the workflow's SaveVideo wrote."""
+    node = next(number for number, node in prompt.items() if node["class_type"] == "SaveVideo")
+    return run.files(node)[0]
+
+
+def serve(comfyui: Path, port: int) -> None:
+    """ComfyUI in the foreground until Ctrl-C, on the accelerator where there is one."""
+    with running(BASE, comfyui, cpu=not has_accelerator(), port=port) as comfy:
+        SAVED_WORKFLOWS.mkdir(parents=True, exist_ok=True)
+        page = json.dumps(page_format(sample(), comfy.object_info()), indent=2)
+        (SAVED_WORKFLOWS / "sample.json").write_text(page, encoding="utf-8")
+        print(NO_MODEL_YET)
+        print(f"page      {comfy.url}  (Ctrl-C ends it)")
+        print("open      Workflows > sample, or Templates > comfyui-stable-video for the shipped ones")
+        print(f"models    {BASE / 'models' / 'checkpoints'}")
+        print(f"log       {comfy.log}", flush=True)
+        comfy.process.wait()
+
+
+def has_accelerator() -> bool:
+    """Whether ComfyUI has anything but the CPU to run on."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Write workflows/*.json (for ComfyUI's page), workflows/api/*.json (for scripts) and workflows/*.jpg (thumbnails).
+
+    python tools/make_workflows.py
+
+Starts the newest tested ComfyUI to ask it about its nodes. A test holds the committed files to what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python tools/make_workflows.py` puts tools/ there
+
+from tools.comfyui_server import prepare, running  # noqa: E402
+from tools.fetch_comfyui import newest_comfyui  # noqa: E402
+from tools.samples import CHECKPOINT_NAME, CLIP_NAME, PICTURE, SAMPLE_HEIGHT, SAMPLE_WIDTH, SMALL  # noqa: E402
+from tools.thumbnails import Card, draw_card  # noqa: E402
+from tools.workflow_format import RANDOMIZE, Graph, Info, Model, Node, Output, api_format, page_format  # noqa: E402
+
+FOLDER = ROOT / "workflows"
+THUMBNAIL_QUALITY = 88
+
+_HUB = "https://huggingface.co/stabilityai"
+SVD = Model("svd.safetensors", f"{_HUB}/stable-video-diffusion-img2vid/resolve/main/svd.safetensors")
+SVD_XT = Model("svd_xt.safetensors", f"{_HUB}/stable-video-diffusion-img2vid-xt/resolve/main/svd_xt.safetensors")
+SDXL = Model(
+    "sd_xl_base_1.0.safetensors", f"{_HUB}/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
+)
+
+FPS = 7
+SEED = 42
+
+MODEL, PICTURE_IN, STILL, CLIP_IN, MOTION, SAMPLE, SAVE = (
+    "Model",
+    "Your picture",
+    "Still from text",
+    "Your clip",
+    "Motion",
+    "Sampling",
+    "Video",
+)
+
+
+def image_to_video_14() -> Graph:
+    graph = Graph(
+        "image_to_video_14_frames",
+        "Image to video, 14 frames",
+        "## Image to video, 14 frames\n\n1. Choose your picture in **Load Image**.\n2. Press Run.\n\n"
+        "**motion_bucket** says how much moves: 40 is calm, 127 the middle, 200 wild. Another "
+        "**seed** is another take.\n\n"
+        "Needs `svd.safetensors` in `models/checkpoints`; ComfyUI offers it when it is missing.",
+    )
+    loader = _load(graph, SVD)
+    _animate(graph, loader, _fitted(graph, _picture(graph)["IMAGE"]), 14, "image_to_video")
+    return graph
+
+
+def image_to_video_25() -> Graph:
+    graph = Graph(
+        "image_to_video_25_frames",
+        "Image to video, 25 frames",
+        "## Image to video, 25 frames\n\nThe same as with 14 frames, on the model that was trained for 25: longer "
+        "clips and steadier motion, in nearly twice the time.\n\nNeeds `svd_xt.safetensors` in `models/checkpoints`.",
+    )
+    loader = _load(graph, SVD_XT, "svd_xt")
+    _animate(graph, loader, _fitted(graph, _picture(graph)["IMAGE"]), 25, "image_to_video")
+    return graph
+
+
+def portrait() -> Graph:
+    graph = Graph(
+        "portrait",
+        "Portrait",
+        "## Portrait\n\nAn upright clip of 576x1024. **Fit** cuts the picture to that shape around the focal point: "
+        "move **focus_x** and **focus_y** (0 is left or top, 1 right or bottom) until what matters stays in.\n\n"
+        "The model saw few upright pictures: faces and slow motion work best.",
+    )
+    loader = _load(graph, SVD_XT, "svd_xt")
+    fitted = _fitted(graph, _picture(graph)["IMAGE"], width=576, height=1024, focus_x=0.44, focus_y=0.3)
+    _animate(graph, loader, fitted, 25, "portrait", motion_bucket=80)
+    return graph
+
+
+def text_to_video() -> Graph:
+    graph = Graph(
+        "text_to_image_to_video",
+        "Text to image to video",
+        "## Text to image to video\n\nStable Video Diffusion takes no text. Here another model draws a still from your "
+        "text, and the still is set in motion.\n\nWrite what the picture shows, not how it moves. Keep "
+        "**control after generate** of the still on *fixed* while you look for the motion that you like.\n\n"
+        "Needs `sd_xl_base_1.0.safetensors` and `svd_xt.safetensors` in `models/checkpoints`.",
+    )
+    still = graph.add("CheckpointLoaderSimple", 0, STILL, models=[SDXL], ckpt_name=SDXL.name)
+    wanted = "a small red rocket climbing over misty hills at sunset, warm light, long smoke trail, photograph"
+    positive = graph.add("CLIPTextEncode", 0, STILL, text=wanted, clip=still["CLIP"])
+    negative = graph.add("CLIPTextEncode", 0, STILL, text="text, watermark, frame, blurry", clip=still["CLIP"])
+    empty = graph.add("EmptyLatentImage", 0, STILL, width=1024, height=576)
+    sampled = graph.add(
+        "KSampler",
+        1,
+        STILL,
+        model=still["MODEL"],
+        positive=positive["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        latent_image=empty["LATENT"],
+        seed=SEED,
+        steps=25,
+        cfg=6.0,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+    )
+    drawn = graph.add("VAEDecode", 1, STILL, samples=sampled["LATENT"], vae=still["VAE"])
+    loader = _load(graph, SVD_XT, "svd_xt", column=2)
+    fitted = _fitted(graph, drawn["IMAGE"], column=2)
+    _animate(graph, loader, fitted, 25, "text_to_video", column=2)
+    return graph
+
+
+def video_to_video() -> Graph:
+    graph = Graph(
+        "video_to_video",
+        "Video to video",
+        "## Video to video\n\nThe clip is encoded, partly covered with noise and drawn anew. **denoise** says how far: "
+        "0.3 keeps nearly everything, 0.8 keeps little more than the light.\n\nThe first frame is the picture that the "
+        "model looks at. Take as many frames from the clip as the conditioning asks for.\n\n"
+        "`rocket.mp4` comes with `make serve`; choose a clip of your own in **Load Video**.",
+    )
+    loader = _load(graph, SVD)
+    clip = graph.add("LoadVideo", 0, CLIP_IN, file=CLIP_NAME)
+    parts = graph.add("GetVideoComponents", 0, CLIP_IN, video=clip["VIDEO"])
+    cut = graph.add("ImageFromBatch", 0, CLIP_IN, image=parts["images"], length=14)
+    fitted = _fitted(graph, cut["IMAGE"])
+    latent = graph.add("VAEEncode", 1, MOTION, pixels=fitted["image"], vae=loader["VAE"])
+    first = graph.add("ImageFromBatch", 1, MOTION, image=fitted["image"])
+    conditioning = _condition(graph, loader, first["IMAGE"], 14)
+    sampled = _sample(graph, loader, conditioning, latent["LATENT"], denoise=0.6)
+    _finish(graph, loader, sampled["latent"], "video_to_video")
+    return graph
+
+
+def few_steps() -> Graph:
+    graph = Graph(
+        "few_steps",
+        "Few steps",
+        "## Few steps\n\nTen steps instead of 25, spaced by *align your steps*, which were measured for this very "
+        "model: a clip in well under half the time, for looking through seeds. Sampled with the parts that "
+        "**Sample Stable Video** is made of, so that each can be swapped.\n\nFor the last word, go back to 25 steps.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    guider = graph.add(
+        "StableVideoGuider",
+        2,
+        SAMPLE,
+        model=loader["MODEL"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+    )
+    sigmas = graph.add("StableVideoSigmas", 2, SAMPLE, model=loader["MODEL"], steps=10, schedule="align_your_steps")
+    noise = graph.add("RandomNoise", 2, SAMPLE, noise_seed=SEED, seed_after=RANDOMIZE)
+    sampler = graph.add("KSamplerSelect", 2, SAMPLE, sampler_name="euler")
+    sampled = graph.add(
+        "SamplerCustomAdvanced",
+        3,
+        SAMPLE,
+        noise=noise["NOISE"],
+        guider=guider["guider"],
+        sampler=sampler["SAMPLER"],
+        sigmas=sigmas["sigmas"],
+        latent_image=conditioning["latent"],
+    )
+    _finish(graph, loader, sampled["output"], "few_steps", column=4)
+    return graph
+
+
+def native_nodes() -> Graph:
+    graph = Graph(
+        "native_nodes",
+        "With native nodes",
+        "## With native nodes\n\nOur loader, and ComfyUI's own nodes for everything else: all sockets are the ordinary "
+        "ones. **VAE Decode** is exact here too, because the VAE is ours.\n\nComfyUI's own conditioning cuts the "
+        "picture around its middle and draws no noise from a seed; swap in **Stable Video Conditioning** to have both.",
+    )
+    loader = _load(graph, SVD)
+    picture = graph.add("LoadImage", 0, PICTURE_IN, image=PICTURE.name)
+    conditioning = graph.add(
+        "SVD_img2vid_Conditioning",
+        1,
+        MOTION,
+        clip_vision=loader["CLIP_VISION"],
+        init_image=picture["IMAGE"],
+        vae=loader["VAE"],
+    )
+    guided = graph.add("VideoLinearCFGGuidance", 1, MOTION, model=loader["MODEL"], min_cfg=1.0)
+    sampled = graph.add(
+        "KSampler",
+        2,
+        SAMPLE,
+        model=guided["MODEL"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        latent_image=conditioning["latent"],
+        seed=SEED,
+        seed_after=RANDOMIZE,
+        steps=25,
+        cfg=2.5,
+        sampler_name="euler",
+        scheduler="karras",
+    )
+    decoded = graph.add("VAEDecode", 3, SAVE, samples=sampled["LATENT"], vae=loader["VAE"])
+    _save(graph, decoded["IMAGE"], "native_nodes", 3)
+    return graph
+
+
+WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
+    (image_to_video_14, Card("14 frames")),
+    (image_to_video_25, Card("25 frames")),
+    (text_to_video, Card("text to\nvideo")),
+    (video_to_video, Card("video to\nvideo")),
+    (portrait, Card("portrait", upright=True)),
+    (few_steps, Card("few steps")),
+    (native_nodes, Card("native\nnodes")),
+)
+
+
+def sample() -> Graph:
+    """For `make serve`: the checkpoint of random weights, at a size that the CPU runs in seconds. Not shipped."""
+    graph = Graph(
+        "sample",
+        "Sample",
+        "## Sample\n\nA model of **random weights** in the place of Stable Video Diffusion: it shows how the nodes "
+        "work together, and what it makes is coloured noise.\n\nPut a released checkpoint into `models/checkpoints` "
+        "and open a workflow of this pack under *Templates* to see clips.",
+    )
+    loader = graph.add("StableVideoCheckpointLoader", 0, MODEL, checkpoint=CHECKPOINT_NAME)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"], width=SAMPLE_WIDTH, height=SAMPLE_HEIGHT)
+    _animate(graph, loader, fitted, SMALL.variant.frames, "sample")
+    return graph
+
+
+def _load(graph: Graph, model: Model, variant: str = "from file", column: int = 0) -> Node:
+    return graph.add(
+        "StableVideoCheckpointLoader", column, MODEL, models=[model], checkpoint=model.name, variant=variant
+    )
+
+
+def _picture(graph: Graph) -> Node:
+    return graph.add("LoadImage", 0, PICTURE_IN, image=PICTURE.name)
+
+
+def _fitted(graph: Graph, image: Output, *, column: int = 1, **choices: Any) -> Node:
+    """Brings a picture to the size of the clip: by default the trained size in the picture's own orientation."""
+    return graph.add("StableVideoImageFit", column, MOTION, image=image, **choices)
+
+
+def _condition(graph: Graph, loader: Node, image: Output, frames: int, *, column: int = 1, **choices: Any) -> Node:
+    return graph.add(
+        "StableVideoConditioning",
+        column,
+        MOTION,
+        clip_vision=loader["CLIP_VISION"],
+        vae=loader["VAE"],
+        image=image,
+        frames=frames,
+        fps=FPS,
+        seed=SEED,
+        **choices,
+    )
+
+
+def _sample(graph: Graph, loader: Node, conditioning: Node, latent: Output, *, column: int = 2, **choices: Any) -> Node:
+    return graph.add(
+        "StableVideoSampler",
+        column,
+        SAMPLE,
+        model=loader["MODEL"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        latent=latent,
+        seed=SEED,
+        seed_after=RANDOMIZE,
+        **choices,
+    )
+
+
+def _animate(
+    graph: Graph, loader: Node, fitted: Node, frames: int, prefix: str, *, column: int = 1, **choices: Any
+) -> None:
+    """From a fitted picture to a saved clip."""
+    conditioning = _condition(graph, loader, fitted["image"], frames, column=column, **choices)
+    sampled = _sample(graph, loader, conditioning, conditioning["latent"], column=column + 1)
+    _finish(graph, loader, sampled["latent"], prefix, column=column + 2)
+
+
+def _finish(graph: Graph, loader: Node, latent: Output, prefix: str, *, column: int = 3) -> None:
+    decoded = graph.add("StableVideoDecode", column, SAVE, latent=latent, vae=loader["VAE"])
+    _save(graph, decoded["images"], prefix, column)
+
+
+def _save(graph: Graph, images: Output, prefix: str, column: int) -> None:
+    video = graph.add("CreateVideo", column, SAVE, images=images, fps=FPS)
+    graph.add("SaveVideo", column, SAVE, video=video["VIDEO"], filename_prefix=f"video/{prefix}")
+
+
+def render(info: Info) -> dict[str, str]:
+    """Every committed file by its path inside workflows/, but for the thumbnails."""
+    files = {}
+    for make, _ in WORKFLOWS:
+        graph = make()
+        files[f"{graph.name}.json"] = _text(page_format(graph, info))
+        files[f"api/{graph.name}.json"] = _text(api_format(graph, info))
+    return files
+
+
+def _text(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="workflows-") as folder:
+        base = prepare(Path(folder))
+        with running(base, newest_comfyui()) as comfy:
+            files = render(comfy.object_info())
+    for name, text in files.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(FOLDER / name)
+    for make, card in WORKFLOWS:
+        path = FOLDER / f"{make().name}.jpg"
+        draw_card(card).save(path, quality=THUMBNAIL_QUALITY, optimize=True)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What `make demo`, `make serve` and the tests put into ComfyUI's folders: a checkpoint, a picture and a clip.
+
+There is no demo model yet. The checkpoint has random weights in the official grammar of names and shapes: it loads and
+runs as a released one does, quickly, and what it makes is coloured noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from svd_core.checkpoint.hints import CONFIG_KEY
+from svd_core.checkpoint.inventory import inventory
+from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+
+PICTURE = Path(__file__).resolve().parents[1] / "workflows" / "assets" / "rocket.jpg"
+"""The shipped sample picture, 1024x576; `tools/draw_rocket.py` drew it."""
+
+CLIP_NAME = "rocket.mp4"
+CHECKPOINT_NAME = "random_weights.safetensors"
+
+SMALL = ModelConfig(
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2),
+        res_blocks=1,
+        attention=(True, False),
+        head_channels=8,
+        context_dim=32,
+        vector_dim=48,
+    ),
+    vae=VAEConfig(channels=32, channel_mult=(1, 1, 2, 2)),
+    clip_vision=CLIPVisionConfig(layers=2, width=32, head_channels=16, mlp_width=64, image_size=28, output_dim=32),
+    variant=Variant("random", frames=14, steps=4, min_guidance=1.0, max_guidance=2.5, height=128, width=256),
+)
+"""About four million parameters, which the CPU runs in seconds."""
+
+SAMPLE_WIDTH, SAMPLE_HEIGHT = SMALL.variant.width, SMALL.variant.height
+"""Size of a clip that it renders in seconds."""
+
+TOKEN_TABLE = "token_embedding.weight"
+TOKEN_ROWS = 8
+"""Enough of the text tower's table of 49,408 rows, which nothing reads."""
+
+SHEET_COLUMNS = 5
+SHEET_GAP = 6
+SHEET_BACKGROUND = (24, 24, 28)
+
+ZOOM = 0.25
+"""How far the sample clip moves in, as a fraction of the picture."""
+
+
+def write_checkpoint(path: Path, config: ModelConfig = SMALL, seed: int = 0) -> Path:
+    """A single file with every tensor of an official one of this size, filled at random from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, expected in inventory(config).items():
+        shape = (TOKEN_ROWS, *expected.shape[1:]) if key.endswith(TOKEN_TABLE) else expected.shape
+        tensors[key] = _weight(key, shape, generator)
+    settings = {
+        "unet": {"head_channels": config.unet.head_channels},
+        "clip_vision": {"head_channels": config.clip_vision.head_channels},
+        "variant": dataclasses.asdict(config.variant),
+    }
+    save_file(tensors, path, metadata={CONFIG_KEY: json.dumps(settings)})
+    return path
+
+
+def _weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Variance 1 / fan-in for a matrix, about one for a norm, about zero for a bias: activations stay in range."""
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return noise / noise[0].numel() ** 0.5
+    return 1 + 0.1 * noise if key.endswith("weight") else 0.1 * noise
+
+
+def copy_picture(folder: Path) -> Path:
+    """The sample picture in a folder, under its own name."""
+    return Path(shutil.copy(PICTURE, folder))
+
+
+def write_clip(path: Path, frames: int = 14, fps: int = 7, size: tuple[int, int] | None = None) -> Path:
+    """A clip that moves slowly into the sample picture; `size` is (width, height)."""
+    with Image.open(PICTURE) as picture:
+        still = picture.convert("RGB")
+    width, height = size or still.size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for place in range(frames):
+            cut = ZOOM / 2 * place / max(frames - 1, 1)
+            box = (still.width * cut, still.height * cut, still.width * (1 - cut), still.height * (1 - cut))
+            frame = still.resize((width, height), Image.Resampling.BICUBIC, box=box)
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return path
+
+
+def read_frames(path: Path) -> list[np.ndarray]:
+    """Every frame of a video, (H, W, 3) uint8."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def contact_sheet(frames: Sequence[np.ndarray], columns: int = SHEET_COLUMNS) -> Image.Image:
+    """All frames (H, W, 3) uint8 of a clip in one picture, row by row."""
+    height, width = frames[0].shape[:2]
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    step_x, step_y = width + SHEET_GAP, height + SHEET_GAP
+    sheet = Image.new("RGB", (columns * step_x + SHEET_GAP, rows * step_y + SHEET_GAP), SHEET_BACKGROUND)
+    for place, frame in enumerate(frames):
+        row, column = divmod(place, columns)
+        sheet.paste(Image.fromarray(frame), (SHEET_GAP + column * step_x, SHEET_GAP + row * step_y))
+    return sheet

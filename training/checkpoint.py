@@ -1,0 +1,157 @@
+"""A run on disk that survives a kill at any moment, and goes on to the bits it would have had.
+
+One safetensors file holds all of it: weights, their average, the optimizer's moments, the losses so far, and as JSON
+the step and the configuration. It is written beside its place, flushed to the disk and moved there whole, so the place
+holds either the old state or the new one. No random state is in it: see `randomness`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from svd_core.errors import CheckpointError, OutputError
+
+STATE_KEY = "training.state"
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A run after `step` updates. The four mappings are by name of the trained parameter; losses (step,) float32."""
+
+    step: int
+    configuration: Mapping[str, Any]
+    weights: Tensors
+    average: Tensors
+    mean: Tensors
+    square: Tensors
+    losses: Tensor
+
+
+_PARTS = ("weights", "average", "mean", "square")
+
+
+def save_state(path: Path, state: State) -> None:
+    """Replace the state at `path`, atomically. Raises OutputError where the disk refuses."""
+    tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
+    note = {"step": state.step, "configuration": state.configuration}
+    save_tensors(path, {**tensors, "losses": state.losses}, {STATE_KEY: json.dumps(note)})
+
+
+def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
+    """The state at `path`, or None where there is none. Raises CheckpointError for damage, and for the state of
+    another configuration, with the differences."""
+    if not path.exists():
+        return None
+    tensors, metadata = load_tensors(path)
+    try:
+        note = json.loads(metadata[STATE_KEY])
+        step, found = note["step"], note["configuration"]
+        losses = tensors.pop("losses")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no state of a training run: remove it, or give another folder") from error
+    require_same(path, found, configuration)
+    parts = {part: _under(tensors, part) for part in _PARTS}
+    return State(step=step, configuration=found, losses=losses, **parts)
+
+
+def _under(tensors: Tensors, part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def require_same(path: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise CheckpointError that names every field in which two configurations differ."""
+    differences = differences_of(found, given)
+    if differences:
+        listed = "; ".join(differences)
+        raise CheckpointError(
+            f"{path} is from another configuration ({listed}): give that configuration again, or a new folder"
+        )
+
+
+def differences_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """In words, such as "seed 0 in the file, 1 given"."""
+    before, after = _flat(found), _flat(given)
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name} {before.get(name, 'absent')} in the file, {after.get(name, 'absent')} given"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as dotted names; lists and tuples are the same."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat
+
+
+def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that appears whole or not at all, even when the power goes. Raises OutputError."""
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}): free some space, or choose another folder") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where the system knows how to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, copied into memory, and its metadata. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): train again, or copy it again") from error
+
+
+def adam_state(optimizer: torch.optim.AdamW, names: Mapping[str, torch.nn.Parameter]) -> tuple[Tensors, Tensors]:
+    """(running mean of gradients, running mean of their squares) by parameter name; empty before the first step."""
+    known = {name: optimizer.state[parameter] for name, parameter in names.items() if parameter in optimizer.state}
+    mean = {name: state["exp_avg"] for name, state in known.items()}
+    return mean, {name: state["exp_avg_sq"] for name, state in known.items()}
+
+
+def restore_adam(optimizer: torch.optim.AdamW, names: Mapping[str, torch.nn.Parameter], state: State) -> None:
+    """Put back what `adam_state` took, as of `state.step` updates."""
+    for name, mean in state.mean.items():
+        parameter = names[name]
+        moments = {"exp_avg": mean, "exp_avg_sq": state.square[name]}
+        on_device = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **on_device}

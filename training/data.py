@@ -1,0 +1,255 @@
+"""Where clips come from: scenes of the synthetic world, drawn as they are needed, or a folder of the user's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from svd_core.conditioning import MicroConditioning
+from svd_core.errors import InputError
+
+from .randomness import generator_for, seed_for, whole_number
+from .recipe import Data
+from .world import TRAIN_SEEDS, draw_scene
+
+MOVIES = (".mp4", ".webm", ".mov", ".mkv")
+ANIMATIONS = (".gif", ".webp")
+DEFAULT_FPS = 7
+"""For a folder of pictures, which says nothing about speed."""
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
+"""What Pillow and PyAV (whose errors are OSErrors and ValueErrors) raise on files that they cannot read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """pixels (T, 3, H, W) float32 in [-1, 1]; fps in frames per second; motion_bucket 0 to 255."""
+
+    pixels: Tensor
+    fps: float
+    motion_bucket: float
+
+
+class ClipSource(Protocol):
+    """Clips by number: the same number is always the same clip, and there is no last one."""
+
+    def clip(self, number: int) -> Clip: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorldDataset:
+    """Scenes of `training.world`, each at a speed and a motion bucket of its own."""
+
+    data: Data
+    seed: int
+
+    def clip(self, number: int) -> Clip:
+        generator = generator_for(self.seed, "clip", number)
+        fps = self.data.fps[whole_number(0, len(self.data.fps) - 1, generator)]
+        bucket = whole_number(*self.data.motion_buckets, generator)
+        size = {"frames": self.data.frames, "width": self.data.width, "height": self.data.height}
+        scene = draw_scene(training_seed(self.seed, number), fps=fps, motion_bucket=bucket, **size)
+        return Clip(as_pixels(scene.frames), fps, bucket)
+
+
+def training_seed(seed: int, number: int) -> int:
+    """The seed of the scene of a clip; never one of those kept for judging."""
+    return TRAIN_SEEDS[seed_for(seed, "scene", number) % len(TRAIN_SEEDS)]
+
+
+def as_pixels(frames: np.ndarray) -> Tensor:
+    """(T, H, W, 3) in [0, 1], or uint8 -> (T, 3, H, W) float32 in [-1, 1]."""
+    scaled = frames.astype(np.float32) / (255 if frames.dtype == np.uint8 else 1)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))) * 2 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A clip that is not used, and why, in words."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    frames: int
+    size: Size
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFolder:
+    """The clips of a folder: movies, GIF and WebP animations, and folders of PNGs in the order of their names.
+
+    A clip of more frames gives a random run of them; `motion_bucket` is said of every clip. `skipped` names what cannot
+    be used. Made by `open_folder`.
+    """
+
+    files: tuple[_File, ...]
+    skipped: tuple[Skipped, ...]
+    frames: int
+    seed: int
+    motion_bucket: float = 127
+
+    @property
+    def size(self) -> Size:
+        return self.files[0].size
+
+    def clip(self, number: int) -> Clip:
+        """Raises InputError where a file has changed since it was looked at."""
+        generator = generator_for(self.seed, "clip", number)
+        file = self.files[whole_number(0, len(self.files) - 1, generator)]
+        start = whole_number(0, file.frames - self.frames, generator)
+        try:
+            run = list(islice(_frames(file.path), start, start + self.frames))
+            return Clip(as_pixels(np.stack(run)), file.fps, self.motion_bucket)
+        except _DAMAGE as error:
+            raise InputError(f"clip {file.path} can no longer be read ({error}): put it back, or start anew") from error
+
+
+def open_folder(
+    folder: str | Path,
+    *,
+    frames: int,
+    size: Size | None = None,
+    needed: int = 1,
+    seed: int = 0,
+    motion_bucket: int = 127,
+) -> ClipFolder:
+    """Look at every clip of a folder. `size` None takes the one that most clips have.
+
+    What cannot be read, is shorter than `frames` or of another size is skipped and named. Raises InputError where fewer
+    than `needed` remain, or where the size is not in multiples of 8 pixels.
+    """
+    folder = Path(folder)
+    MicroConditioning(motion_bucket=motion_bucket)
+    if not folder.is_dir():
+        raise InputError(f"clips {folder} is not a folder: give one that holds movies or folders of PNGs")
+    found = [_looked_at(path, frames) for path in sorted(folder.iterdir()) if _is_clip(path)]
+    readable = [file for file in found if isinstance(file, _File)]
+    size = size or most_common_size(readable)
+    files = tuple(file for file in readable if file.size == size)
+    others = [Skipped(file.path, _other_size(file.size, size)) for file in readable if file.size != size]
+    skipped = tuple(sorted([*(file for file in found if isinstance(file, Skipped)), *others], key=lambda s: s.path))
+    _check_count(folder, len(files), len(found), max(needed, 1), skipped)
+    if size[0] % 8 or size[1] % 8:
+        raise InputError(f"clips of {size[0]}x{size[1]} in {folder}: sides must be multiples of 8 pixels, resize them")
+    return ClipFolder(files, skipped, frames, seed, motion_bucket)
+
+
+def most_common_size(files: Sequence[_File]) -> Size:
+    """(0, 0) where there are none."""
+    counts = Counter(file.size for file in files)
+    return counts.most_common(1)[0][0] if counts else (0, 0)
+
+
+def _other_size(found: Size, needed: Size) -> str:
+    return f"is {found[0]}x{found[1]}, {needed[0]}x{needed[1]} needed"
+
+
+def _check_count(folder: Path, usable: int, found: int, needed: int, skipped: Sequence[Skipped]) -> None:
+    if usable < needed:
+        why = "; ".join(f"{each.path.name} {each.reason}" for each in skipped)
+        raise InputError(
+            f"{usable} of {found} clips in {folder} can be used, {needed} needed: add clips"
+            + (f", or repair these: {why}" if why else "")
+        )
+
+
+def _is_clip(path: Path) -> bool:
+    """Whether something in the folder is meant to be a clip. Notes and hidden files are not."""
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in (*MOVIES, *ANIMATIONS) or (path.is_dir() and any(path.glob("*.png")))
+
+
+def _looked_at(path: Path, frames: int) -> _File | Skipped:
+    """Reads the whole clip, so that damage anywhere in it is found before training begins."""
+    try:
+        sizes = Counter(picture.shape[1::-1] for picture in _frames(path))
+        fps = _fps(path)
+    except _DAMAGE as error:
+        return Skipped(path, f"cannot be read ({' '.join(str(error).split())[:80]})")
+    count = sum(sizes.values())
+    if count < frames:
+        return Skipped(path, f"has {count} frames, {frames} needed")
+    if len(sizes) > 1:
+        return Skipped(path, f"has frames of {len(sizes)} sizes")
+    return _File(path, count, next(iter(sizes)), fps)
+
+
+def _frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a clip, (H, W, 3) uint8 each."""
+    if path.is_dir():
+        return map(_picture, sorted(path.glob("*.png")))
+    return _reader(path)(path)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[np.ndarray]]:
+    return _animation if path.suffix.lower() in ANIMATIONS else _movie
+
+
+def _picture(path: Path) -> np.ndarray:
+    with Image.open(path, formats=("PNG",)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _animation(path: Path) -> Iterator[np.ndarray]:
+    with Image.open(path, formats=("GIF", "WEBP")) as animation:
+        for picture in ImageSequence.Iterator(animation):
+            yield np.asarray(picture.convert("RGB"))
+
+
+def _movie(path: Path) -> Iterator[np.ndarray]:
+    import av
+
+    with av.open(str(path)) as movie:
+        for frame in movie.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def _fps(path: Path) -> float:
+    """Frames per second, at least 1."""
+    if path.is_dir():
+        return DEFAULT_FPS
+    return max(1.0, _animation_fps(path) if path.suffix.lower() in ANIMATIONS else _movie_fps(path))
+
+
+def _animation_fps(path: Path) -> float:
+    with Image.open(path, formats=("GIF", "WEBP")) as animation:
+        animation.load()  # WebP tells the duration only then
+        return 1000 / animation.info["duration"] if animation.info.get("duration") else DEFAULT_FPS
+
+
+def _movie_fps(path: Path) -> float:
+    import av
+
+    with av.open(str(path)) as movie:
+        rate = movie.streams.video[0].average_rate
+    return float(rate) if rate else DEFAULT_FPS
+
+
+def open_source(data: Data, seed: int, report: Callable[[Skipped], None]) -> ClipSource:
+    """The recipe's clips. `report` hears of each one that is skipped. Raises InputError."""
+    if data.clips is None:
+        return WorldDataset(data, seed)
+    middle = sum(data.motion_buckets) // 2
+    size = (data.width, data.height)
+    folder = open_folder(data.clips, frames=data.frames, size=size, seed=seed, motion_bucket=middle)
+    for skipped in folder.skipped:
+        report(skipped)
+    return folder

@@ -1,0 +1,20 @@
+"""The moving average of the weights, which is what is kept in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def decay_at(step: int, decay: float) -> float:
+    """The decay after `step` updates (from 0): low at first, to forget the first weights soon (spec 8.3)."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """average <- decay * average + (1 - decay) * weights, in place, name by name."""
+    for name, mean in average.items():
+        mean.lerp_(weights[name].to(mean), 1 - decay)

@@ -1,0 +1,114 @@
+"""From a run's folder to one file in the official key grammar, as every loader of Stable Video Diffusion reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from svd_core.checkpoint.hints import CONFIG_KEY
+from svd_core.checkpoint.inventory import inventory
+from svd_core.checkpoint.keymaps import CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
+from svd_core.config import ModelConfig
+from svd_core.errors import CheckpointError, OutputError
+
+from .checkpoint import save_tensors
+from .recipe import Recipe
+from .stages import Kept, read_kept
+
+MEBIBYTE = 2**20
+SHIPPED_LIMIT = 16 * MEBIBYTE
+"""Most bytes of a model that is shipped inside the pack."""
+
+RECIPE_KEY, STAGES_KEY, LICENCE_KEY = "training.recipe", "training.stages", "license"
+
+
+def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMIT) -> Path:
+    """Write the averaged weights of all stages as float16 safetensors of at most `limit` bytes.
+
+    Its metadata hold what shapes cannot say, the recipe, how far each stage was trained, and the licence. Tensors that
+    inference never reads are left out. Raises CheckpointError where a stage is missing or of another model, OutputError
+    where the file would be too large.
+    """
+    kept = {stage: read_kept(folder, stage) for stage in ("temporal", "video")}
+    _require_one_autoencoder(folder, kept)
+    tensors = official_tensors(recipe.model, kept["temporal"].weights, kept["video"].weights)
+    half = {name: _half(name, tensor) for name, tensor in tensors.items()}
+    metadata = metadata_of(recipe, kept)
+    size = sum(2 * tensor.numel() for tensor in half.values()) + _header_bytes(half, metadata)
+    if size > limit:
+        raise OutputError(
+            f"the model needs {size / MEBIBYTE:.1f} MiB, at most {limit / MEBIBYTE:.1f} are allowed: make it smaller, "
+            "or raise the limit"
+        )
+    save_tensors(output, half, metadata)
+    return output
+
+
+def _require_one_autoencoder(folder: Path, kept: Mapping[str, Kept]) -> None:
+    digests = {stage: each.configuration.get("autoencoder_weights") for stage, each in kept.items()}
+    if len(set(digests.values())) > 1:
+        raise CheckpointError(
+            f"the stages in {folder} were trained on different autoencoders ({digests}): train both on the present one"
+        )
+
+
+def official_tensors(config: ModelConfig, vae: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official key -> tensor, for exactly those that inference reads. `vae` has a `VideoVAE`'s keys, `video` those of
+    the UNet and the image encoder behind "unet." and "clip_vision.". Raises CheckpointError where they do not fit."""
+    home = CONDITIONER_VAE if config.vae.encoder_quant else FIRST_STAGE
+    prefixes = {"encoder.": home, "quant_conv.": home, "decoder.": FIRST_STAGE, "post_quant_conv.": FIRST_STAGE}
+    tensors = {_prefix(prefixes, key) + key: tensor for key, tensor in vae.items()}
+    for part, prefix in (("unet.", UNET), ("clip_vision.", VISUAL)):
+        own = {key.removeprefix(part): tensor for key, tensor in video.items() if key.startswith(part)}
+        tensors |= {prefix + key: tensor for key, tensor in own.items()}
+    _require_shapes(config, home, tensors)
+    return tensors
+
+
+def _prefix(prefixes: Mapping[str, str], key: str) -> str:
+    return next(prefix for start, prefix in prefixes.items() if key.startswith(start))
+
+
+def _require_shapes(config: ModelConfig, home: str, tensors: Mapping[str, Tensor]) -> None:
+    needed = {key: each.shape for key, each in inventory(config, home).items() if each.required}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    wrong = sorted(key for key in needed.keys() | found.keys() if needed.get(key) != found.get(key))
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} trained tensors do not fit the recipe's model ({wrong[0]}): give the recipe of the run"
+        )
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.detach().cpu().to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise CheckpointError(f"{name} does not fit in float16: train it with a lower learning rate")
+    return half
+
+
+def metadata_of(recipe: Recipe, kept: Mapping[str, Kept]) -> dict[str, str]:
+    """What the file says about itself; all values are text."""
+    model = recipe.model
+    hints = {
+        "unet": {"head_channels": model.unet.head_channels},
+        "clip_vision": {"head_channels": model.clip_vision.head_channels},
+        "variant": dataclasses.asdict(model.variant),
+    }
+    return {
+        "format": "pt",
+        CONFIG_KEY: json.dumps(hints),
+        RECIPE_KEY: json.dumps(dataclasses.asdict(recipe)),
+        STAGES_KEY: json.dumps({stage: f"step {each.step} of {each.steps}" for stage, each in kept.items()}),
+        LICENCE_KEY: recipe.licence,
+    }
+
+
+def _header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """At most what safetensors puts before the weights: its own length, names, shapes, offsets and metadata."""
+    entries = sum(len(name) + 80 + 8 * tensor.ndim for name, tensor in tensors.items())
+    return 16 + entries + len(json.dumps(dict(metadata)))

@@ -1,0 +1,175 @@
+"""LoRA finetuning of a released checkpoint on a folder of clips (Hu et al., arXiv 2106.09685).
+
+Beside each chosen projection W runs alpha / rank * up(down(x)), with up zero at first; only these are trained. The file
+has the names under which ComfyUI's LoRA loader finds the weights of its models:
+
+    diffusion_model.<module>.lora_up.weight, .lora_down.weight, .alpha
+
+What it needs is counted by `training.memory`; see there, or `python -m training lora --help`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from svd_core.checkpoint import load_modules
+from svd_core.errors import InputError
+from svd_core.model.resblock import VideoResBlock
+from svd_core.model.transformer import SpatialVideoTransformer
+from svd_core.model.unet import VideoUNet
+from svd_core.recipe import sha256_of
+
+from .checkpoint import save_tensors
+from .data import ClipFolder
+from .distributed import Group
+from .loop import Machine, Place, Run, describe
+from .randomness import generator_for
+from .recipe import Noise, Optimisation, check_optimisation
+from .video import VideoObjective, VideoSamples
+
+Layers = Literal["spatial", "temporal", "both"]
+DTypeName = Literal["float32", "bfloat16"]
+
+DTYPES: dict[DTypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODEL_PREFIX = "diffusion_model."
+
+_STACKS: dict[Layers, tuple[str, ...]] = {
+    "spatial": ("transformer_blocks",),
+    "temporal": ("time_stack",),
+    "both": ("transformer_blocks", "time_stack"),
+}
+_PROJECTIONS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0")
+"""attn2's queries and keys are left out: over one token of context they change nothing (spec 11a)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAConfig:
+    """What is trained and how. `rank` of the update, `alpha` its scale (alpha / rank); `dtype` of the frozen networks;
+    `checkpointing` computes each block twice to hold one block's intermediate results at a time."""
+
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(steps=1000, batch=1, learning_rate=1e-4, decay="constant", ema=0.99)
+    )
+    noise: Noise = field(default_factory=lambda: Noise(p_mean=1.0))
+    rank: int = 16
+    alpha: float = 16.0
+    layers: Layers = "both"
+    frames: int = 14
+    motion_bucket: int = 127
+    dtype: DTypeName = "float32"
+    checkpointing: bool = True
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for the first value that cannot work."""
+        for name in ("rank", "alpha", "frames"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} {getattr(self, name)} is not above 0: 16 is usual for a rank, 14 for frames")
+        check_optimisation(self.optimisation, "optimisation")
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, frozen, and its low-rank update, kept in float32 and computed in the dtype of the input."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base, self.scale = base, alpha / rank
+        down = torch.empty(rank, base.in_features)
+        nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator)
+        self.down = nn.Parameter(down.to(base.weight.device))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        low = nn.functional.linear(tokens, self.down.to(tokens))
+        return self.base(tokens) + self.scale * nn.functional.linear(low, self.up.to(tokens))
+
+
+def targets(unet: VideoUNet, layers: Layers) -> Iterator[str]:
+    """Names of the projections that are trained."""
+    for name, module in unet.named_modules():
+        inside = any(f".{stack}." in name for stack in _STACKS[layers])
+        if inside and name.endswith(_PROJECTIONS) and isinstance(module, nn.Linear):
+            yield name
+
+
+def add_lora(unet: VideoUNet, config: LoRAConfig) -> dict[str, LoRALinear]:
+    """Freeze the network and put a `LoRALinear` around each target, in place. Returns them by the target's name."""
+    unet.requires_grad_(False)
+    added = {}
+    for name in list(targets(unet, config.layers)):
+        parent, _, leaf = name.rpartition(".")
+        generator = generator_for(config.seed, "lora", name)
+        added[name] = LoRALinear(unet.get_submodule(name), config.rank, config.alpha, generator)
+        setattr(unet.get_submodule(parent), leaf, added[name])
+    return added
+
+
+def checkpoint_blocks(unet: VideoUNet) -> VideoUNet:
+    """Keep only the input of each residual block and transformer for the backward pass, and compute them again there.
+    Changes memory and time, not the result. Returns the network."""
+    for module in unet.modules():
+        if isinstance(module, VideoResBlock | SpatialVideoTransformer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+    return unet
+
+
+def lora_tensors(added: Mapping[str, LoRALinear], alpha: float) -> dict[str, Tensor]:
+    """The file's tensors, in float16 but for alpha."""
+    tensors = {}
+    for name, layer in added.items():
+        stem = MODEL_PREFIX + name
+        tensors[f"{stem}.lora_up.weight"] = layer.up.detach().half()
+        tensors[f"{stem}.lora_down.weight"] = layer.down.detach().half()
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def train_lora(
+    path: str | Path, clips: ClipFolder, config: LoRAConfig, folder: Path, machine: Machine, group: Group
+) -> Run:
+    """Train on a checkpoint that `svd_core` opens; leaves `lora.safetensors` in the folder. Raises CheckpointError for
+    a checkpoint that cannot be opened, InputError for values out of range."""
+    config.check()
+    run, added = lora_run(path, clips, config, folder, group)
+    run.train(machine, lambda run: _keep(run, added, config))
+    return run
+
+
+def lora_run(
+    path: str | Path, clips: ClipFolder, config: LoRAConfig, folder: Path, group: Group
+) -> tuple[Run, dict[str, LoRALinear]]:
+    """The networks put together, at their first step or where the folder's state left off."""
+    dtype = DTYPES[config.dtype]
+    modules = load_modules(path, device=group.device, dtype=dtype)
+    added = add_lora(modules.unet, config)
+    if config.checkpointing:
+        checkpoint_blocks(modules.unet)
+    objective = VideoObjective(modules.unet, modules.clip_vision.requires_grad_(False), modules.vae.eval(), dtype)
+    samples = VideoSamples(clips, config.noise, modules.config.unet.vector_dim, config.seed)
+    files = [file.path.name for file in clips.files]
+    base = {"checkpoint": sha256_of(Path(path)), "clips": files, "size": list(clips.size)}
+    configuration = describe("lora", lora=config, **base)
+    run = Run(objective, samples, config.optimisation, configuration, Place(folder, "lora"), group)
+    return run, added
+
+
+def _keep(run: Run, added: Mapping[str, LoRALinear], config: LoRAConfig) -> None:
+    note = {"ss_network_dim": str(config.rank), "ss_network_alpha": str(config.alpha), "format": "pt"}
+    with run.averaged():
+        save_tensors(run.place.weights, lora_tensors(added, config.alpha), note)
+
+
+def with_dtype(config: LoRAConfig, device: str) -> LoRAConfig:
+    """bfloat16 where a GPU makes it fast, float32 elsewhere."""
+    name: DTypeName = "bfloat16" if device.startswith("cuda") else "float32"
+    return dataclasses.replace(config, dtype=name)

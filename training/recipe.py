@@ -1,0 +1,217 @@
+"""Everything that decides the weights, in one frozen value: `DEMO` is the model that ships with the pack.
+
+A recipe of one's own is JSON with the same fields (`python -m training recipe` prints one), and `with_settings`
+changes single values of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+from svd_core.errors import InputError
+from svd_core.strict_json import parse
+
+Decay = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimisation:
+    """AdamW and how long it runs. `batch` is samples a step over all processes and `accumulate` rounds together;
+    `warmup` steps rise linearly to `learning_rate`; `ema` is the decay of the averaged weights once warm (spec 8.3);
+    `bf16` runs the networks under autocast, the weights stay float32."""
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-4
+    decay: Decay = "cosine"
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.9999
+    accumulate: int = 1
+    bf16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What clips are trained on: scenes of the synthetic world, or the files of the folder `clips`.
+
+    width and height in pixels, multiples of 8; fps and motion_buckets are what scenes are drawn at: one of the first,
+    a whole number between the two of the second. A folder's clips have their own fps, and the middle bucket.
+    """
+
+    frames: int = 14
+    width: int = 128
+    height: int = 64
+    fps: tuple[int, ...] = (5, 7, 10, 14, 20)
+    motion_buckets: tuple[int, int] = (0, 255)
+    clips: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderStage:
+    """Encoder and image decoder on single frames, `frames` of them from each clip; weights of the loss's parts."""
+
+    optimisation: Optimisation
+    frames: int = 4
+    squared: float = 1.0
+    edges: float = 0.5
+    kl: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalStage:
+    """The decoder across `frames` consecutive frames, from the image decoder's weights."""
+
+    optimisation: Optimisation
+    frames: int = 6
+    squared: float = 1.0
+    edges: float = 0.5
+    differences: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What is drawn for a clip: ln sigma ~ N(p_mean, p_std^2), 0.7 and 1.6 or 1.0 and 1.6 for image to video; the
+    noise on the still, ln a ~ N(augmentation_mean, augmentation_std^2) (spec 8.1); how often context and first are
+    zeroed, each by itself."""
+
+    p_mean: float = 0.7
+    p_std: float = 1.6
+    augmentation_mean: float = -3.0
+    augmentation_std: float = 0.5
+    drop_context: float = 0.1
+    drop_first: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStage:
+    """The UNet, and with it the image encoder that gives its context. `cached_clips` clips are encoded once and trained
+    on over and over; 0 draws every clip anew, which costs an encoding each."""
+
+    optimisation: Optimisation
+    noise: Noise = field(default_factory=Noise)
+    cached_clips: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A model and how it is trained, from random weights to the file."""
+
+    name: str
+    model: ModelConfig
+    data: Data
+    autoencoder: AutoencoderStage
+    temporal: TemporalStage
+    video: VideoStage
+    seed: int = 0
+    licence: str = "MIT"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def check(self) -> None:
+        """Raise InputError for the first value that cannot work."""
+        for name, side in (("width", self.data.width), ("height", self.data.height)):
+            _require(side >= 8 and side % 8 == 0, f"data.{name}", side, "a multiple of 8 pixels")
+        _require(bool(self.data.fps) and min(self.data.fps) >= 1, "data.fps", self.data.fps, "speeds of at least 1")
+        low, high = self.data.motion_buckets
+        _require(0 <= low <= high, "data.motion_buckets", (low, high), "a low and a high bucket")
+        for name in ("autoencoder", "temporal"):
+            frames = getattr(self, name).frames
+            _require(1 <= frames <= self.data.frames, f"{name}.frames", frames, f"1 to data.frames {self.data.frames}")
+        for name in ("autoencoder", "temporal", "video"):
+            check_optimisation(getattr(self, name).optimisation, f"{name}.optimisation")
+
+
+def check_optimisation(chosen: Optimisation, where: str) -> None:
+    """Raise InputError for the first value out of range."""
+    for name in ("steps", "batch", "accumulate"):
+        _require(getattr(chosen, name) >= 1, f"{where}.{name}", getattr(chosen, name), "at least 1")
+    for name in ("learning_rate", "clip_norm"):
+        _require(getattr(chosen, name) > 0, f"{where}.{name}", getattr(chosen, name), "more than 0")
+    _require(0 <= chosen.ema < 1, f"{where}.ema", chosen.ema, "at least 0 and less than 1")
+    whole = chosen.batch % chosen.accumulate == 0
+    _require(whole, f"{where}.batch", chosen.batch, f"a multiple of accumulate ({chosen.accumulate})")
+
+
+def _require(fits: bool, where: str, value: object, needed: str) -> None:
+    if not fits:
+        raise InputError(f"{where} is {value}: needed {needed}, change the recipe")
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from a JSON file. Raises InputError for one that is missing, damaged or out of range."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} cannot be read ({type(error).__name__}): check the path") from error
+    return checked(parse(text, Recipe, "recipe"))
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with values changed, each given as "video.optimisation.steps=200"; values are JSON, or plain text.
+
+    Raises InputError for a field that there is not and for a value that does not fit it.
+    """
+    tree = dataclasses.asdict(recipe)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"{setting!r} is no setting: give field=value, such as video.optimisation.steps=200")
+        _change(tree, path, _value(text))
+    return checked(parse(json.dumps(tree), Recipe, "recipe"))
+
+
+def checked(recipe: Recipe) -> Recipe:
+    recipe.check()
+    return recipe
+
+
+def _change(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        tree = tree.get(parent) if isinstance(tree, Mapping) else None
+    if not isinstance(tree, Mapping) or name not in tree:
+        raise InputError(f"the recipe has no field {path!r}: see python -m training recipe for all of them")
+    tree[name] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+DEMO = Recipe(
+    name="demo",
+    model=ModelConfig(
+        unet=UNetConfig(
+            model_channels=64,
+            channel_mult=(1, 1, 2),
+            res_blocks=1,
+            attention=(False, True, False),
+            head_channels=32,
+            context_dim=96,
+            vector_dim=96,
+        ),
+        # Two channels in each group of a GroupNorm: with one, a frame's brightness would be normalised away.
+        vae=VAEConfig(channels=64, channel_mult=(1, 1, 1, 1), res_blocks=1, encoder_quant=False),
+        clip_vision=CLIPVisionConfig(
+            layers=3, width=96, head_channels=32, mlp_width=384, patch=8, image_size=64, output_dim=96
+        ),
+        variant=Variant("demo", frames=14, steps=25, min_guidance=1.0, max_guidance=2.0, height=64, width=128),
+    ),
+    data=Data(),
+    autoencoder=AutoencoderStage(Optimisation(steps=4000, batch=2, learning_rate=4e-4, ema=0.999), frames=2),
+    temporal=TemporalStage(Optimisation(steps=600, batch=1, learning_rate=2e-4, ema=0.99), frames=4),
+    video=VideoStage(Optimisation(steps=12000, batch=4, learning_rate=4e-4, ema=0.999), cached_clips=3000),
+)
+"""The embedded demo model: 7.8 million parameters, 14 frames of 128x64, small enough to train on two CPU cores."""

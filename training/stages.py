@@ -1,0 +1,185 @@
+"""The three stages of a recipe, one after the other, each from what the one before left in the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from svd_core.errors import CheckpointError
+from svd_core.model.clip_vision import CLIPVision
+from svd_core.model.unet import VideoUNet
+from svd_core.model.vae import VideoVAE
+
+from .autoencoder import (
+    FrameSamples,
+    ImageObjective,
+    TemporalObjective,
+    copy_spatial,
+    image_config,
+    latent_rms,
+    rescale_latents,
+)
+from .checkpoint import load_tensors, require_same, save_tensors
+from .data import ClipSource
+from .distributed import Group
+from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
+from .loop import Machine, Place, Run, describe
+from .randomness import generator_for
+from .recipe import Recipe
+from .video import CachedSamples, VideoObjective, VideoSamples, cached_shards
+
+KEPT_KEY = "training.kept"
+CLIPS_FOR_SCALE = 8
+"""Clips whose latents are measured to bring them to unit variance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a stage has left: averaged weights of whole networks, and how far it was."""
+
+    weights: Mapping[str, Tensor]
+    step: int
+    steps: int
+    configuration: Mapping[str, Any]
+
+
+def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
+    """Stage 1 on single frames; leaves the autoencoder with latents of the right size."""
+    stage = recipe.autoencoder
+    vae = new_vae(image_config(recipe.model.vae), generator_for(recipe.seed, "weights", "autoencoder"))
+    samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=False)
+    place = Place(folder, "autoencoder")
+    run = Run(ImageObjective(vae, stage), samples, stage.optimisation, _autoencoder_is(recipe), place, group)
+
+    def keep(run: Run) -> None:
+        with run.averaged() as objective:
+            vae = objective.vae
+            stills = (samples[number]["pixels"].to(group.device) for number in range(CLIPS_FOR_SCALE))
+            _keep(run, rescale_latents(vae.config, vae.state_dict(), latent_rms(vae, stills)))
+
+    run.train(machine, keep)
+    return run
+
+
+def train_temporal(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
+    """Stage 2 from stage 1's autoencoder. Raises CheckpointError where that is not finished."""
+    stage = recipe.temporal
+    image, digest = finished_autoencoder(recipe, folder)
+    vae = new_vae(recipe.model.vae, generator_for(recipe.seed, "weights", "temporal"))
+    samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=True)
+    configuration = _based_on(_autoencoder_is(recipe), digest, "temporal", temporal=stage)
+    objective = TemporalObjective(copy_spatial(image, vae), stage)
+    run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "temporal"), group)
+
+    def keep(run: Run) -> None:
+        with run.averaged() as objective:
+            _keep(run, objective.vae.state_dict())
+
+    run.train(machine, keep)
+    return run
+
+
+def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
+    """Stage 3 on latents of stage 1's encoder. Raises CheckpointError where that is not finished."""
+    stage = recipe.video
+    vae, digest = finished_autoencoder(recipe, folder)
+    vae = vae.to(group.device).eval()
+    unet, clip_vision = new_video_networks(recipe)
+    base = _based_on(_autoencoder_is(recipe), digest, "video")
+    configuration = base | describe("video", unet=recipe.model.unet, clip_vision=recipe.model.clip_vision, video=stage)
+    drawn = (stage.noise, recipe.model.unet.vector_dim, recipe.seed)
+    if stage.cached_clips:
+        shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, _hash_of(base), group)
+        samples = CachedSamples(shards, *drawn)
+    else:
+        samples = VideoSamples(source, *drawn)
+    objective = VideoObjective(unet, clip_vision, vae)
+    run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "video"), group)
+    run.train(machine, _keep_video)
+    return run
+
+
+def new_video_networks(recipe: Recipe) -> tuple[VideoUNet, CLIPVision]:
+    """With their first weights; what one token of context leaves unread is not trained."""
+    unet = new_unet(recipe.model.unet, generator_for(recipe.seed, "weights", "unet"))
+    return freeze_unread(unet), new_clip_vision(recipe.model.clip_vision, generator_for(recipe.seed, "weights", "clip"))
+
+
+STAGES: dict[str, Callable[[Recipe, ClipSource, Path, Machine, Group], Run]] = {
+    "autoencoder": train_autoencoder,
+    "temporal": train_temporal,
+    "video": train_video,
+}
+"""In the order in which they run."""
+
+
+def finished_autoencoder(recipe: Recipe, folder: Path) -> tuple[VideoVAE, str]:
+    """Stage 1's autoencoder, and a digest of its weights. Raises CheckpointError where it is missing, from another
+    configuration, or not trained to the end."""
+    kept = read_kept(folder, "autoencoder", _autoencoder_is(recipe))
+    if kept.step < kept.steps:
+        raise CheckpointError(
+            f"the autoencoder in {folder} is at step {kept.step} of {kept.steps}: "
+            f"go on with python -m training autoencoder --folder {folder}"
+        )
+    vae = new_vae(image_config(recipe.model.vae), generator_for(recipe.seed, "weights", "autoencoder"))
+    vae.load_state_dict(kept.weights)
+    return vae, digest_of(kept.weights)
+
+
+def read_kept(folder: Path, stage: str, configuration: Mapping[str, Any] | None = None) -> Kept:
+    """What a stage has left. Raises CheckpointError where there is nothing, or not of this configuration."""
+    place = Place(folder, stage)
+    if not place.weights.exists():
+        raise CheckpointError(f"{place.weights} does not exist: run python -m training {stage} --folder {folder} first")
+    weights, metadata = load_tensors(place.weights)
+    try:
+        note = json.loads(metadata[KEPT_KEY])
+        kept = Kept(weights, note["step"], note["steps"], note["configuration"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place.weights} was not written by training: remove it and train again") from error
+    if configuration is not None:
+        require_same(place.weights, kept.configuration, configuration)
+    return kept
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, 16 digits."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _autoencoder_is(recipe: Recipe) -> dict[str, Any]:
+    parts = {"seed": recipe.seed, "data": recipe.data, "vae": recipe.model.vae, "autoencoder": recipe.autoencoder}
+    return describe("autoencoder", **parts)
+
+
+def _based_on(base: Mapping[str, Any], digest: str, stage: str, **parts: Any) -> dict[str, Any]:
+    """A later stage's configuration: the data and seed of the first, its weights, and parts of its own."""
+    shared = {name: base[name] for name in ("seed", "data", "vae")}
+    return describe(stage, autoencoder_weights=digest, **shared, **parts)
+
+
+def _hash_of(configuration: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _keep_video(run: Run) -> None:
+    with run.averaged() as objective:
+        networks = {"unet": objective.unet, "clip_vision": objective.clip_vision}
+        weights = {f"{part}.{key}": each for part, net in networks.items() for key, each in net.state_dict().items()}
+        _keep(run, weights)
+
+
+def _keep(run: Run, weights: Mapping[str, Tensor]) -> None:
+    note = {"step": run.step, "steps": run.optimisation.steps, "configuration": run.configuration}
+    save_tensors(run.place.weights, weights, {KEPT_KEY: json.dumps(note)})

@@ -1,0 +1,166 @@
+"""The third stage: the video UNet, and together with it the image encoder whose embedding it reads.
+
+The released models took their image encoder from CLIP, which learned from pictures with captions. Here there are no
+captions and no text tower: the encoder learns whatever helps the UNet, and its embedding means nothing to anyone else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from svd_core.conditioning import Conditioning, MicroConditioning, augment
+from svd_core.config import LATENT_SCALE
+from svd_core.errors import CheckpointError
+from svd_core.model.clip_vision import CLIPVision
+from svd_core.model.unet import VideoUNet
+from svd_core.model.vae import VideoVAE
+
+from .checkpoint import load_tensors, save_tensors
+from .data import Clip, ClipSource
+from .distributed import Group
+from .loop import Batch
+from .loss import draw, v_loss
+from .randomness import generator_for, whole_number
+from .recipe import Noise
+
+CLIPS_PER_SHARD = 50
+PIXELS_AT_ONCE = 2**20
+"""Encoding a whole clip of 1024x576 would need more memory than training on it; frames are independent there."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSamples(Dataset):
+    """Sample k: clip k and everything drawn for it, on the CPU."""
+
+    source: ClipSource
+    noise: Noise
+    vector_width: int
+    seed: int
+
+    def __getitem__(self, number: int) -> Batch:
+        """pixels (T, 3, H, W) in [-1, 1] beside what `drawn_for` gives."""
+        clip = self.source.clip(number)
+        drawn = drawn_for(clip, len(clip.pixels), self.noise, self.vector_width, self.seed, number)
+        return {"pixels": clip.pixels, **drawn}
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSamples(Dataset):
+    """The same from clips encoded before: sample k is any of them, so that each is seen with many noises."""
+
+    shards: Sequence[Mapping[str, Tensor]]
+    noise: Noise
+    vector_width: int
+    seed: int
+
+    def __getitem__(self, number: int) -> Batch:
+        """latents (T, 4, h, w) in sampler units beside what `drawn_for` gives."""
+        generator = generator_for(self.seed, "cached", number)
+        shard = self.shards[whole_number(0, len(self.shards) - 1, generator)]
+        place = whole_number(0, len(shard["latents"]) - 1, generator)
+        latents = shard["latents"][place].float()
+        still = shard["still"][place].float() / 127.5 - 1
+        clip = Clip(still[None], float(shard["fps"][place]), float(shard["motion_bucket"][place]))
+        drawn = drawn_for(clip, len(latents), self.noise, self.vector_width, self.seed, number)
+        return {"latents": latents, **drawn}
+
+
+def drawn_for(clip: Clip, frames: int, noise: Noise, vector_width: int, seed: int, number: int) -> Batch:
+    """still (3, H, W), the clean first frame, and noisy_still, the augmented one; vector (V,); sigma, keep_context and
+    keep_first, scalars; noise (T, 4, h, w)."""
+    still = clip.pixels[0]
+    drawn = draw(noise, frames, *still.shape[1:], generator_for(seed, "noise", number))
+    augmentation = float(drawn.augmentation)
+    micro = MicroConditioning(clip.fps, clip.motion_bucket, augmentation)
+    return {
+        "still": still,
+        "noisy_still": augment(still[None], augmentation, drawn.on_still[None])[0],
+        "vector": micro.vector(vector_width)[0],
+        "sigma": drawn.sigma,
+        "keep_context": drawn.keep_context,
+        "keep_first": drawn.keep_first,
+        "noise": drawn.on_latent,
+    }
+
+
+class VideoObjective(nn.Module):
+    """The v-loss of clips. The autoencoder is never trained here; the other two as their parameters say.
+
+    `dtype` is what the networks compute in where they are not under autocast.
+    """
+
+    def __init__(
+        self, unet: VideoUNet, clip_vision: CLIPVision, vae: VideoVAE, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.unet, self.clip_vision = unet, clip_vision
+        self.vae = vae.requires_grad_(False)
+        self.dtype = dtype
+
+    def forward(self, batch: Batch) -> Tensor:
+        conditioning = self.condition(batch).to(dtype=self.dtype)
+        latents = batch["latents"] if "latents" in batch else self.encode(batch["pixels"])
+        frames = latents.shape[1]
+        flat = (latents.flatten(0, 1), batch["noise"].flatten(0, 1))
+        return v_loss(self.unet, *flat, batch["sigma"], conditioning, frames)
+
+    def condition(self, batch: Batch) -> Conditioning:
+        """One row for each clip; what was dropped is zero, as in `Conditioning.unconditional`."""
+        context = self.clip_vision.encode(batch["still"])[:, None] * batch["keep_context"][:, None, None]
+        with torch.no_grad():
+            first = self.vae.encode(batch["noisy_still"].to(self.dtype))
+        return Conditioning(context, first * batch["keep_first"][:, None, None, None], batch["vector"])
+
+    @torch.no_grad()
+    def encode(self, clips: Tensor) -> Tensor:
+        """(B, T, 3, H, W) in [-1, 1] -> (B, T, 4, h, w) float32 in sampler units."""
+        rows = max(1, PIXELS_AT_ONCE // (clips.shape[-2] * clips.shape[-1]))
+        parts = clips.flatten(0, 1).to(self.dtype).split(rows)
+        latents = torch.cat([self.vae.encode(part).float() for part in parts])
+        return latents.unflatten(0, clips.shape[:2]) * LATENT_SCALE
+
+
+def cached_shards(
+    folder: Path, source: ClipSource, vae: VideoVAE, clips: int, digest: str, group: Group
+) -> list[dict[str, Tensor]]:
+    """Encode clips 0 to `clips` - 1 into files of 50, those that are not there yet, and open them all.
+
+    Processes share the work. `digest` stands for the source and the encoder: shards of others are refused with a
+    CheckpointError.
+    """
+    paths = [folder / f"{number:04d}.safetensors" for number in range(-(-clips // CLIPS_PER_SHARD))]
+    for number in range(group.rank, len(paths), group.size):
+        if not paths[number].exists():
+            start = number * CLIPS_PER_SHARD
+            numbers = range(start, min(clips, start + CLIPS_PER_SHARD))
+            save_tensors(paths[number], encode_clips(source, vae, numbers, group), {"digest": digest})
+    group.wait()
+    return [_open_shard(path, digest) for path in paths]
+
+
+def _open_shard(path: Path, digest: str) -> dict[str, Tensor]:
+    shard, metadata = load_tensors(path)
+    if metadata.get("digest") != digest:
+        raise CheckpointError(
+            f"{path} was encoded from other clips or by another autoencoder: remove the folder {path.parent}"
+        )
+    return shard
+
+
+@torch.no_grad()
+def encode_clips(source: ClipSource, vae: VideoVAE, numbers: Sequence[int], group: Group) -> dict[str, Tensor]:
+    """latents (n, T, 4, h, w) float16 in sampler units, still (n, 3, H, W) uint8, fps, motion_bucket (n,) float32."""
+    clips = [source.clip(number) for number in numbers]
+    latents = [vae.encode(clip.pixels.to(group.device)) * LATENT_SCALE for clip in clips]
+    return {
+        "latents": torch.stack([latent.half().cpu() for latent in latents]),
+        "still": torch.stack([((clip.pixels[0] + 1) * 127.5).round().to(torch.uint8) for clip in clips]),
+        "fps": torch.tensor([clip.fps for clip in clips]),
+        "motion_bucket": torch.tensor([float(clip.motion_bucket) for clip in clips]),
+    }

@@ -70,7 +70,7 @@ bench-quick: $(STAMP) ## The import cost alone
 	$(RUN) -m benchmarks --quick
 
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) .comfyui .bench .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info
 
 $(STAMP): | $(VENV)/bin/pip
 	tree=$$($(FETCH)) && $(RUN) -m pip install --quiet -r requirements-dev.txt -r "$$tree/requirements.txt"

@@ -105,8 +105,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all, even when the power goes. Raises OutputError."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    """Write a safetensors file that appears whole or not at all. Raises OutputError."""
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(here, dict(metadata)))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file in its place, and its folder if need be, whole or not at all, even when the power goes. Raises
+    OutputError where the system refuses."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

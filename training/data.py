@@ -183,13 +183,18 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
         sizes = Counter(picture.shape[1::-1] for picture in _frames(path))
         fps = _fps(path)
     except _DAMAGE as error:
-        return Skipped(path, f"cannot be read ({' '.join(str(error).split())[:80]})")
+        return Skipped(path, f"cannot be read ({_in_short(error, path)})")
     count = sum(sizes.values())
     if count < frames:
         return Skipped(path, f"has {count} frames, {frames} needed")
     if len(sizes) > 1:
         return Skipped(path, f"has frames of {len(sizes)} sizes")
     return _File(path, count, next(iter(sizes)), fps)
+
+
+def _in_short(error: Exception, path: Path) -> str:
+    """What a decoder says, in a line, without the path that is named already."""
+    return " ".join(str(error).replace(repr(str(path)), "").split())[:80] or type(error).__name__
 
 
 def _frames(path: Path) -> Iterator[np.ndarray]:

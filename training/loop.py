@@ -142,7 +142,9 @@ class Run:
 
     def _checked(self, loss: float) -> float:
         if not math.isfinite(loss):
-            raise StableVideoError(f"the loss of step {self.step + 1} is {loss}: lower the learning rate and go on")
+            raise StableVideoError(
+                f"the loss of step {self.step + 1} is {loss}: start in a new folder with a lower learning rate"
+            )
         return loss
 
     def _batches(self, last: int, machine: Machine) -> Iterator[Batch]:
@@ -158,9 +160,10 @@ class Run:
 
     def _save(self, keep: Callable[[Run], None]) -> None:
         if self.group.leads:
-            save_state(self.place.state, self.state())
             plot_losses(self.losses, self.place.curve, self.place.name)
             keep(self)
+            # Last, so that a kill in between goes on from before what it may not have written.
+            save_state(self.place.state, self.state())
         self.group.wait()
 
     def state(self) -> State:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from .checkpoint import write_whole
 
 SIZE = (800, 400)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 30, 20, 40
@@ -30,9 +32,9 @@ def plot_losses(losses: Sequence[float], path: Path, title: str) -> None:
     canvas.line(_points(values, low, high), fill=_POINTS)
     canvas.line(_points(running_mean(values), low, high), fill=_LINE, width=2)
     canvas.text((_LEFT, 10), f"{title}: loss by step, {losses[-1]:.4g} at step {len(losses)}", fill=_INK)
-    partial = path.with_name(f"{path.name}.partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_whole(path, content.getvalue())
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

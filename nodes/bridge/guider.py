@@ -13,6 +13,7 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
+import torch
 
 from ...svd_core.config import PIXELS_PER_LATENT
 from ...svd_core.errors import InputError
@@ -85,6 +86,8 @@ class ClipGuider(comfy.samplers.CFGGuider):
         if bool((weights != 1).any()):
             scales = weights.repeat(clips.count)[:, None, None, None].to(self.model_patcher.load_device)
             options |= {"sampler_cfg_function": _per_frame(scales), "disable_cfg1_optimization": True}
+        if not _shares_branches(options):
+            options["sampler_calc_cond_batch_function"] = _branches_apart
         if clips.count > 1 and not isinstance(self.model_patcher.model, StableVideoModel):
             kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
             wrapper = _clips_apart(clips.num_frames)
@@ -100,6 +103,21 @@ def _per_frame(scales: Tensor) -> Callable[[dict[str, Any]], Tensor]:
         return uncond + scales.to(cond) * (cond - uncond)
 
     return guide
+
+
+def _branches_apart(args: dict[str, Any]) -> list[Tensor]:
+    """Both guidance branches, one after the other. ComfyUI joins them in one batch when enough memory is free, which
+    rounds otherwise: the same seed would give other bits on another day. Together they are no faster (spec 5.4)."""
+    model, x, sigma, options = (args[name] for name in ("model", "input", "sigma", "model_options"))
+    apart = (comfy.samplers.calc_cond_batch(model, [cond], x, sigma, options)[0] for cond in args["conds"] if cond)
+    return [next(apart) if cond else torch.zeros_like(x) for cond in args["conds"]]
+
+
+def _shares_branches(options: dict[str, Any]) -> bool:
+    """Whether something else already decides how branches run: a cache that must see both, or several GPUs."""
+    kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
+    wrapped = comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
+    return bool(wrapped) or "multigpu_clones" in options or "sampler_calc_cond_batch_function" in options
 
 
 def _clips_apart(num_frames: int) -> Callable[..., Tensor]:

@@ -252,6 +252,17 @@ def test_both_branches_run_unless_every_weight_is_one(sample, loaded):
         assert sum(rows) == 2 * 2 * FRAMES, points
 
 
+def test_no_bit_depends_on_free_memory(sample, monkeypatch):
+    """ComfyUI runs both guidance branches as one batch or apart, as memory allows."""
+    import comfy.model_management
+    import comfy.model_patcher
+
+    plenty = sample(max_guidance=3.0)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda *_: 0)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 0)
+    assert torch.equal(sample(max_guidance=3.0), plenty)
+
+
 def test_guidance_of_nodes_before_it_is_replaced(sample, loaded, native_call):
     [patched] = native_call("comfy_extras.nodes_video_model", "VideoLinearCFGGuidance", model=loaded.model, min_cfg=9.0)
     assert torch.equal(sample(model=patched), sample())

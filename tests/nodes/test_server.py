@@ -44,6 +44,7 @@ OUR_NODES = (
     "StableVideoSigmas",
     "StableVideoGuider",
     "StableVideoDecode",
+    "StableVideoImageUnfit",
 )
 """Node ids that saved workflows depend on."""
 

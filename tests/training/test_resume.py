@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_core.errors import CheckpointError, InputError, StableVideoError
-from training import checkpoint
+from svd_core.errors import CheckpointError, InputError, OutputError, StableVideoError
+from training import checkpoint, loop
 from training.checkpoint import State, differences_of, load_state, save_state, save_tensors
 from training.data import open_source
 from training.distributed import ALONE, Group
@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, uninterrupted, tmp_path):
     place = Place(tmp_path, "autoencoder")
     deadline = time.monotonic() + 200
     with started(recipe, tmp_path) as process:
-        while not place.state.exists():
+        while not (place.state.exists() and place.weights.exists()):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -119,6 +119,21 @@ def test_a_kill_while_writing_leaves_the_old_state(monkeypatch, tmp_path):
         assert checkpoint.load_tensors(path)[0]["a"].sum() == 0
     save_tensors(path, {"a": torch.ones(3)}, {})
     assert checkpoint.load_tensors(path)[0]["a"].sum() == 3, "what the kill left behind is in nobody's way"
+
+
+@pytest.mark.parametrize("moment", ["plot_losses", "save_state"])
+def test_a_kill_between_the_files_of_the_last_step_is_made_good(recipe, uninterrupted, tmp_path, monkeypatch, moment):
+    train(recipe, tmp_path, stop_after=STEPS - 1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, moment, killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path)
+    monkeypatch.undo()
+    train(recipe, tmp_path)
+    assert bits(tmp_path) == uninterrupted
 
 
 def test_a_state_of_another_configuration_is_refused_with_the_difference(recipe, uninterrupted, tmp_path):
@@ -200,7 +215,7 @@ def test_accumulated_rounds_are_one_batch(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = quadratic_run(tmp_path, Optimisation(steps=12, batch=1))
-    with pytest.raises(StableVideoError, match="the loss of step 10 is nan: lower the learning rate"):
+    with pytest.raises(StableVideoError, match="the loss of step 10 is nan: start in a new folder"):
         run.train(Machine(), lambda run: None)
 
 
@@ -250,3 +265,9 @@ def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tiny, tmp_p
     for name, gradient in gradients.items():
         torch.testing.assert_close(both[f"mean/{name}"] / 0.1, gradient, rtol=1e-3, atol=1e-6 * float(largest))
     torch.testing.assert_close(both["losses"], torch.tensor(alone.losses, dtype=torch.float64))
+
+
+def test_a_place_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_tensors(tmp_path / "file" / "x.safetensors", {"a": torch.zeros(1)}, {})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
+import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
@@ -28,6 +29,9 @@ Weights = Callable[[int], "Tensor"]
 """Number of frames T -> guidance weights (T,)."""
 
 WRAPPER_KEY = "stable_video"
+
+WIDEST = 16
+"""Numbers for each channel and latent cell at the UNet's widest point, at least."""
 
 _LEFT_BY_A_RUN = ("conds", "inner_model", "loaded_models")
 """What ComfyUI's guider drops at the end of a run, and keeps, on the device, when the run was cancelled."""
@@ -75,6 +79,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
         clips = Clips(whole_clips(latent.shape[0], num_frames), num_frames)
         require_same_clips(positive, latent, clips)
         require_embedding(positive, self.model_patcher)
+        require_memory(latent, self.model_patcher)
         return clips
 
     def _guided(self, given: dict[str, Any], clips: Clips) -> dict[str, Any]:
@@ -167,6 +172,28 @@ def require_embedding(positive: dict[str, Any], patcher: ModelPatcher) -> None:
         raise InputError(
             f"the conditioning has {width} numbers for the picture and this model reads {needed}: connect the "
             "CLIP_VISION of the same checkpoint to Stable Video Conditioning"
+        )
+
+
+def require_memory(latent: Tensor, patcher: ModelPatcher) -> None:
+    """Raise InputError for more frames than the device's whole memory can hold at the widest layer.
+
+    A bound from below: the feed-forward of the finest level alone has 16 numbers for each channel and latent cell (8
+    for value and gate, 4 for the activated gate, 4 for their product). What passes may still be too much for what is
+    free. Context windows run a part of the frames at a time.
+    """
+    model = patcher.model
+    channels = model.model_config.unet_config["model_channels"]
+    frames, _, height, width = latent.shape
+    one = WIDEST * channels * height * width * model.get_dtype_inference().itemsize
+    windows = patcher.model_options.get("context_handler")
+    at_once = frames if windows is None else min(frames, windows.context_length)
+    whole = comfy.model_management.get_total_memory(patcher.load_device)
+    if at_once * one > whole:
+        raise InputError(
+            f"{at_once} frames of {_pixels(latent)} need at least {at_once * one / 2**30:.1f} GiB and "
+            f"{patcher.load_device} has {whole / 2**30:.1f} GiB: ask for {int(whole // one)} frames at most, or a "
+            "smaller picture"
         )
 
 

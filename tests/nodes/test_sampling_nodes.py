@@ -263,6 +263,17 @@ def test_no_bit_depends_on_free_memory(sample, monkeypatch):
     assert torch.equal(sample(max_guidance=3.0), plenty)
 
 
+def test_frames_beyond_the_whole_memory_are_refused_before_the_model_runs(sample, loaded, monkeypatch, input_error):
+    """The message names the frames, what they need, what there is, and how many would do."""
+    import comfy.model_management
+
+    one = 16 * 32 * 16 * 8 * 4  # bytes a frame of the tiny model needs at least, at 128x64
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, **__: FRAMES * one - 1)
+    monkeypatch.setattr(type(loaded.model.model), "apply_model", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(input_error, match=rf"{FRAMES} frames of 128x64 need .* ask for {FRAMES - 1} frames at most"):
+        sample()
+
+
 def test_guidance_of_nodes_before_it_is_replaced(sample, loaded, native_call):
     [patched] = native_call("comfy_extras.nodes_video_model", "VideoLinearCFGGuidance", model=loaded.model, min_cfg=9.0)
     assert torch.equal(sample(model=patched), sample())

@@ -276,6 +276,7 @@ def test_torch_compile_gives_the_same(native, pair, image, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @torch.inference_mode()
 def test_torch_compile_model_compiles(native, pair, image, tmp_path):
     """The node as it comes, with the inductor: minutes on two cores."""

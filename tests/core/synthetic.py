@@ -15,21 +15,11 @@ from weights import random_like, randomise
 
 from svd_core.checkpoint.inventory import inventory
 from svd_core.checkpoint.keymaps import CLIP, CONDITIONER_VAE, FIRST_STAGE, VISUAL
-from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+from svd_core.config import ModelConfig, Variant
+from tools.samples import SMALL
 
-TINY = ModelConfig(
-    unet=UNetConfig(
-        model_channels=32,
-        channel_mult=(1, 2),
-        res_blocks=1,
-        attention=(True, False),
-        head_channels=8,
-        context_dim=32,
-        vector_dim=48,
-    ),
-    vae=VAEConfig(channels=32, channel_mult=(1, 1, 2, 2)),
-    clip_vision=CLIPVisionConfig(layers=2, width=32, head_channels=16, mlp_width=64, image_size=28, output_dim=32),
-    variant=Variant("tiny", frames=3, steps=2, min_guidance=1.0, max_guidance=2.0, height=64, width=128),
+TINY = dataclasses.replace(
+    SMALL, variant=Variant("tiny", frames=3, steps=2, min_guidance=1.0, max_guidance=2.0, height=64, width=128)
 )
 TINY_IMAGE_DECODER = dataclasses.replace(TINY, vae=dataclasses.replace(TINY.vae, temporal=False, decoder_quant=True))
 

@@ -121,10 +121,10 @@ def load_modules(
     """All networks of a checkpoint, filled.
 
     `dtype` None keeps every tensor as it is stored; the VAE's encoder is float32 where `dtype` is a 16-bit one, as in
-    the reference. On the CPU, tensors already in their dtype stay views of the mapped
-    file, but for CLIP's q, k, v in transformers' naming, which are joined; others are converted one by one. `backend`
-    gives the layers and the attention (its dtype and device are not used). Raises CheckpointError as `open_checkpoint`
-    does, and for weights that are not finite or that `dtype` cannot hold.
+    the reference. On the CPU, tensors already in their dtype stay views of the mapped file, but for CLIP's q, k, v in
+    transformers' naming, which are joined; others are converted one by one. `backend` gives the layers and the
+    attention (its dtype and device are not used). Raises CheckpointError as `open_checkpoint` does, and for weights
+    that are not finite or that `dtype` cannot hold.
     """
     checkpoint = open_checkpoint(path, variant)
     # The reference encodes the still in float32 whatever the rest runs in (spec 4, 6).

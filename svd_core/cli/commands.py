@@ -263,8 +263,7 @@ def _checkpoint_flag(args: Namespace) -> str:
 
 
 def _memory(args: Namespace) -> dict[str, int | None]:
-    """Chunk and budget for the decoder. Never neither: the streamed decoder gives the same bits for every chunk, the
-    plain one equals it only to rounding, and a recipe promises bytes."""
+    """Chunk and budget for the decoder, which change no bit. With neither, a chunk as long as any clip: all is kept."""
     limits = {name: getattr(args, name, None) for name in ("chunk", "budget")}
     for name, value in limits.items():
         if value is not None and value < 1:

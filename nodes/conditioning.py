@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
     from torch import Tensor
 
+    from ..svd_core.config import Variant
+
 
 class StableVideoConditioning(io.ComfyNode):
     """Tells the model which picture to animate, and how."""
@@ -97,9 +99,10 @@ class StableVideoConditioning(io.ComfyNode):
         micro, recipe = MicroConditioning(fps, motion_bucket, augmentation), NUMERICS[numerics]
         require_picture(image)
         require_vae(vae)
-        num_frames = frames or vae_variant(vae).frames
+        trained = vae_variant(vae)
+        num_frames = frames or trained.frames
         image = image[..., :3].float()
-        show(cls, *advice(micro, image))
+        show(cls, *advice(micro, image, trained))
         context = embedding(recipe.look(clip_vision, image))
         first = vae.encode(noisy_image(image, recipe.noise * micro.augmentation, seed)).float()
         numbers = {
@@ -222,11 +225,13 @@ def require_picture(image: Tensor) -> None:
         raise InputError("the picture holds NaN or infinity, needed numbers from 0 to 1: repair or replace it")
 
 
-def advice(micro: MicroConditioning, image: Tensor) -> list[str]:
-    """Sentences for the artist about settings far from those of training."""
+def advice(micro: MicroConditioning, image: Tensor, trained: Variant) -> list[str]:
+    """Sentences for the artist about settings far from those that the model was trained on."""
     height, width = image.shape[1:3]
-    uneven = [f"Sides of {width}x{height} are not multiples of {SIZE_MULTIPLE}: edges may look worse."]
-    return warnings_for(micro, height, width) + (uneven if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE else [])
+    sentences = warnings_for(micro, height, width, trained)
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        sentences.append(f"Sides of {width}x{height} are not multiples of {SIZE_MULTIPLE}: edges may look worse.")
+    return sentences
 
 
 def embedding(embedded: Tensor | None) -> Tensor:

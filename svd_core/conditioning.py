@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import VARIANTS
+from .config import VARIANTS, Variant
 from .errors import InputError
 from .sinusoid import sinusoid
 
@@ -134,12 +134,11 @@ def augment(pixels: Tensor, amount: float, noise: Tensor) -> Tensor:
     return pixels + amount * noise.to(pixels)
 
 
-def warnings_for(micro: MicroConditioning, height: int, width: int) -> list[str]:
+def warnings_for(micro: MicroConditioning, height: int, width: int, trained: Variant = VARIANTS["svd"]) -> list[str]:
     """Advice, one sentence each, about settings that the models were not trained on (spec 6); empty if there is none.
 
-    height and width in pixels; upright and wide pictures of the trained size are both fine.
+    height and width in pixels; upright and wide pictures of the size that `trained` names are both fine.
     """
-    trained = VARIANTS["svd"]
     slowest, fastest = TRAINED_FPS
     advice = {
         f"The size {width}x{height} is not {trained.width}x{trained.height}, which the model was trained on.": (

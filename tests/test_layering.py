@@ -22,6 +22,7 @@ ARROWS = {
     "config": {"errors"},
     "sinusoid": {"config", "errors"},
     "settings": {"config", "errors"},
+    "demo": set(),
     "conditioning": BASE,
     "sampling": BASE | {"conditioning"},
     "recipe": BASE,
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "nodes": {"svd_core"},
     "training": {"svd_core"},
     "benchmarks": {"svd_core", "tools"},
-    "tools": {"svd_core"},
+    "tools": {"svd_core", "training"},
 }
 """Which of our packages each of our packages may import."""
 

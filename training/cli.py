@@ -1,4 +1,4 @@
-"""The command line: `python -m training autoencoder | temporal | video | export | lora | recipe`.
+"""The command line: `python -m training autoencoder | temporal | video | export | evaluate | lora | recipe`.
 
 Under torchrun the three stages and lora run in several processes. Exit codes: 0 done, 2 something given cannot be used
 (one line on stderr says what), 130 interrupted.
@@ -14,15 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from PIL import Image
+
+from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
+from svd_core.pipeline import load_checkpoint
 
 from .data import Skipped, open_folder, open_source
 from .distributed import Group, process_group
-from .export import MEBIBYTE, SHIPPED_LIMIT, export
+from .evaluate import FULL, QUICK, contact_sheet, evaluate, frame_decoder, save_figures, sheet_rows
+from .export import MEBIBYTE, SHIPPED_LIMIT, export, export_frame_decoder
 from .loop import Machine, Run
 from .lora import DTYPES, Layers, LoRAConfig, train_lora, with_dtype
 from .recipe import DEMO, Recipe, read_recipe, with_settings
 from .stages import STAGES
+
+FRAME_DECODER = Path(__file__).with_name("demo") / "frame_decoder.safetensors"
 
 _LORA_MEMORY = """\
 memory, counted for the released svd in bfloat16 with --rank 16 and --layers both (training.memory):
@@ -69,6 +76,7 @@ def parser() -> ArgumentParser:
     for name, text in helps.items():
         _add_stage(commands, name, text)
     _add_export(commands)
+    _add_evaluate(commands)
     _add_lora(commands)
     _add_recipe_flags(_command(commands, "recipe", "print the recipe as JSON", _print_recipe))
     return top
@@ -120,7 +128,25 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as demo.safetensors")
     limit = SHIPPED_LIMIT // MEBIBYTE
     command.add_argument("--limit", type=float, default=limit, metavar="MIB", help=f"most MiB (default: {limit})")
+    text = "also write stage 1's decoder, for evaluate"
+    command.add_argument("--frame-decoder", type=Path, metavar="FILE", help=text)
     _add_recipe_flags(command)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "evaluate", "judge a model on held-out scenes", _evaluate)
+    command.add_argument(
+        "--checkpoint", type=Path, default=DEMO_MODEL, metavar="FILE", help="(default: the demo model)"
+    )
+    text = "what the temporal decoder is compared with (default: the demo model's)"
+    command.add_argument("--frame-decoder", type=Path, default=FRAME_DECODER, metavar="FILE", help=text)
+    command.add_argument("--folder", type=Path, required=True, metavar="FOLDER", help="for figures.json and sheet.png")
+    command.add_argument("--quick", action="store_true", help="a tenth of the scenes, for a first look")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _add_lora(commands: argparse._SubParsersAction) -> None:
@@ -156,6 +182,19 @@ def _train_stage(args: Namespace) -> None:
 def _export(args: Namespace) -> None:
     path = export(_recipe(args), args.folder, args.output, int(args.limit * MEBIBYTE))
     sys.stdout.write(f"{path}: {path.stat().st_size / MEBIBYTE:.2f} MiB\n")
+    if args.frame_decoder is not None:
+        sys.stdout.write(f"{export_frame_decoder(args.folder, args.frame_decoder)}\n")
+
+
+def _evaluate(args: Namespace) -> None:
+    svd = load_checkpoint(args.checkpoint)
+    decoder = frame_decoder(args.frame_decoder, svd.config.vae)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    figures = evaluate(svd, decoder, QUICK if args.quick else FULL, _say)
+    save_figures(figures, args.folder / "figures.json")
+    Image.fromarray(contact_sheet(sheet_rows(svd))).save(args.folder / "sheet.png")
+    missed = [figure.name for figure in figures if not figure.reached]
+    sys.stdout.write(f"{args.folder}: {len(figures) - len(missed)} of {len(figures)} bars reached\n")
 
 
 def _train_lora(args: Namespace) -> None:

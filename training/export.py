@@ -49,6 +49,14 @@ def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMI
     return output
 
 
+def export_frame_decoder(folder: Path, output: Path) -> Path:
+    """Write stage 1's frame-wise decoder as float16, for judging the temporal one against it."""
+    weights = read_kept(folder, "autoencoder").weights
+    decoder = {name: _half(name, tensor) for name, tensor in weights.items() if name.startswith("decoder.")}
+    save_tensors(output, decoder, {"format": "pt"})
+    return output
+
+
 def _require_one_autoencoder(folder: Path, kept: Mapping[str, Kept]) -> None:
     digests = {stage: each.configuration.get("autoencoder_weights") for stage, each in kept.items()}
     if len(set(digests.values())) > 1:

@@ -72,7 +72,7 @@ class Run:
         place: Place,
         group: Group,
     ) -> None:
-        self.objective = objective.to(group.device)
+        self.objective = contiguous_norms(objective.to(group.device), group.device)
         self.samples, self.optimisation, self.group = samples, optimisation, group
         self.configuration, self.place = configuration, place
         _check_shares(optimisation, group)
@@ -186,6 +186,19 @@ class Run:
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.names.items():
             parameter.copy_(weights[name])
+
+
+def contiguous_norms(objective: nn.Module, device: torch.device) -> nn.Module:
+    """On the CPU, every GroupNorm gets its input contiguous; elsewhere nothing changes. Returns the objective.
+
+    Convolutions answer channels last there, and PyTorch's backward pass of GroupNorm is some 25 times slower on that
+    than the copy and the contiguous backward pass together (docs/LOG.md).
+    """
+    if device.type == "cpu":
+        for module in objective.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return objective
 
 
 def learning_rate(chosen: Optimisation, step: int) -> float:

@@ -210,8 +210,16 @@ DEMO = Recipe(
         variant=Variant("demo", frames=14, steps=25, min_guidance=1.0, max_guidance=2.0, height=64, width=128),
     ),
     data=Data(),
-    autoencoder=AutoencoderStage(Optimisation(steps=4000, batch=2, learning_rate=4e-4, ema=0.999), frames=2),
-    temporal=TemporalStage(Optimisation(steps=600, batch=1, learning_rate=2e-4, ema=0.99), frames=4),
-    video=VideoStage(Optimisation(steps=12000, batch=4, learning_rate=4e-4, ema=0.999), cached_clips=3000),
+    # Small batches: on two CPU cores, many steps on few frames learn more in the same time than few steps on many.
+    autoencoder=AutoencoderStage(
+        Optimisation(steps=6000, batch=2, learning_rate=6e-4, warmup=100, ema=0.999), frames=1, squared=4.0
+    ),
+    temporal=TemporalStage(Optimisation(steps=400, batch=2, learning_rate=2e-4, ema=0.99), frames=4, squared=4.0),
+    video=VideoStage(
+        Optimisation(steps=5000, batch=4, learning_rate=5e-4, warmup=200, ema=0.999),
+        # Noise levels as for image to video at high resolution: the motion of a clip is decided at high sigma.
+        noise=Noise(p_mean=1.0),
+        cached_clips=2000,
+    ),
 )
 """The embedded demo model: 7.8 million parameters, 14 frames of 128x64, small enough to train on two CPU cores."""

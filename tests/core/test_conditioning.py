@@ -14,6 +14,7 @@ from svd_core.conditioning import (
     seeded_generator,
     warnings_for,
 )
+from svd_core.config import Variant
 from svd_core.errors import InputError
 from svd_core.sinusoid import sinusoid
 
@@ -89,6 +90,13 @@ def test_the_limits_themselves_are_fine(limits):
 @pytest.mark.parametrize("fps", [6, 7, 31])
 def test_settings_of_the_trained_range_need_no_advice(height, width, fps):
     assert warnings_for(MicroConditioning(fps=fps, motion_bucket=255), height, width) == []
+
+
+def test_a_size_is_compared_with_what_this_model_was_trained_on():
+    demo = Variant("demo", frames=14, steps=25, min_guidance=1, max_guidance=2, height=64, width=128)
+    assert warnings_for(MicroConditioning(), 64, 128, demo) == []
+    (advice,) = warnings_for(MicroConditioning(), 576, 1024, demo)
+    assert advice.startswith("The size 1024x576 is not 128x64")
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,8 @@ def test_transparency_is_ignored(condition, pictures):
 def test_unusual_settings_are_mentioned_and_usual_ones_are_not(part):
     node = part("nodes.conditioning")
     micro = part("svd_core.conditioning").MicroConditioning
-    assert node.advice(micro(), torch.zeros(1, 576, 1024, 3)) == []
-    text = " ".join(node.advice(micro(3, 300), torch.zeros(1, 72, 128, 3)))
+    svd = part("svd_core.config").VARIANTS["svd"]
+    assert node.advice(micro(), torch.zeros(1, 576, 1024, 3), svd) == []
+    text = " ".join(node.advice(micro(3, 300), torch.zeros(1, 72, 128, 3), svd))
     for part_of_it in ("128x72 is not 1024x576", "Motion bucket 300", "At 3 frames", "not multiples of 64"):
         assert part_of_it in text

@@ -1,0 +1,214 @@
+"""Judges a trained model by what its clips show, on scenes that it has never seen.
+
+Every figure is measured from decoded frames; nothing is read off the network. The scenes' seeds are fixed, so two runs
+on one machine give the same table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from svd_core.config import VAEConfig
+from svd_core.errors import CheckpointError
+from svd_core.model.vae import VideoVAE
+from svd_core.pipeline import StableVideo
+
+from .autoencoder import image_config
+from .checkpoint import load_tensors
+from .data import as_pixels
+from .measure import angle_between, flow_magnitude, motion_direction, psnr, spearman
+from .reconstruction import difference_loss
+from .world import DEFAULT_FPS, HELD_OUT_SEEDS, KINDS, Scene, draw_scene
+
+STILL_SEEDS, ROCKET_SEEDS, AMOUNT_SEEDS, DECODER_SEEDS = (
+    HELD_OUT_SEEDS[start : start + 1000] for start in (0, 1000, 2000, 3000)
+)
+"""Which held-out scenes each figure is measured on, from the front."""
+
+AMOUNT_KINDS = ("rocket", "clouds", "pan", "cart")
+"""Scenes in which something travels for the whole clip, however fast."""
+
+NEAR = 45.0
+"""Degrees within which a motion counts as along the truth."""
+
+FrameDecoder = Callable[[torch.Tensor], torch.Tensor]
+"""Unscaled latents (T, 4, h, w) -> pixels (T, 3, H, W) in [-1, 1], each frame by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many scenes each figure takes; the defaults are what the bars are stated for."""
+
+    stills: int = 50
+    rockets: int = 100
+    amounts: int = 8
+    buckets: int = 8
+    decoded: int = 24
+
+
+FULL = Extent()
+QUICK = Extent(stills=5, rockets=10, amounts=2, buckets=4, decoded=4)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured value and the bar it is held to; `detail` says what else was seen."""
+
+    name: str
+    value: float
+    least: float
+    unit: str
+    detail: str = ""
+
+    @property
+    def reached(self) -> bool:
+        return self.value >= self.least
+
+    def __str__(self) -> str:
+        verdict = "reached" if self.reached else "MISSED"
+        return f"{self.name:34} {self.value:8.2f} {self.unit:10} (at least {self.least:g}) {verdict}  {self.detail}"
+
+
+Say = Callable[[str], None]
+
+
+def evaluate(svd: StableVideo, decoder: FrameDecoder, extent: Extent, say: Say) -> list[Figure]:
+    """Every figure, told to `say` as it comes. `decoder` is what the temporal one is compared with."""
+    parts = (
+        seeds(svd),
+        flicker(svd, decoder, extent.decoded),
+        likeness(svd, extent.stills),
+        direction(svd, extent.rockets),
+        amount(svd, extent.amounts, extent.buckets),
+    )
+    figures = []
+    for figure in chain(*parts):
+        figures.append(figure)
+        say(str(figure))
+    return figures
+
+
+def frame_decoder(path: Path, config: VAEConfig) -> FrameDecoder:
+    """The frame-wise decoder that `export` wrote beside a model. Raises CheckpointError where it does not fit."""
+    weights, _ = load_tensors(path)
+    vae = VideoVAE(image_config(config)).eval()
+    own = {name for name in vae.state_dict() if name.startswith("decoder.")}
+    if own != weights.keys():
+        raise CheckpointError(f"{path} is no frame-wise decoder of this model: give what export --frame-decoder wrote")
+    vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    return lambda latents: vae.decode(latents, num_frames=1)
+
+
+def likeness(svd: StableVideo, count: int) -> Iterable[Figure]:
+    """The first frame against the still, on scenes of all kinds."""
+    values = []
+    for seed in STILL_SEEDS[:count]:
+        still = _scene(svd, seed).still
+        values.append(psnr(svd.animate(still, seed=seed % 2**31)[0], still))
+    low, high = np.percentile(values, [10, 90])
+    detail = f"median of {count}; a tenth below {low:.1f}, a tenth above {high:.1f}"
+    yield Figure("first frame, PSNR", float(np.median(values)), 24.0, "dB", detail)
+
+
+def direction(svd: StableVideo, count: int) -> Iterable[Figure]:
+    """How often a rocket flies where it points."""
+    angles = []
+    for seed in ROCKET_SEEDS[:count]:
+        scene = _scene(svd, seed, kind="rocket")
+        found = motion_direction(svd.animate(scene.still, seed=seed % 2**31))
+        angles.append(180.0 if found is None else angle_between(found, scene.direction))
+    share = 100 * float(np.mean(np.array(angles) <= NEAR))
+    detail = f"{count} rockets within {NEAR:g} degrees; median {np.median(angles):.0f} degrees"
+    yield Figure("rocket flies where it points", share, 85.0, "percent", detail)
+
+
+def amount(svd: StableVideo, count: int, buckets: int) -> Iterable[Figure]:
+    """How the flow follows motion_bucket, and what half the fps does to it."""
+    scenes = [_scene(svd, AMOUNT_SEEDS[i], kind=AMOUNT_KINDS[i % len(AMOUNT_KINDS)]) for i in range(count)]
+    chosen = [round(bucket) for bucket in np.linspace(16, 240, buckets)]
+    flows = np.array([[_flow(svd, scene, motion_bucket=bucket) for bucket in chosen] for scene in scenes])
+    mean = flows.mean(axis=0)
+    single = np.median([spearman(chosen, row.tolist()) for row in flows])
+    detail = f"flow {' '.join(f'{each:.2f}' for each in mean)} pixels a frame; median of single scenes {single:.2f}"
+    yield Figure("flow against motion_bucket", spearman(chosen, mean.tolist()), 0.9, "Spearman", detail)
+    fast = np.array([_flow(svd, scene, fps=2 * DEFAULT_FPS) for scene in scenes])
+    slow = np.array([_flow(svd, scene, fps=DEFAULT_FPS) for scene in scenes])
+    detail = f"fps {2 * DEFAULT_FPS} to {DEFAULT_FPS}; grows in {(slow > fast).sum()} of {count} scenes"
+    yield Figure("half the fps, flow a frame", float(np.median(slow / np.maximum(fast, 1e-6))), 1.0, "times", detail)
+
+
+def flicker(svd: StableVideo, frame_decoder: FrameDecoder, count: int) -> Iterable[Figure]:
+    """What changes from one frame to the next against what should, in clips that were encoded and decoded: the error of
+    the frame-wise decoder over that of the temporal one."""
+    errors = []
+    for seed in DECODER_SEEDS[:count]:
+        pixels = as_pixels(_scene(svd, seed).frames)
+        with torch.no_grad():
+            latents = svd.vae.encode(pixels)
+            both = (svd.vae.decode(latents, num_frames=len(pixels)), frame_decoder(latents))
+        errors.append([difference_loss(each[None].float(), pixels[None]).item() for each in both])
+    temporal, frame_wise = np.mean(errors, axis=0)
+    wins = sum(ours < theirs for ours, theirs in errors)
+    detail = f"{frame_wise:.4f} frame-wise, {temporal:.4f} temporal, lower in {wins} of {count} clips"
+    yield Figure("frame-to-frame error, times less", float(frame_wise / temporal), 1.0, "times", detail)
+
+
+def seeds(svd: StableVideo) -> Iterable[Figure]:
+    """The same seed is the same clip, to the bit; another one is another clip."""
+    still = _scene(svd, ROCKET_SEEDS[0], kind="rocket").still
+    one, again, other = (svd.animate(still, seed=seed) for seed in (1, 1, 2))
+    yield Figure("same seed, equal values", 100 * float((one == again).mean()), 100.0, "percent")
+    yield Figure("other seed, values that differ", 100 * float((one != other).mean()), 50.0, "percent")
+
+
+def _scene(svd: StableVideo, seed: int, kind: str | None = None) -> Scene:
+    variant = svd.config.variant
+    return draw_scene(seed, frames=variant.frames, width=variant.width, height=variant.height, kind=kind)
+
+
+def _flow(svd: StableVideo, scene: Scene, **settings: int) -> float:
+    """Mean pixels a frame in a clip of the scene's still; the same noise for all settings of a scene."""
+    return float(flow_magnitude(svd.animate(scene.still, seed=scene.seed % 2**31, **settings)).mean())
+
+
+SHEET_FRAMES = (0, 3, 6, 10, 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A scene as it was drawn and as the model imagined it from the still, (T, H, W, 3) in [0, 1] both."""
+
+    scene: Scene
+    ours: np.ndarray
+
+
+def sheet_rows(svd: StableVideo, each: int = 2) -> list[Row]:
+    """The first `each` held-out scenes of every kind, as they come: nothing is picked for looking good."""
+    chosen = [(kind, seed) for kind in KINDS for seed in STILL_SEEDS[500 : 500 + each]]
+    scenes = [_scene(svd, seed, kind=kind) for kind, seed in chosen]
+    return [Row(scene, svd.animate(scene.still, seed=scene.seed % 2**31)) for scene in scenes]
+
+
+def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
+    """For each scene the drawn frames on the left and the model's on the right -> (H, W, 3) uint8."""
+    lines = []
+    for row in rows:
+        chosen = [frames[number] for frames in (row.scene.frames, row.ours) for number in SHEET_FRAMES]
+        padded = [np.pad(frame, ((0, gap), (0, gap), (0, 0)), constant_values=1.0) for frame in chosen]
+        padded.insert(len(SHEET_FRAMES), np.ones_like(padded[0][:, : 4 * gap]))
+        lines.append(np.concatenate(padded, axis=1))
+    return (np.concatenate(lines) * 255).round().astype(np.uint8)
+
+
+def save_figures(figures: Sequence[Figure], path: Path) -> None:
+    """As JSON, each with whether it reached its bar."""
+    table = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
+    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights lint format demo serve bench bench-quick clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-gpu: $(STAMP) ## Tests that need a CUDA device
 test-weights: $(STAMP) ## Tests on released weights: SVD_CHECKPOINT=file make test-weights
 	@[ -n "$(SVD_CHECKPOINT)" ] || { echo "error: set SVD_CHECKPOINT to a released .safetensors file" >&2; exit 2; }
 	$(PYTEST) -q -m weights
+
+evaluate: $(STAMP) ## Judge the demo model on held-out scenes: every figure of docs/demo-model.md (10 minutes)
+	$(RUN) -m training evaluate --folder output/evaluation
 
 lint: $(STAMP) ## Check style and format
 	$(RUN) -m ruff check

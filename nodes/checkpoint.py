@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..svd_core.config import VARIANTS
+from ..svd_core.demo import DEMO_MODEL, DEMO_NAME
 from ..svd_core.errors import CheckpointError
 from .bridge.loader import load
 
@@ -39,7 +40,10 @@ class StableVideoCheckpointLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=checkpoint_names(),
-                    tooltip="File in models/checkpoints, or folder in models/checkpoints or models/diffusers.",
+                    tooltip=(
+                        "File in models/checkpoints, or folder in models/checkpoints or models/diffusers. The demo "
+                        "model makes 14 frames of 128x64 and knows drawn scenes only: it is for trying the nodes."
+                    ),
                 ),
                 io.Combo.Input(
                     "variant",
@@ -66,13 +70,15 @@ class StableVideoCheckpointLoader(io.ComfyNode):
 
 
 def checkpoint_names() -> list[str]:
-    """What the loader offers: files first, then diffusers folders, by their path inside a models folder."""
+    """What the loader offers: the demo model, then files, then diffusers folders, by their path in a models folder."""
     files = folder_paths.get_filename_list("checkpoints")
-    return [*files, *sorted(_diffusers_folders())]
+    return [DEMO_NAME, *files, *sorted(_diffusers_folders())]
 
 
 def find_checkpoint(name: str) -> Path:
     """The path of a name from `checkpoint_names`. Raises CheckpointError where it is gone."""
+    if name == DEMO_NAME:
+        return DEMO_MODEL
     folders = _diffusers_folders()
     if name in folders:
         return folders[name]

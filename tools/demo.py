@@ -11,9 +11,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,33 +22,20 @@ sys.path.insert(0, str(ROOT))  # `python tools/demo.py` puts tools/ there
 
 from tools.comfyui_server import PromptError, Run, ServerError, prepare, running  # noqa: E402
 from tools.fetch_comfyui import FetchError, newest_comfyui  # noqa: E402
-from tools.make_workflows import sample  # noqa: E402
-from tools.samples import (  # noqa: E402
-    CHECKPOINT_NAME,
-    CLIP_NAME,
-    SAMPLE_HEIGHT,
-    SAMPLE_WIDTH,
-    contact_sheet,
-    copy_picture,
-    read_frames,
-    write_checkpoint,
-    write_clip,
-)
-from tools.workflow_format import changed, page_format  # noqa: E402
+from tools.samples import CLIP_NAME, contact_sheet, copy_pictures, demo_scene, read_frames, write_clip  # noqa: E402
+from training.measure import angle_between, flow_magnitude, motion_direction  # noqa: E402
 
 OUTPUT = ROOT / "output"
 BASE = OUTPUT / "comfyui"
 """ComfyUI's folders for the demo: models, input and output."""
 
-WORKFLOW = ROOT / "workflows" / "api" / "image_to_video_14_frames.json"
-SAVED_WORKFLOWS = BASE / "user" / "default" / "workflows"
-"""Where the page keeps a person's own workflows."""
+WORKFLOW = ROOT / "workflows" / "api" / "demo_model.json"
 
 PORT = 8188
 
-NO_MODEL_YET = (
-    "There is no demo model yet: the checkpoint has random weights, so the clip is coloured noise.\n"
-    "It shows that every node works in the real ComfyUI, and nothing of what Stable Video Diffusion looks like."
+WHAT_IT_IS = (
+    "The clip is by the demo model that comes with the pack: tiny, trained on drawn scenes, 14 frames of 128x64.\n"
+    "It is no Stable Video Diffusion; put a released checkpoint into models/checkpoints for that."
 )
 
 
@@ -73,21 +61,15 @@ def main() -> int:
 
 
 def furnish() -> None:
-    """ComfyUI's folders, with the pack, the checkpoint of random weights, the picture and the clip in them."""
+    """ComfyUI's folders, with the pack, the pictures and the clip in them."""
     prepare(BASE)
-    write_checkpoint(BASE / "models" / "checkpoints" / CHECKPOINT_NAME)
-    copy_picture(BASE / "input")
+    copy_pictures(BASE / "input")
     write_clip(BASE / "input" / CLIP_NAME)
 
 
 def demo(comfyui: Path) -> None:
-    """Run the shipped workflow at a small size, and print the clip, its contact sheet and the seconds."""
-    prompt = changed(
-        json.loads(WORKFLOW.read_text(encoding="utf-8")),
-        checkpoint=CHECKPOINT_NAME,
-        width=SAMPLE_WIDTH,
-        height=SAMPLE_HEIGHT,
-    )
+    """Run the shipped workflow, and print the clip, its contact sheet, where its rocket flew and the seconds."""
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     started = time.monotonic()
     print(f"ComfyUI {comfyui} is starting ...", flush=True)
     with running(BASE, comfyui) as comfy:
@@ -99,10 +81,21 @@ def demo(comfyui: Path) -> None:
     sheet = OUTPUT / "demo.png"
     contact_sheet(frames).save(sheet)
     height, width = frames[0].shape[:2]
-    print(NO_MODEL_YET)
+    print(WHAT_IT_IS)
     print(f"video          {video}  ({len(frames)} frames of {width}x{height})")
     print(f"contact sheet  {sheet}")
+    print(f"motion         {motion(frames)}")
     print(f"seconds        {run.seconds:.1f} for the workflow, after {up - started:.1f} for ComfyUI to start")
+
+
+def motion(frames: Sequence[np.ndarray]) -> str:
+    """What moved, measured in the frames that were read back, against where the still's rocket points."""
+    clip = np.stack(frames).astype(np.float32) / 255
+    found = motion_direction(clip)
+    if found is None:
+        return "nothing moves"
+    away = angle_between(found, demo_scene().direction)
+    return f"{flow_magnitude(clip).mean():.2f} pixels a frame, {away:.0f} degrees from where the rocket points"
 
 
 def saved_video(prompt: Mapping[str, Mapping[str, object]], run: Run) -> dict[str, str]:
@@ -114,12 +107,9 @@ def saved_video(prompt: Mapping[str, Mapping[str, object]], run: Run) -> dict[st
 def serve(comfyui: Path, port: int) -> None:
     """ComfyUI in the foreground until Ctrl-C, on the accelerator where there is one."""
     with running(BASE, comfyui, cpu=not has_accelerator(), port=port) as comfy:
-        SAVED_WORKFLOWS.mkdir(parents=True, exist_ok=True)
-        page = json.dumps(page_format(sample(), comfy.object_info()), indent=2)
-        (SAVED_WORKFLOWS / "sample.json").write_text(page, encoding="utf-8")
-        print(NO_MODEL_YET)
+        print(WHAT_IT_IS)
         print(f"page      {comfy.url}  (Ctrl-C ends it)")
-        print("open      Workflows > sample, or Templates > comfyui-stable-video for the shipped ones")
+        print("open      Templates > comfyui-stable-video > demo_model, or any other")
         print(f"models    {BASE / 'models' / 'checkpoints'}")
         print(f"log       {comfy.log}", flush=True)
         comfy.process.wait()

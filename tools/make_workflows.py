@@ -17,9 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tools/make_workflows.py` puts tools/ there
 
+from svd_core.demo import DEMO_NAME  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
 from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.samples import CHECKPOINT_NAME, CLIP_NAME, PICTURE, SAMPLE_HEIGHT, SAMPLE_WIDTH, SMALL  # noqa: E402
+from tools.samples import CLIP_NAME, DEMO_PICTURE, PICTURE  # noqa: E402
 from tools.thumbnails import Card, draw_card  # noqa: E402
 from tools.workflow_format import RANDOMIZE, Graph, Info, Model, Node, Output, api_format, page_format  # noqa: E402
 
@@ -33,6 +34,8 @@ SDXL = Model(
     "sd_xl_base_1.0.safetensors", f"{_HUB}/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
 )
 
+DEMO_WIDTH, DEMO_HEIGHT = 128, 64
+
 FPS = 7
 SEED = 42
 
@@ -45,6 +48,21 @@ MODEL, PICTURE_IN, STILL, CLIP_IN, MOTION, SAMPLE, SAVE = (
     "Sampling",
     "Video",
 )
+
+
+def demo_model() -> Graph:
+    graph = Graph(
+        "demo_model",
+        "Demo model",
+        "## Demo model\n\nA first clip without any download: press Run. The rocket flies where it points.\n\nThe "
+        "model is tiny and was trained on drawn scenes: 14 frames of 128x64, and nothing sensible from a photograph of "
+        "yours. It is here to try the nodes with. For real pictures open **Image to video**.\n\n`demo_rocket.png` lies "
+        "in this pack's `workflows/assets`; if **Load Image** does not know it, drop it there.",
+    )
+    loader = graph.add("StableVideoCheckpointLoader", 0, MODEL, checkpoint=DEMO_NAME)
+    fitted = _fitted(graph, _picture(graph, DEMO_PICTURE.name)["IMAGE"], width=DEMO_WIDTH, height=DEMO_HEIGHT)
+    _animate(graph, loader, fitted, 14, "demo_model")
+    return graph
 
 
 def image_to_video_14() -> Graph:
@@ -220,6 +238,7 @@ def native_nodes() -> Graph:
 
 
 WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
+    (demo_model, Card("demo model")),
     (image_to_video_14, Card("14 frames")),
     (image_to_video_25, Card("25 frames")),
     (text_to_video, Card("text to\nvideo")),
@@ -230,29 +249,14 @@ WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
 )
 
 
-def sample() -> Graph:
-    """For `make serve`: the checkpoint of random weights, at a size that the CPU runs in seconds. Not shipped."""
-    graph = Graph(
-        "sample",
-        "Sample",
-        "## Sample\n\nA model of **random weights** in the place of Stable Video Diffusion: it shows how the nodes "
-        "work together, and what it makes is coloured noise.\n\nPut a released checkpoint into `models/checkpoints` "
-        "and open a workflow of this pack under *Templates* to see clips.",
-    )
-    loader = graph.add("StableVideoCheckpointLoader", 0, MODEL, checkpoint=CHECKPOINT_NAME)
-    fitted = _fitted(graph, _picture(graph)["IMAGE"], width=SAMPLE_WIDTH, height=SAMPLE_HEIGHT)
-    _animate(graph, loader, fitted, SMALL.variant.frames, "sample")
-    return graph
-
-
 def _load(graph: Graph, model: Model, variant: str = "from file", column: int = 0) -> Node:
     return graph.add(
         "StableVideoCheckpointLoader", column, MODEL, models=[model], checkpoint=model.name, variant=variant
     )
 
 
-def _picture(graph: Graph) -> Node:
-    return graph.add("LoadImage", 0, PICTURE_IN, image=PICTURE.name)
+def _picture(graph: Graph, name: str = PICTURE.name) -> Node:
+    return graph.add("LoadImage", 0, PICTURE_IN, image=name)
 
 
 def _fitted(graph: Graph, image: Output, *, column: int = 1, **choices: Any) -> Node:

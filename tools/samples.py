@@ -1,7 +1,7 @@
-"""What `make demo`, `make serve` and the tests put into ComfyUI's folders: a checkpoint, a picture and a clip.
+"""What `make demo`, `make serve` and the tests put into ComfyUI's folders: pictures, a clip, a checkpoint for tests.
 
-There is no demo model yet. The checkpoint has random weights in the official grammar of names and shapes: it loads and
-runs as a released one does, quickly, and what it makes is coloured noise.
+The checkpoint has random weights in the official grammar of names and shapes: it loads and runs as a released one does,
+quickly, and what it makes is coloured noise. It is for the tests alone; the demo has its own model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,12 +21,24 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from svd_core.checkpoint.hints import CONFIG_KEY
-from svd_core.checkpoint.inventory import inventory
-from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python tools/samples.py` puts tools/ there
 
-PICTURE = Path(__file__).resolve().parents[1] / "workflows" / "assets" / "rocket.jpg"
+from svd_core.checkpoint.hints import CONFIG_KEY  # noqa: E402
+from svd_core.checkpoint.inventory import inventory  # noqa: E402
+from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant  # noqa: E402
+from training.world import HELD_OUT_SEEDS, Scene, draw_scene  # noqa: E402
+
+ASSETS = ROOT / "workflows" / "assets"
+
+PICTURE = ASSETS / "rocket.jpg"
 """The shipped sample picture, 1024x576; `tools/draw_rocket.py` drew it."""
+
+DEMO_PICTURE = ASSETS / "demo_rocket.png"
+"""The shipped picture for the demo model, 512x256; `python tools/samples.py` drew it."""
+
+DEMO_SEED = HELD_OUT_SEEDS[4056]
+"""Of its scene, which the demo model was not trained on."""
 
 CLIP_NAME = "rocket.mp4"
 CHECKPOINT_NAME = "random_weights.safetensors"
@@ -45,9 +58,6 @@ SMALL = ModelConfig(
     variant=Variant("random", frames=14, steps=4, min_guidance=1.0, max_guidance=2.5, height=128, width=256),
 )
 """About four million parameters, which the CPU runs in seconds."""
-
-SAMPLE_WIDTH, SAMPLE_HEIGHT = SMALL.variant.width, SMALL.variant.height
-"""Size of a clip that it renders in seconds."""
 
 TOKEN_TABLE = "token_embedding.weight"
 TOKEN_ROWS = 8
@@ -85,9 +95,19 @@ def _weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     return 1 + 0.1 * noise if key.endswith("weight") else 0.1 * noise
 
 
-def copy_picture(folder: Path) -> Path:
-    """The sample picture in a folder, under its own name."""
-    return Path(shutil.copy(PICTURE, folder))
+def copy_pictures(folder: Path) -> None:
+    """The sample pictures in a folder, under their own names."""
+    for picture in (PICTURE, DEMO_PICTURE):
+        shutil.copy(picture, folder)
+
+
+def demo_scene() -> Scene:
+    """What the demo picture is a still of, and so where its rocket points."""
+    return draw_scene(DEMO_SEED, kind="rocket", width=512, height=256)
+
+
+def draw_demo_picture() -> Image.Image:
+    return Image.fromarray((demo_scene().still * 255).round().astype(np.uint8))
 
 
 def write_clip(path: Path, frames: int = 14, fps: int = 7, size: tuple[int, int] | None = None) -> Path:
@@ -124,3 +144,8 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = SHEET_COLUMNS) ->
         row, column = divmod(place, columns)
         sheet.paste(Image.fromarray(frame), (SHEET_GAP + column * step_x, SHEET_GAP + row * step_y))
     return sheet
+
+
+if __name__ == "__main__":
+    draw_demo_picture().save(DEMO_PICTURE, optimize=True)
+    print(DEMO_PICTURE)

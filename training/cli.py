@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from svd_core.pipeline import load_checkpoint
 
 from .data import Skipped, open_folder, open_source
 from .distributed import Group, process_group
-from .evaluate import FULL, QUICK, contact_sheet, evaluate, frame_decoder, save_figures, sheet_rows
+from .evaluate import FULL, QUICK, contact_sheet, evaluate_files, frame_decoder, save_figures, sheet_rows
 from .export import MEBIBYTE, SHIPPED_LIMIT, export, export_frame_decoder
 from .loop import Machine, Run
 from .lora import DTYPES, Layers, LoRAConfig, train_lora, with_dtype
@@ -140,7 +141,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     text = "what the temporal decoder is compared with (default: the demo model's)"
     command.add_argument("--frame-decoder", type=Path, default=FRAME_DECODER, metavar="FILE", help=text)
-    command.add_argument("--folder", type=Path, required=True, metavar="FOLDER", help="for figures.json and sheet.png")
+    command.add_argument("--folder", type=Path, required=True, metavar="FOLDER", help="for figures and sheet")
     command.add_argument("--quick", action="store_true", help="a tenth of the scenes, for a first look")
 
 
@@ -188,10 +189,11 @@ def _export(args: Namespace) -> None:
 
 def _evaluate(args: Namespace) -> None:
     svd = load_checkpoint(args.checkpoint)
-    decoder = frame_decoder(args.frame_decoder, svd.config.vae)
+    frame_decoder(args.frame_decoder, svd.config.vae)  # refuse what does not fit before the long work
     args.folder.mkdir(parents=True, exist_ok=True)
-    figures = evaluate(svd, decoder, QUICK if args.quick else FULL, _say)
-    save_figures(figures, args.folder / "figures.json")
+    extent, processes = QUICK if args.quick else FULL, os.cpu_count() or 1
+    figures = evaluate_files(args.checkpoint, args.frame_decoder, extent, _say, processes)
+    save_figures(figures, args.folder)
     Image.fromarray(contact_sheet(sheet_rows(svd))).save(args.folder / "sheet.png")
     missed = [figure.name for figure in figures if not figure.reached]
     sys.stdout.write(f"{args.folder}: {len(figures) - len(missed)} of {len(figures)} bars reached\n")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from svd_core.config import VAEConfig
 from svd_core.errors import CheckpointError
 from svd_core.model.vae import VideoVAE
-from svd_core.pipeline import StableVideo
+from svd_core.pipeline import StableVideo, load_checkpoint
 
 from .autoencoder import image_config
 from .checkpoint import load_tensors
@@ -72,25 +74,48 @@ class Figure:
     def reached(self) -> bool:
         return self.value >= self.least
 
+    @property
+    def verdict(self) -> str:
+        return "reached" if self.reached else "MISSED"
+
     def __str__(self) -> str:
-        verdict = "reached" if self.reached else "MISSED"
-        return f"{self.name:34} {self.value:8.2f} {self.unit:10} (at least {self.least:g}) {verdict}  {self.detail}"
+        return (
+            f"{self.name:34} {self.value:8.2f} {self.unit:10} (at least {self.least:g}) {self.verdict}  {self.detail}"
+        )
 
 
-Say = Callable[[str], None]
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A model, what its temporal decoder is compared with, and on how many scenes."""
+
+    svd: StableVideo
+    decoder: FrameDecoder
+    extent: Extent
 
 
-def evaluate(svd: StableVideo, decoder: FrameDecoder, extent: Extent, say: Say) -> list[Figure]:
-    """Every figure, told to `say` as it comes. `decoder` is what the temporal one is compared with."""
-    parts = (
-        seeds(svd),
-        flicker(svd, decoder, extent.decoded),
-        likeness(svd, extent.stills),
-        direction(svd, extent.rockets),
-        amount(svd, extent.amounts, extent.buckets),
-    )
+def evaluate(judged: Judged, say: Callable[[str], None]) -> list[Figure]:
+    """Every figure, told to `say` as it comes."""
+    return _told((part(judged) for part in PARTS), say)
+
+
+def evaluate_files(
+    checkpoint: Path, decoder: Path, extent: Extent, say: Callable[[str], None], processes: int
+) -> list[Figure]:
+    """The same of files, the parts spread over processes of one thread each; the figures do not depend on how many."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        parts = [pool.submit(_part, number, checkpoint, decoder, extent) for number in range(len(PARTS))]
+        return _told((part.result() for part in parts), say)
+
+
+def _part(number: int, checkpoint: Path, decoder: Path, extent: Extent) -> list[Figure]:
+    torch.set_num_threads(1)
+    svd = load_checkpoint(checkpoint)
+    return list(PARTS[number](Judged(svd, frame_decoder(decoder, svd.config.vae), extent)))
+
+
+def _told(parts: Iterable[Iterable[Figure]], say: Callable[[str], None]) -> list[Figure]:
     figures = []
-    for figure in chain(*parts):
+    for figure in chain.from_iterable(parts):
         figures.append(figure)
         say(str(figure))
     return figures
@@ -107,8 +132,9 @@ def frame_decoder(path: Path, config: VAEConfig) -> FrameDecoder:
     return lambda latents: vae.decode(latents, num_frames=1)
 
 
-def likeness(svd: StableVideo, count: int) -> Iterable[Figure]:
+def likeness(judged: Judged) -> Iterable[Figure]:
     """The first frame against the still, on scenes of all kinds."""
+    svd, count = judged.svd, judged.extent.stills
     values = []
     for seed in STILL_SEEDS[:count]:
         still = _scene(svd, seed).still
@@ -118,8 +144,9 @@ def likeness(svd: StableVideo, count: int) -> Iterable[Figure]:
     yield Figure("first frame, PSNR", float(np.median(values)), 24.0, "dB", detail)
 
 
-def direction(svd: StableVideo, count: int) -> Iterable[Figure]:
+def direction(judged: Judged) -> Iterable[Figure]:
     """How often a rocket flies where it points."""
+    svd, count = judged.svd, judged.extent.rockets
     angles = []
     for seed in ROCKET_SEEDS[:count]:
         scene = _scene(svd, seed, kind="rocket")
@@ -130,10 +157,11 @@ def direction(svd: StableVideo, count: int) -> Iterable[Figure]:
     yield Figure("rocket flies where it points", share, 85.0, "percent", detail)
 
 
-def amount(svd: StableVideo, count: int, buckets: int) -> Iterable[Figure]:
+def amount(judged: Judged) -> Iterable[Figure]:
     """How the flow follows motion_bucket, and what half the fps does to it."""
+    svd, count = judged.svd, judged.extent.amounts
     scenes = [_scene(svd, AMOUNT_SEEDS[i], kind=AMOUNT_KINDS[i % len(AMOUNT_KINDS)]) for i in range(count)]
-    chosen = [round(bucket) for bucket in np.linspace(16, 240, buckets)]
+    chosen = [round(bucket) for bucket in np.linspace(16, 240, judged.extent.buckets)]
     flows = np.array([[_flow(svd, scene, motion_bucket=bucket) for bucket in chosen] for scene in scenes])
     mean = flows.mean(axis=0)
     single = np.median([spearman(chosen, row.tolist()) for row in flows])
@@ -145,15 +173,16 @@ def amount(svd: StableVideo, count: int, buckets: int) -> Iterable[Figure]:
     yield Figure("half the fps, flow a frame", float(np.median(slow / np.maximum(fast, 1e-6))), 1.0, "times", detail)
 
 
-def flicker(svd: StableVideo, frame_decoder: FrameDecoder, count: int) -> Iterable[Figure]:
+def flicker(judged: Judged) -> Iterable[Figure]:
     """What changes from one frame to the next against what should, in clips that were encoded and decoded: the error of
     the frame-wise decoder over that of the temporal one."""
+    svd, count = judged.svd, judged.extent.decoded
     errors = []
     for seed in DECODER_SEEDS[:count]:
         pixels = as_pixels(_scene(svd, seed).frames)
         with torch.no_grad():
             latents = svd.vae.encode(pixels)
-            both = (svd.vae.decode(latents, num_frames=len(pixels)), frame_decoder(latents))
+            both = (svd.vae.decode(latents, num_frames=len(pixels)), judged.decoder(latents))
         errors.append([difference_loss(each[None].float(), pixels[None]).item() for each in both])
     temporal, frame_wise = np.mean(errors, axis=0)
     wins = sum(ours < theirs for ours, theirs in errors)
@@ -161,12 +190,17 @@ def flicker(svd: StableVideo, frame_decoder: FrameDecoder, count: int) -> Iterab
     yield Figure("frame-to-frame error, times less", float(frame_wise / temporal), 1.0, "times", detail)
 
 
-def seeds(svd: StableVideo) -> Iterable[Figure]:
+def seeds(judged: Judged) -> Iterable[Figure]:
     """The same seed is the same clip, to the bit; another one is another clip."""
+    svd = judged.svd
     still = _scene(svd, ROCKET_SEEDS[0], kind="rocket").still
     one, again, other = (svd.animate(still, seed=seed) for seed in (1, 1, 2))
     yield Figure("same seed, equal values", 100 * float((one == again).mean()), 100.0, "percent")
     yield Figure("other seed, values that differ", 100 * float((one != other).mean()), 50.0, "percent")
+
+
+PARTS: tuple[Callable[[Judged], Iterable[Figure]], ...] = (direction, amount, likeness, flicker, seeds)
+"""The longest first, so that processes share them well."""
 
 
 def _scene(svd: StableVideo, seed: int, kind: str | None = None) -> Scene:
@@ -208,7 +242,13 @@ def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
     return (np.concatenate(lines) * 255).round().astype(np.uint8)
 
 
-def save_figures(figures: Sequence[Figure], path: Path) -> None:
-    """As JSON, each with whether it reached its bar."""
+def save_figures(figures: Sequence[Figure], folder: Path) -> None:
+    """As figures.json and as the table figures.md, each with whether it reached its bar."""
     table = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (folder / "figures.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    lines = ["| what | measured | at least | | seen |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {each.name} | {each.value:.2f} {each.unit} | {each.least:g} | {each.verdict} | {each.detail} |"
+        for each in figures
+    ]
+    (folder / "figures.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

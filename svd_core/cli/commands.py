@@ -17,6 +17,7 @@ import torch
 from ..checkpoint import inspect_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
 from ..config import VARIANTS
+from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
@@ -46,10 +47,7 @@ _BESIDE_RECIPE = {
 }
 """What may be given with --recipe: places, the machine, and what changes no pixel."""
 
-_NO_CHECKPOINT = (
-    "--checkpoint was not given and no demo model ships with svd_core yet: "
-    "download svd_xt.safetensors from stabilityai/stable-video-diffusion-img2vid-xt and name it"
-)
+_NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,9 @@ def decode(args: Namespace) -> None:
     """Decode latents that `animate --save-latents` wrote; exact whatever the chunk."""
     began = time.monotonic()
     memory = _memory(args)
-    checkpoint = _checkpoint_flag(args)
+    if "checkpoint" not in args:
+        raise InputError(_NO_CHECKPOINT)
+    checkpoint = args.checkpoint
     _refuse_overwriting(args.output, [args.latents, checkpoint])
     latents, recipe = load_latents(args.latents)
     fps = getattr(args, "playback_fps", recipe.playback_fps if recipe else Settings().fps)
@@ -122,7 +122,7 @@ def _order_from_flags(args: Namespace) -> _Order:
     settings = Settings(**chosen)
     return _Order(
         image=args.image,
-        checkpoint=_checkpoint_flag(args),
+        checkpoint=given.get("checkpoint", str(DEMO_MODEL)),
         settings=settings,
         playback_fps=given.get("playback_fps", settings.fps),
         device=_device(args),
@@ -201,7 +201,9 @@ def _say_notes(order: _Order, svd: StableVideo, image: np.ndarray) -> None:
     """Advice, before the long work. A recipe has settled everything that a variant decides."""
     width, height = default_size(image, svd.config.variant)
     width, height = round_size(order.settings.width or width, order.settings.height or height)
-    notes = warnings_for(_micro(order.settings), height, width)
+    notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
+    if Path(order.checkpoint) == DEMO_MODEL:
+        notes = [DEMO_NOTE, *notes]
     if svd.variant_note and not (order.variant or order.recipe):
         notes = [svd.variant_note, *notes]
     for note in notes:
@@ -254,12 +256,6 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
 
 def _open(checkpoint: str, device: str, dtype: DType, variant: str | None) -> StableVideo:
     return load_checkpoint(checkpoint, device=device, dtype=_DTYPES[dtype], variant=variant)
-
-
-def _checkpoint_flag(args: Namespace) -> str:
-    if "checkpoint" not in args:
-        raise InputError(_NO_CHECKPOINT)
-    return args.checkpoint
 
 
 def _memory(args: Namespace) -> dict[str, int | None]:

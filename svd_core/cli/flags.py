@@ -76,7 +76,8 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, run: ob
 
 
 def _add_places(command: ArgumentParser) -> None:
-    command.add_argument("--checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+    text = ".safetensors file or diffusers folder (animate without one takes the demo model)"
+    command.add_argument("--checkpoint", metavar="FILE", help=text)
     where = "clip.mp4, .webm, .webp, .gif, or a folder of PNGs ending in /"
     command.add_argument("--output", required=True, metavar="PATH", help=where)
 

@@ -34,6 +34,7 @@ from synthetic import TINY, write_checkpoint
 import svd_core
 from svd_core import __version__
 from svd_core.cli import commands, interrupts, latents, main
+from svd_core.demo import DEMO_MODEL, DEMO_NOTE
 from svd_core.errors import InputError
 from svd_core.media import load_image, read_recipe, write_clip
 from svd_core.media.metadata import TEXT_KEY
@@ -586,13 +587,21 @@ def test_a_bad_checkpoint_is_refused(tmp_path, capsys):
 def test_what_is_missing_from_the_command_is_named(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "still.png")
     output = ["--output", f"{tmp_path}/clip.mp4"]
-    assert "--checkpoint was not given and no demo model ships" in refusal(
-        capsys, ["animate", f"{tmp_path}/still.png", *output]
-    )
+    assert "--checkpoint was not given: name the one" in refusal(capsys, ["decode", "latents.safetensors", *output])
     assert "no picture was given" in refusal(capsys, ["animate", *output, "--checkpoint", "x"])
     assert "required: --output" in refusal(capsys, ["animate", f"{tmp_path}/still.png"])
     assert "COMMAND" in refusal(capsys, [])
     assert "invalid choice: 'dance'" in refusal(capsys, ["dance"])
+
+
+def test_without_a_checkpoint_the_demo_model_renders_and_says_so(tmp_path, capsys):
+    Image.new("RGB", (200, 100), (40, 90, 160)).save(tmp_path / "still.png")
+    where = ["--output", f"{tmp_path}/clip.mp4", "--device", "cpu"]
+    assert main(["animate", f"{tmp_path}/still.png", "--steps", "2", "--frames", "3", *where]) == 0
+    told = capsys.readouterr()
+    assert f"note: {DEMO_NOTE}" in told.err and "size" not in told.err
+    assert "128x64, 3 frames" in told.out
+    assert read_recipe(tmp_path / "clip.mp4").checkpoint == Source.of(str(DEMO_MODEL))
 
 
 def test_what_a_recipe_settles_cannot_be_given_beside_it(tmp_path, capsys):

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from tools.comfyui_server import ComfyUI, Run, prepare
-from tools.samples import CHECKPOINT_NAME, CLIP_NAME, copy_picture, write_checkpoint, write_clip
+from tools.samples import CHECKPOINT_NAME, CLIP_NAME, copy_pictures, write_checkpoint, write_clip
 from tools.workflow_format import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ def furnish(base: Path, nodes: Mapping[str, str] | None = None) -> Path:
     custom_nodes to their text."""
     prepare(base)
     write_checkpoint(base / "models" / "checkpoints" / CHECKPOINT_NAME)
-    copy_picture(base / "input")
+    copy_pictures(base / "input")
     write_clip(base / "input" / CLIP_NAME, frames=FRAMES + 1, size=(WIDTH, HEIGHT))
     for name, text in (nodes or {}).items():
         path = base / "custom_nodes" / name

@@ -19,6 +19,7 @@ import pytest
 import torch
 from live import FRAMES, HEIGHT, NAMES, PROBE, SMALL_CARD, SMALL_CARD_START, STEPS, WIDTH, tiny, with_files, workflow
 
+from svd_core.demo import DEMO_NAME
 from tools.comfyui_server import (
     PACK_FOLDER,
     STOP_SECONDS,
@@ -31,8 +32,9 @@ from tools.comfyui_server import (
 )
 from tools.fetch_comfyui import RELEASES
 from tools.make_workflows import WORKFLOWS, render
-from tools.samples import read_frames
+from tools.samples import CHECKPOINT_NAME, read_frames
 from tools.workflow_format import read_page, specs
+from training.measure import flow_magnitude
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -234,6 +236,23 @@ def test_a_shipped_workflow_makes_a_video(server, tmp_path, name):
     assert [frame.shape for frame in frames] == [(HEIGHT, WIDTH, 3)] * FRAMES
     assert len({frame.tobytes() for frame in frames}) == FRAMES
     assert STEPS in run.steps()
+
+
+def test_the_demo_workflow_as_it_ships_moves(server, tmp_path):
+    prompt = workflow("demo_model")
+    (file,) = server.run(prompt).files(live.find(prompt, "SaveVideo"))
+    video = tmp_path / file["filename"]
+    video.write_bytes(server.fetch(file))
+    clip = np.stack(read_frames(video)).astype(np.float32) / 255
+    assert clip.shape == (14, 64, 128, 3)
+    assert flow_magnitude(clip).mean() > 0.1
+
+
+def test_the_loader_offers_the_demo_model_first(server):
+    kind, options = server.object_info()["StableVideoCheckpointLoader"]["input"]["required"]["checkpoint"]
+    offered = options["options"] if kind == "COMBO" else kind
+    assert offered[0] == DEMO_NAME
+    assert CHECKPOINT_NAME in offered[1:]
 
 
 # Progress, previews, cancelling

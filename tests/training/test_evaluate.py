@@ -15,6 +15,7 @@ from training.evaluate import (
     SHEET_FRAMES,
     Extent,
     Figure,
+    Judged,
     contact_sheet,
     evaluate,
     frame_decoder,
@@ -79,7 +80,7 @@ def backwards(still, seed, settings):
 def figures_of(imagine, *, flicker=0.001, theirs=0.02):
     lines = []
     decoder = lambda latents: Autoencoder(theirs).decode(latents, 1)  # noqa: E731
-    figures = evaluate(Imagined(imagine, flicker), decoder, SMALL, lines.append)
+    figures = evaluate(Judged(Imagined(imagine, flicker), decoder, SMALL), lines.append)
     assert len(lines) == len(figures)
     return {figure.name: figure for figure in figures}, "\n".join(lines)
 
@@ -115,10 +116,11 @@ def test_not_a_number_reaches_nothing():
     assert not Figure("flow", float("nan"), 0.9, "").reached
 
 
-def test_figures_are_kept_as_json(tmp_path):
-    save_figures([Figure("a", 1.0, 2.0, "dB"), Figure("b", 3.0, 2.0, "dB")], tmp_path / "figures.json")
+def test_figures_are_kept_as_json_and_as_a_table(tmp_path):
+    save_figures([Figure("a", 1.0, 2.0, "dB"), Figure("b", 3.0, 2.0, "dB", "seen")], tmp_path)
     table = json.loads((tmp_path / "figures.json").read_text())
     assert [(row["name"], row["reached"]) for row in table] == [("a", False), ("b", True)]
+    assert "| a | 1.00 dB | 2 | MISSED |  |" in (tmp_path / "figures.md").read_text().splitlines()
 
 
 def test_the_sheet_shows_every_kind_beside_its_truth():

@@ -51,7 +51,7 @@ class Extent:
 
     stills: int = 50
     rockets: int = 100
-    amounts: int = 8
+    amounts: int = 4
     buckets: int = 8
     decoded: int = 24
 

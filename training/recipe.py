@@ -207,7 +207,7 @@ DEMO = Recipe(
         clip_vision=CLIPVisionConfig(
             layers=3, width=96, head_channels=32, mlp_width=384, patch=8, image_size=64, output_dim=96
         ),
-        variant=Variant("demo", frames=14, steps=25, min_guidance=1.0, max_guidance=2.0, height=64, width=128),
+        variant=Variant("demo", frames=14, steps=16, min_guidance=2.0, max_guidance=2.0, height=64, width=128),
     ),
     data=Data(),
     # Small batches: on two CPU cores, many steps on few frames learn more in the same time than few steps on many.

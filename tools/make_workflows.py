@@ -54,7 +54,7 @@ def demo_model() -> Graph:
     graph = Graph(
         "demo_model",
         "Demo model",
-        "## Demo model\n\nA first clip without any download: press Run. The rocket flies where it points.\n\nThe "
+        "## Demo model\n\nA first clip without any download: press Run.\n\nThe "
         "model is tiny and was trained on drawn scenes: 14 frames of 128x64, and nothing sensible from a photograph of "
         "yours. It is here to try the nodes with. For real pictures open **Image to video**.\n\n`demo_rocket.png` lies "
         "in this pack's `workflows/assets`; if **Load Image** does not know it, drop it there.",

@@ -8,6 +8,7 @@ holds either the old state or the new one. No random state is in it: see `random
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -145,6 +146,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): train again, or copy it again") from error
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, 16 digits."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def adam_state(optimizer: torch.optim.AdamW, names: Mapping[str, torch.nn.Parameter]) -> tuple[Tensors, Tensors]:

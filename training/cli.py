@@ -1,4 +1,4 @@
-"""The command line: `python -m training autoencoder | temporal | video | export | evaluate | lora | recipe`.
+"""The command line: `python -m training autoencoder | temporal | video | begin | export | evaluate | lora | recipe`.
 
 Under torchrun the three stages and lora run in several processes. Exit codes: 0 done, 2 something given cannot be used
 (one line on stderr says what), 130 interrupted.
@@ -21,6 +21,7 @@ from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
 from svd_core.pipeline import load_checkpoint
 
+from .begin import begin_from
 from .data import Skipped, open_folder, open_source
 from .distributed import Group, process_group
 from .evaluate import FULL, QUICK, contact_sheet, evaluate_files, frame_decoder, save_figures, sheet_rows
@@ -76,6 +77,7 @@ def parser() -> ArgumentParser:
     }
     for name, text in helps.items():
         _add_stage(commands, name, text)
+    _add_begin(commands)
     _add_export(commands)
     _add_evaluate(commands)
     _add_lora(commands)
@@ -134,13 +136,23 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     _add_recipe_flags(command)
 
 
+def _add_begin(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "begin", "lay out a new run whose video stage goes on from a trained model", _begin)
+    command.add_argument("--folder", type=Path, required=True, metavar="FOLDER", help="a new one, for all stages")
+    _add_trained_flags(command)
+    _add_recipe_flags(command)
+
+
+def _add_trained_flags(command: ArgumentParser) -> None:
+    text = "what export wrote (default: the demo model)"
+    command.add_argument("--checkpoint", type=Path, default=DEMO_MODEL, metavar="FILE", help=text)
+    text = "its frame-wise decoder (default: the demo model's)"
+    command.add_argument("--frame-decoder", type=Path, default=FRAME_DECODER, metavar="FILE", help=text)
+
+
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "evaluate", "judge a model on held-out scenes", _evaluate)
-    command.add_argument(
-        "--checkpoint", type=Path, default=DEMO_MODEL, metavar="FILE", help="(default: the demo model)"
-    )
-    text = "what the temporal decoder is compared with (default: the demo model's)"
-    command.add_argument("--frame-decoder", type=Path, default=FRAME_DECODER, metavar="FILE", help=text)
+    _add_trained_flags(command)
     command.add_argument("--folder", type=Path, required=True, metavar="FOLDER", help="for figures and sheet")
     command.add_argument("--quick", action="store_true", help="a tenth of the scenes, for a first look")
 
@@ -178,6 +190,11 @@ def _train_stage(args: Namespace) -> None:
     with process_group(args.device) as group:
         source = open_source(recipe.data, recipe.seed, _reporter(group))
         _say_done(STAGES[args.stage](recipe, source, args.folder, _machine(args), group))
+
+
+def _begin(args: Namespace) -> None:
+    begin_from(args.checkpoint, args.frame_decoder, _recipe(args), args.folder)
+    sys.stdout.write(f"{args.folder}: go on with python -m training video --folder {args.folder}\n")
 
 
 def _export(args: Namespace) -> None:

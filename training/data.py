@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -50,18 +50,29 @@ class ClipSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorldDataset:
-    """Scenes of `training.world`, each at a speed and a motion bucket of its own."""
+    """Scenes of `training.world`, each at a speed and a motion bucket of its own; the share `rockets` of them is made
+    rockets whatever their seed says."""
 
     data: Data
     seed: int
+    rockets: float = 0.0
 
     def clip(self, number: int) -> Clip:
         generator = generator_for(self.seed, "clip", number)
         fps = self.data.fps[whole_number(0, len(self.data.fps) - 1, generator)]
         bucket = whole_number(*self.data.motion_buckets, generator)
         size = {"frames": self.data.frames, "width": self.data.width, "height": self.data.height}
-        scene = draw_scene(training_seed(self.seed, number), fps=fps, motion_bucket=bucket, **size)
+        kind = "rocket" if self._made_rocket(number) else None
+        scene = draw_scene(training_seed(self.seed, number), fps=fps, motion_bucket=bucket, kind=kind, **size)
         return Clip(as_pixels(scene.frames), fps, bucket)
+
+    def _made_rocket(self, number: int) -> bool:
+        return float(torch.rand((), generator=generator_for(self.seed, "kind", number))) < self.rockets
+
+
+def with_rockets(source: ClipSource, share: float) -> ClipSource:
+    """The synthetic world with that share of its scenes made rockets; a folder of clips is what it is."""
+    return replace(source, rockets=share) if isinstance(source, WorldDataset) else source
 
 
 def training_seed(seed: int, number: int) -> int:

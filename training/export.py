@@ -19,6 +19,7 @@ from svd_core.errors import CheckpointError, OutputError
 from .checkpoint import save_tensors
 from .recipe import Recipe
 from .stages import Kept, read_kept
+from .start import START_KEY, Start, read_start
 
 MEBIBYTE = 2**20
 SHIPPED_LIMIT = 16 * MEBIBYTE
@@ -38,7 +39,7 @@ def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMI
     _require_one_autoencoder(folder, kept)
     tensors = official_tensors(recipe.model, kept["temporal"].weights, kept["video"].weights)
     half = {name: _half(name, tensor) for name, tensor in tensors.items()}
-    metadata = metadata_of(recipe, kept)
+    metadata = metadata_of(recipe, kept, read_start(folder))
     size = sum(2 * tensor.numel() for tensor in half.values()) + _header_bytes(half, metadata)
     if size > limit:
         raise OutputError(
@@ -99,8 +100,8 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def metadata_of(recipe: Recipe, kept: Mapping[str, Kept]) -> dict[str, str]:
-    """What the file says about itself; all values are text."""
+def metadata_of(recipe: Recipe, kept: Mapping[str, Kept], start: Start | None = None) -> dict[str, str]:
+    """What the file says about itself, and of what the video stage began from; all values are text."""
     model = recipe.model
     hints = {
         "unet": {"head_channels": model.unet.head_channels},
@@ -113,6 +114,7 @@ def metadata_of(recipe: Recipe, kept: Mapping[str, Kept]) -> dict[str, str]:
         RECIPE_KEY: json.dumps(dataclasses.asdict(recipe)),
         STAGES_KEY: json.dumps({stage: f"step {each.step} of {each.steps}" for stage, each in kept.items()}),
         LICENCE_KEY: recipe.licence,
+        **({START_KEY: json.dumps(start.history)} if start is not None else {}),
     }
 
 

@@ -93,11 +93,13 @@ class Noise:
 @dataclass(frozen=True, slots=True)
 class VideoStage:
     """The UNet, and with it the image encoder that gives its context. `cached_clips` clips are encoded once and trained
-    on over and over; 0 draws every clip anew, which costs an encoding each."""
+    on over and over; 0 draws every clip anew, which costs an encoding each. `rockets` is the share of the synthetic
+    world's scenes that are made rockets whatever their seed says, beside those that are rockets anyway."""
 
     optimisation: Optimisation
     noise: Noise = field(default_factory=Noise)
     cached_clips: int = 0
+    rockets: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Recipe:
             _require(1 <= frames <= self.data.frames, f"{name}.frames", frames, f"1 to data.frames {self.data.frames}")
         for name in ("autoencoder", "temporal", "video"):
             check_optimisation(getattr(self, name).optimisation, f"{name}.optimisation")
+        _require(0 <= self.video.rockets <= 1, "video.rockets", self.video.rockets, "a share from 0 to 1")
 
 
 def check_optimisation(chosen: Optimisation, where: str) -> None:

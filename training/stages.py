@@ -25,13 +25,14 @@ from .autoencoder import (
     latent_rms,
     rescale_latents,
 )
-from .checkpoint import load_tensors, require_same, save_tensors
-from .data import ClipSource
+from .checkpoint import digest_of, load_tensors, require_same, save_tensors
+from .data import ClipSource, with_rockets
 from .distributed import Group
 from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
 from .loop import Machine, Place, Run, describe
 from .randomness import generator_for
 from .recipe import Recipe
+from .start import read_start
 from .video import CachedSamples, VideoObjective, VideoSamples, cached_shards
 
 KEPT_KEY = "training.kept"
@@ -55,7 +56,7 @@ def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine:
     vae = new_vae(image_config(recipe.model.vae), generator_for(recipe.seed, "weights", "autoencoder"))
     samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=False)
     place = Place(folder, "autoencoder")
-    run = Run(ImageObjective(vae, stage), samples, stage.optimisation, _autoencoder_is(recipe), place, group)
+    run = Run(ImageObjective(vae, stage), samples, stage.optimisation, autoencoder_is(recipe), place, group)
 
     def keep(run: Run) -> None:
         with run.averaged() as objective:
@@ -73,7 +74,7 @@ def train_temporal(recipe: Recipe, source: ClipSource, folder: Path, machine: Ma
     image, digest = finished_autoencoder(recipe, folder)
     vae = new_vae(recipe.model.vae, generator_for(recipe.seed, "weights", "temporal"))
     samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=True)
-    configuration = _based_on(_autoencoder_is(recipe), digest, "temporal", temporal=stage)
+    configuration = temporal_is(recipe, digest)
     objective = TemporalObjective(copy_spatial(image, vae), stage)
     run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "temporal"), group)
 
@@ -91,18 +92,28 @@ def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machi
     vae, digest = finished_autoencoder(recipe, folder)
     vae = vae.to(group.device).eval()
     unet, clip_vision = new_video_networks(recipe)
-    base = _based_on(_autoencoder_is(recipe), digest, "video")
-    configuration = base | describe("video", unet=recipe.model.unet, clip_vision=recipe.model.clip_vision, video=stage)
-    drawn = (stage.noise, recipe.model.unet.vector_dim, recipe.seed)
-    if stage.cached_clips:
-        shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, _hash_of(base), group)
-        samples = CachedSamples(shards, *drawn)
-    else:
-        samples = VideoSamples(source, *drawn)
+    configuration = _video_is(recipe, digest)
+    start = read_start(folder)
+    if start is not None:
+        start.fill(unet=unet, clip_vision=clip_vision)
+        configuration["start"] = start.digest
+    samples = _video_samples(recipe, with_rockets(source, stage.rockets), vae, digest, folder, group)
     objective = VideoObjective(unet, clip_vision, vae)
     run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "video"), group)
     run.train(machine, _keep_video)
     return run
+
+
+def _video_samples(
+    recipe: Recipe, source: ClipSource, vae: VideoVAE, digest: str, folder: Path, group: Group
+) -> CachedSamples | VideoSamples:
+    stage = recipe.video
+    drawn = (stage.noise, recipe.model.unet.vector_dim, recipe.seed)
+    if not stage.cached_clips:
+        return VideoSamples(source, *drawn)
+    clips = _based_on(autoencoder_is(recipe), digest, "clips", rockets=stage.rockets)
+    shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, _hash_of(clips), group)
+    return CachedSamples(shards, *drawn)
 
 
 def new_video_networks(recipe: Recipe) -> tuple[VideoUNet, CLIPVision]:
@@ -122,7 +133,7 @@ STAGES: dict[str, Callable[[Recipe, ClipSource, Path, Machine, Group], Run]] = {
 def finished_autoencoder(recipe: Recipe, folder: Path) -> tuple[VideoVAE, str]:
     """Stage 1's autoencoder, and a digest of its weights. Raises CheckpointError where it is missing, from another
     configuration, or not trained to the end."""
-    kept = read_kept(folder, "autoencoder", _autoencoder_is(recipe))
+    kept = read_kept(folder, "autoencoder", autoencoder_is(recipe))
     if kept.step < kept.steps:
         raise CheckpointError(
             f"the autoencoder in {folder} is at step {kept.step} of {kept.steps}: "
@@ -149,18 +160,20 @@ def read_kept(folder: Path, stage: str, configuration: Mapping[str, Any] | None 
     return kept
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, 16 digits."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _autoencoder_is(recipe: Recipe) -> dict[str, Any]:
+def autoencoder_is(recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides stage 1's weights."""
     parts = {"seed": recipe.seed, "data": recipe.data, "vae": recipe.model.vae, "autoencoder": recipe.autoencoder}
     return describe("autoencoder", **parts)
+
+
+def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
+    """Everything that decides stage 2's weights; `digest` is of stage 1's."""
+    return _based_on(autoencoder_is(recipe), digest, "temporal", temporal=recipe.temporal)
+
+
+def _video_is(recipe: Recipe, digest: str) -> dict[str, Any]:
+    parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
+    return _based_on(autoencoder_is(recipe), digest, "video", **parts)
 
 
 def _based_on(base: Mapping[str, Any], digest: str, stage: str, **parts: Any) -> dict[str, Any]:
@@ -181,5 +194,10 @@ def _keep_video(run: Run) -> None:
 
 
 def _keep(run: Run, weights: Mapping[str, Tensor]) -> None:
-    note = {"step": run.step, "steps": run.optimisation.steps, "configuration": run.configuration}
-    save_tensors(run.place.weights, weights, {KEPT_KEY: json.dumps(note)})
+    save_kept(run.place.folder, run.place.name, Kept(weights, run.step, run.optimisation.steps, run.configuration))
+
+
+def save_kept(folder: Path, stage: str, kept: Kept) -> None:
+    """Leave what the next stage and `export` read."""
+    note = {"step": kept.step, "steps": kept.steps, "configuration": kept.configuration}
+    save_tensors(Place(folder, stage).weights, kept.weights, {KEPT_KEY: json.dumps(note)})

@@ -8,7 +8,7 @@ from moving_square import square, write_pngs
 from svd_core.errors import InputError
 from svd_core.media import write_clip
 from training import data
-from training.data import ClipFolder, WorldDataset, as_pixels, open_folder, open_source, training_seed
+from training.data import ClipFolder, WorldDataset, as_pixels, open_folder, open_source, training_seed, with_rockets
 from training.recipe import Data
 from training.world import HELD_OUT_SEEDS, TRAIN_SEEDS
 
@@ -125,7 +125,8 @@ def test_the_recipe_asks_for_a_size(clips):
 def test_the_world_is_asked_for_scenes_it_may_be_trained_on(monkeypatch):
     asked = []
 
-    def stub(seed, *, frames, width, height, fps, motion_bucket):
+    def stub(seed, *, frames, width, height, fps, motion_bucket, kind):
+        assert kind is None
         asked.append((seed, fps, motion_bucket))
         scene = type("Scene", (), {})()
         scene.frames = np.full((frames, height, width, 3), 0.5, np.float32)
@@ -140,6 +141,28 @@ def test_the_world_is_asked_for_scenes_it_may_be_trained_on(monkeypatch):
     assert all((each.fps, each.motion_bucket) == said[1:] for each, said in zip(found, asked, strict=True))
     assert all(seed in TRAIN_SEEDS and seed not in HELD_OUT_SEEDS for seed in seeds)
     assert training_seed(1, 3) == training_seed(1, 3) != training_seed(2, 3)
+
+
+def test_a_share_of_the_world_is_made_rockets_and_the_rest_is_as_it_was(monkeypatch):
+    drawn = {}
+
+    def stub(seed, *, kind, frames, **_):
+        drawn[seed] = kind
+        return type("Scene", (), {"frames": np.zeros((frames, 8, 8, 3), np.float32)})()
+
+    monkeypatch.setattr(data, "draw_scene", stub)
+    world = WorldDataset(Data(frames=1), seed=1)
+    mixed = with_rockets(world, 0.3)
+    for number in range(200):
+        mixed.clip(number)
+    assert set(drawn) == {training_seed(1, number) for number in range(200)}
+    assert set(drawn.values()) == {None, "rocket"}
+    assert 40 < sum(kind == "rocket" for kind in drawn.values()) < 80
+
+
+def test_a_folder_of_clips_has_no_rockets_to_add(clips):
+    folder = open_folder(clips, frames=FRAMES)
+    assert with_rockets(folder, 0.5) is folder
 
 
 def test_the_world_itself_draws_what_was_asked_for():

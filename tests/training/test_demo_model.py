@@ -11,10 +11,11 @@ from safetensors import safe_open
 from svd_core.checkpoint import open_checkpoint
 from svd_core.demo import DEMO_MODEL
 from svd_core.pipeline import load_checkpoint
+from svd_core.strict_json import parse
 from tools.samples import DEMO_PICTURE, draw_demo_picture
 from training.export import LICENCE_KEY, RECIPE_KEY, SHIPPED_LIMIT, STAGES_KEY
 from training.measure import flow_magnitude, psnr
-from training.recipe import DEMO
+from training.recipe import DEMO, Recipe
 from training.world import HELD_OUT_SEEDS, draw_scene
 
 ROCKETS = [draw_scene(seed, kind="rocket") for seed in HELD_OUT_SEEDS[5000:5006]]
@@ -34,7 +35,7 @@ def test_the_file_is_small_and_says_where_it_comes_from():
     assert DEMO_MODEL.stat().st_size <= SHIPPED_LIMIT
     with safe_open(DEMO_MODEL, "pt") as file:
         metadata = file.metadata()
-    assert json.loads(metadata[RECIPE_KEY]) == json.loads(DEMO.to_json()), "the recipe in the tree made this file"
+    assert parse(metadata[RECIPE_KEY], Recipe, "recipe") == DEMO, "the recipe in the tree made this file"
     assert all(of.split()[1] == of.split()[3] for of in json.loads(metadata[STAGES_KEY]).values()), "trained to the end"
     assert metadata[LICENCE_KEY] == "MIT"
     assert open_checkpoint(DEMO_MODEL).config == DEMO.model

@@ -1,0 +1,100 @@
+"""Go on from a trained model: its file laid out as the folder of a new run, whose video stage starts from its weights.
+
+The first two stages are taken as they are, so the recipe may differ from the file's in the video stage alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from svd_core.checkpoint.keymaps import CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
+from svd_core.errors import CheckpointError, InputError
+
+from .autoencoder import image_config
+from .checkpoint import digest_of, load_tensors, require_same
+from .export import RECIPE_KEY, STAGES_KEY
+from .initialise import new_vae
+from .randomness import generator_for
+from .recipe import Recipe
+from .stages import Kept, autoencoder_is, new_video_networks, save_kept, temporal_is
+from .start import START_KEY, Start, save_start
+
+_HOMES = (
+    (CONDITIONER_VAE, "vae", ""),
+    (FIRST_STAGE, "vae", ""),
+    (UNET, "video", "unet."),
+    (VISUAL, "video", "clip_vision."),
+)
+"""Where an exported file keeps a part, and the prefix of its keys in a run's folder."""
+
+Tensors = Mapping[str, Tensor]
+
+
+def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Path) -> None:
+    """Fill `folder` from what `export` and `export_frame_decoder` wrote.
+
+    Raises CheckpointError where these files were not written by training or are of another model or another first or
+    second stage than the recipe's, InputError where the folder holds a run already.
+    """
+    if any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
+    tensors, metadata = load_tensors(checkpoint)
+    history = _history(checkpoint, metadata)
+    require_same(checkpoint, _decisive(history["recipe"]), _decisive(json.loads(recipe.to_json())))
+    vae, video = _part(tensors, "vae"), _part(tensors, "video")
+    image = _fitting(checkpoint, _image_keys(recipe), vae | load_tensors(frame_decoder)[0])
+    first = _fitting(checkpoint, _video_keys(recipe), video)
+    _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
+    _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal_is(recipe, digest_of(image)))
+    save_start(folder, Start(first, history))
+
+
+def _history(checkpoint: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        history = {"recipe": json.loads(metadata[RECIPE_KEY]), "stages": json.loads(metadata[STAGES_KEY])}
+        return history | ({"start": json.loads(metadata[START_KEY])} if START_KEY in metadata else {})
+    except (KeyError, ValueError) as error:
+        message = f"{checkpoint} was not written by training: give a file of python -m training export"
+        raise CheckpointError(message) from error
+
+
+def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the weights of the first two stages and the shapes of all, of a recipe as JSON."""
+    model = {name: recipe["model"].get(name) for name in ("unet", "vae", "clip_vision")}
+    return {"model": model, **{name: recipe.get(name) for name in ("seed", "data", "autoencoder", "temporal")}}
+
+
+def _part(tensors: Tensors, wanted: str) -> dict[str, Tensor]:
+    """The tensors of one part in float32, by the names that they have in a run's folder."""
+    return {
+        prefix + key.removeprefix(home): tensor.float()
+        for key, tensor in tensors.items()
+        for home, part, prefix in _HOMES
+        if part == wanted and key.startswith(home)
+    }
+
+
+def _image_keys(recipe: Recipe) -> Tensors:
+    return new_vae(image_config(recipe.model.vae), generator_for(recipe.seed)).state_dict()
+
+
+def _video_keys(recipe: Recipe) -> Tensors:
+    networks = zip(("unet.", "clip_vision."), new_video_networks(recipe), strict=True)
+    return {prefix + key: each for prefix, network in networks for key, each in network.state_dict().items()}
+
+
+def _fitting(path: Path, needed: Tensors, found: Tensors) -> dict[str, Tensor]:
+    """Those of `found` that are needed, in float32. Raises CheckpointError for one that is missing or misshapen."""
+    for key, tensor in needed.items():
+        if key not in found or found[key].shape != tensor.shape:
+            raise CheckpointError(f"{path} and its frame decoder lack a fitting {key}: give both files of one export")
+    return {key: found[key].float() for key in needed}
+
+
+def _save_finished(folder: Path, stage: str, weights: Tensors, steps: int, configuration: Mapping[str, Any]) -> None:
+    save_kept(folder, stage, Kept(weights, steps, steps, configuration))

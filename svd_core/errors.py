@@ -17,3 +17,7 @@ class InputError(StableVideoError):
 
 class OutputError(StableVideoError):
     """A result that cannot be written where or how it was asked for."""
+
+
+class PrecisionWarning(UserWarning):
+    """Something was worked out again in higher precision: the result is right and took longer."""

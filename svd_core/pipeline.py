@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint import load_modules
 from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
 from .config import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
+from .decode.places import free_bytes
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
 from .model.clip_vision import CLIPVision
@@ -151,9 +152,12 @@ class StableVideo:
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1].
 
-        The same bits for every chunk and budget. Raises InputError naming the frames where latents are not finite.
+        The same bits for every chunk and budget; without either, what is free on a device with memory of its own is the
+        budget. Raises InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
+        if chunk is None and budget is None:
+            budget = free_bytes(self.device)
         z = (latents.float() / LATENT_SCALE).to(self.device)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
         return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()

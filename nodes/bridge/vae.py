@@ -12,7 +12,7 @@ import comfy.ops
 import comfy.sd
 import torch
 
-from ...svd_core.decode.plan import streamed_bytes
+from ...svd_core.decode.places import USABLE
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.vae import VideoVAE
 from .attention import host_attention
@@ -66,14 +66,16 @@ class StableVideoVAE(comfy.sd.VAE):
         return self.decode_clips(*_clips(samples_in))
 
     def decode_clips(self, latents: Tensor, num_frames: int) -> Tensor:
-        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]. Free memory picks the chunk, which
-        changes no bit of the result."""
-        config = self.first_stage_model.config
-        latents = latents.to(self.vae_dtype)
-        least = streamed_bytes(config, latents, num_frames, 1)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=least)
-        budget = max(1, int(self.patcher.get_free_memory(self.device)))
-        pixels = self.first_stage_model.decode(latents.to(self.device), num_frames, budget=budget)
+        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]. Free memory picks where
+        activations stay, which changes no bit of the result."""
+        network, latents = self.first_stage_model, latents.to(self.vae_dtype)
+        shape = (num_frames, *latents.shape[1:])
+        quick = network.decode_plan(shape, num_frames, self.device, chunk=1)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(quick.device_bytes / USABLE))
+        free = int(USABLE * self.patcher.get_free_memory(self.device))
+        # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
+        budget = max(free, network.least_plan(shape, num_frames, self.device).device_bytes)
+        pixels = network.decode(latents.to(self.device), num_frames, budget=budget)
         return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
 
     def decode_tiled(self, samples: Tensor, **_tiling: Any) -> Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from ..errors import OutputError, StableVideoError
+from ..errors import OutputError, PrecisionWarning, StableVideoError
 from .interrupts import Interrupts
 
 UNUSABLE, INTERRUPTED = 2, 130
@@ -44,9 +45,27 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
     try:
         args = parser().parse_args(argv)
         interrupts.run_whole(_import_libraries)
-        args.run(args)
+        with _notes():
+            args.run(args)
     finally:
         _flush()
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Our own warnings, each in one line like any other note."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+            if issubclass(category, PrecisionWarning):
+                sys.stderr.write(f"note: {message}\n")
+            else:
+                others(message, category, *place)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", PrecisionWarning)
+        yield
 
 
 def _import_libraries() -> None:

@@ -22,7 +22,7 @@ from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
 from ..recipe import DType, Recipe, Source, Versions
-from ..settings import MAX_FRAMES, Settings
+from ..settings import Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
 
@@ -259,12 +259,12 @@ def _open(checkpoint: str, device: str, dtype: DType, variant: str | None) -> St
 
 
 def _memory(args: Namespace) -> dict[str, int | None]:
-    """Chunk and budget for the decoder, which change no bit. With neither, a chunk as long as any clip: all is kept."""
+    """Chunk and budget for the decoder, which change no bit."""
     limits = {name: getattr(args, name, None) for name in ("chunk", "budget")}
     for name, value in limits.items():
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is less than 1: leave it out for no limit")
-    return limits if any(limits.values()) else {"chunk": MAX_FRAMES, "budget": None}
+    return limits
 
 
 def _device(args: Namespace) -> str:

@@ -1,1 +1,2 @@
-"""Exact decoding of long clips in little memory: how (`stream.py`) and with how much (`plan.py`)."""
+"""Exact decoding of long clips in little memory: frames in bands (`frames.py`), clips in strips (`stream.py`), where
+activations stay (`places.py`) and how much that takes (`plan.py`)."""

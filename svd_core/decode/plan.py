@@ -1,36 +1,123 @@
-"""How much memory the streamed decoder needs, so that it can be chosen before it runs."""
+"""How much memory a decode needs, counted before it runs, and which of the ways to run it fits."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from ..config import PIXELS_PER_LATENT, VAEConfig
+from ..config import PIXELS_PER_LATENT
+from ..errors import InputError
+from .places import Mode
+from .stream import Stage, TimeResidual, kept_strips, strip_pixels, strip_values
 
-CLIP_AND_SOURCE = 1.5
-"""Clips of the finest level held where it begins: itself, and the level it grows from, a quarter of the pixels at twice
-the channels."""
+ClipShape = tuple[int, int, int, int]
+"""Latents of one clip: frames, channels, height, width."""
 
-WORKING_FRAMES = 8
-"""Frames of the finest level that the layers need while they run: the doubled picture has twice the channels and lives
-twice, 16-bit values are normalised in float32; the rest is left for the pixels and the libraries' workspaces."""
+_STREAMED: tuple[Mode, ...] = ("host", "bands")
 
 
-def streamed_bytes(config: VAEConfig, latents: Tensor, num_frames: int, chunk: int) -> int:
-    """Estimated peak bytes, beyond the weights and the latents (N, 4, h, w), of streaming one clip with `chunk`.
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """One way to decode a clip. Every way gives the same bits; `keep` is `stream`'s. device_bytes and host_bytes are
+    the most that activations hold there, beside the weights, the latents and the libraries' own workspaces."""
 
-    Counted in frames of the finest level, where the peak is: the clip with its source or with the kept results,
-    whichever is more, and a fixed part. The image decoder holds no clip.
+    mode: Mode
+    keep: int
+    device_bytes: int
+    host_bytes: int
+
+
+def decode_plan(stages: Sequence[Stage], clip: ClipShape, itemsize: int, mode: Mode, keep: int) -> DecodePlan:
+    """Count what one way needs. `itemsize` is the bytes of a value of the network's dtype."""
+    peaks = [0]
+    hosted = [0]
+    shape = clip[1:]
+    for stage in stages:
+        made, layers = _inside(stage, shape, itemsize, mode)
+        held = clip[0] * itemsize * (_size(shape) + (_size(made) if made != shape else 0))
+        kept = _kept(stage, made, clip[0], keep) * itemsize
+        after = clip[0] * itemsize * _size(made) + kept
+        across = stage.across.scratch(made, clip[0], itemsize, mode != "device") if stage.across else 0
+        peaks += [held + layers, after + across] if mode == "device" else [layers, across]
+        hosted += (
+            [] if mode == "device" else [held + (_frames(stage, shape) * itemsize if mode == "bands" else 0), after]
+        )
+        shape = made
+    return DecodePlan(mode, keep, max(peaks), max(hosted))
+
+
+def choose_decode(
+    stages: Sequence[Stage],
+    clip: ClipShape,
+    itemsize: int,
+    budget: int,
+    *,
+    own_memory: bool,
+    keep: int | None = None,
+    mode: Mode | None = None,
+) -> DecodePlan:
+    """The quickest way whose activations fit `budget` bytes on the device: the whole clip there, with as many results
+    kept (`keep` frames' worth at most) as fit; then a frame; then nothing but the band being worked on.
+
+    own_memory: the device's memory is not the host's, so that what the host holds costs no budget; without it only the
+    first way is tried. `mode` tries no other. Raises InputError that names the least budget where nothing fits.
     """
-    held = max(CLIP_AND_SOURCE * num_frames, num_frames + min(chunk, num_frames)) if config.temporal else 0
-    return int((held + WORKING_FRAMES) * _frame_bytes(config, latents))
+    modes = (mode,) if mode else ("device", *_STREAMED) if own_memory else ("device",)
+    most = clip[0] if keep is None else min(keep, clip[0])
+    plans = []
+    for way, kept in _ways(modes, most):
+        plans.append(decode_plan(stages, clip, itemsize, way, kept))
+        if plans[-1].device_bytes <= budget:
+            return plans[-1]
+    least = min(plan.device_bytes for plan in plans)
+    raise InputError(
+        f"a budget of {_mebibytes(budget)} cannot hold the decode of {clip[0]} frames of "
+        f"{clip[3] * PIXELS_PER_LATENT}x{clip[2] * PIXELS_PER_LATENT}: give at least {_mebibytes(least)}, "
+        "fewer frames or a smaller size"
+    )
 
 
-def chunk_for_budget(config: VAEConfig, latents: Tensor, num_frames: int, budget: int) -> int:
-    """The largest chunk whose estimate fits `budget` bytes; 1, the least there is, when none does."""
-    fitting = (k for k in range(num_frames, 1, -1) if streamed_bytes(config, latents, num_frames, k) <= budget)
-    return next(fitting, 1)
+def _ways(modes: Sequence[Mode], most: int) -> Iterator[tuple[Mode, int]]:
+    """Mode and what is kept, from the quickest to the leanest."""
+    for mode in modes:
+        yield from ((mode, keep) for keep in (range(most, 0, -1) if mode == "device" else [1]))
 
 
-def _frame_bytes(config: VAEConfig, latents: Tensor) -> int:
-    height, width = latents.shape[-2:]
-    return config.channels * height * width * PIXELS_PER_LATENT**2 * latents.element_size()
+def _inside(stage: Stage, shape: tuple[int, int, int], itemsize: int, mode: Mode) -> tuple[tuple[int, int, int], int]:
+    """What a stage makes of a frame, and the bytes that its frames and bands hold on the device beside the clips."""
+    staged = mode == "bands"
+    peak = 0
+    last = len(stage.inside) - 1
+    for index, layer in enumerate(stage.inside):
+        made = layer.result(shape)
+        read = 0 if staged or (index == 0 and mode == "device") else itemsize * _size(shape)
+        written = 0 if staged or (index == last and mode == "device") else itemsize * _size(made)
+        peak = max(peak, read + layer.scratch(shape, itemsize, staged, written))
+        shape = made
+    return shape, peak
+
+
+def _frames(stage: Stage, shape: tuple[int, int, int]) -> int:
+    """Values of the frames that bands leave on the host: a layer's input, its result and what is between them."""
+    sizes = [_size(shape)]
+    for layer in stage.inside:
+        shape = layer.result(shape)
+        sizes.append(_size(shape))
+    return 3 * max(sizes)
+
+
+def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int) -> int:
+    """Values of the intermediate results that a sweep leaves for the next."""
+    if not isinstance(stage.across, TimeResidual):
+        return 0
+    strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames))
+    whole = frames * _size(shape)
+    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames))
+
+
+def _size(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count} bytes" if count < 2**20 else f"{-(-count // 2**20)} MiB"

@@ -1,17 +1,19 @@
 """The video decoder in little memory, exact (performance notes 2.9).
 
 Only two things look across frames: convolutions of three frames, and GroupNorms whose statistics cover the clip. So
-the clip goes through the network stage by stage, held once. Inside a frame, each frame goes alone. Across frames each
-pixel stands alone but for the statistics, so strips of pixels go alone, all frames of them: first to gather the second
-GroupNorm's statistics, then to finish. No frame is ever cut off from its neighbours, and there is nothing to overlap.
+the clip goes through the network stage by stage, held once. Inside a frame, each frame goes alone (`frames.py`). Across
+frames each pixel stands alone but for the statistics, so strips of pixels go alone, all frames of them: first to gather
+the second GroupNorm's statistics, then to finish. No frame is ever cut off from its neighbours, and there is nothing to
+overlap.
 
-What is computed never depends on how much is kept: frames and strips have sizes of their own, and statistics are
-merged in a fixed order. That makes the result the same bits for every chunk. Class: rounding, against the plain form.
+What is computed never depends on where or how much is kept: bands and strips have sizes of their own, and statistics
+are merged in a fixed order. That makes the result the same bits for every mode and chunk. Class: rounding, against the
+plain form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -20,31 +22,42 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .frames import BAND_VALUES, InsideFrame, Shape
+from .norms import Affine, Moments, affine_bytes, moments_bytes
+from .places import Mode, Place, Placement, wait_for
+
 
 class AcrossFrames(Protocol):
-    """A layer that reads a clip (T, C, H, W), channels last, and returns its result, in place if it can."""
+    """A layer that changes a clip (T, C, H, W), channels last and in `place`, where it lies."""
 
-    def __call__(self, clip: Tensor, keep: int) -> Tensor: ...
+    def __call__(self, clip: Tensor, place: Place, keep: int) -> None: ...
+
+    def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
+        """Bytes held at the peak beside the clip, whose frames have the shape (C, H, W), and what is kept; `staged`
+        where the clip lies on the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Layers that see one frame (1, C, H, W) at a time, then at most one that sees the clip."""
+    """Layers that see one frame at a time, then at most one that sees the clip."""
 
-    inside: tuple[Callable[[Tensor], Tensor], ...]
+    inside: tuple[InsideFrame, ...]
     across: AcrossFrames | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ClipConv:
-    """A (3,1,1) convolution small enough to run on the clip at once."""
+class TimeConvolution:
+    """A (3,1,1) convolution that keeps the channels."""
 
     conv: nn.Module
 
-    def __call__(self, clip: Tensor, keep: int) -> Tensor:
-        height = clip.shape[-2]
-        out = self.conv(rearrange(clip, "t c h w -> 1 c t (h w)"))
-        return rearrange(out, "1 c t (h w) -> t c h w", h=height)
+    def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
+        for strip in _strips(clip):
+            own = place.load(strip)
+            place.save(strip, _clip_tokens(self.conv(rearrange(own, "t s c -> 1 c t s"))))
+
+    def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
+        return (2 if staged else 1) * itemsize * strip_values(shape, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,118 +70,107 @@ class TimeResidual:
     conv2: nn.Module
     alpha: Tensor
 
-    def __call__(self, clip: Tensor, keep: int) -> Tensor:
-        """Adds to `clip` in place. The hidden results of `keep` strips stay from the first sweep; others run twice."""
-        tokens = rearrange(clip, "t c h w -> t (h w) c")
-        strips = list(_strips(tokens))
-        first = Affine.of(self.norm1, [Moments.of(frame) for frame in tokens])
+    def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
+        """Adds in place. The hidden results of `keep` frames' worth of pixels stay, in `place`, from the first sweep;
+        those of the others are computed twice."""
+        strips = _strips(clip)
+        first = Affine.of(self.norm1, [Moments.of(place.load(strip)) for strip in strips])
+        staying = kept_strips(len(strips), len(clip), keep)
         kept: list[Tensor] = []
-        moments = []
-        for strip in strips:
-            hidden = self._hidden(strip, first)
-            moments.append(Moments.of(_clip_tokens(hidden)))
-            if len(kept) < keep:
-                kept.append(hidden)
+        moments = [self._gather(place, strip, first, kept, staying) for strip in strips]
         second = Affine.of(self.norm2, moments)
         kept.reverse()
         for strip in strips:
-            hidden = kept.pop() if kept else self._hidden(strip, first)
-            self._finish(strip, hidden, second)
-        return clip
+            self._finish(place, strip, kept.pop() if kept else None, first, second)
+
+    def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
+        values = strip_values(shape, frames)
+        copied = itemsize * values if staged else 0
+        whole = strip_pixels(shape, frames) == shape[1] * shape[2]
+        ungathered = 0 if staged or whole else itemsize * values  # a strip of a clip is not one run of memory
+        gathering = copied + ungathered + moments_bytes(values, itemsize)
+        hidden = copied  # on the device it is one of those that are kept
+        finishing = copied + hidden + max(affine_bytes(values, itemsize), 2 * itemsize * values)
+        return max(gathering, finishing)
+
+    def _gather(self, place: Place, strip: Tensor, first: Affine, kept: list[Tensor], staying: int) -> Moments:
+        hidden = self._hidden(place.load(strip), first)
+        if len(kept) < staying:
+            kept.append(place.keep(hidden))
+        return Moments.of(hidden)
+
+    def _finish(self, place: Place, strip: Tensor, kept: Tensor | None, first: Affine, second: Affine) -> None:
+        own = place.load(strip)
+        hidden = self._hidden(own, first) if kept is None else place.load(kept)
+        branch = self.conv2(rearrange(second.silu(hidden), "t s c -> 1 c t s"))
+        place.save(strip, own.addcmul_(_clip_tokens(branch), self.alpha.to(own)))
 
     def _hidden(self, strip: Tensor, affine: Affine) -> Tensor:
-        """strip (T, s, C) -> (1, C, T, s)."""
-        return self.conv1(rearrange(affine.silu(strip), "t s c -> 1 c t s"))
-
-    def _finish(self, strip: Tensor, hidden: Tensor, affine: Affine) -> None:
-        branch = self.conv2(rearrange(affine.silu(_clip_tokens(hidden)), "t s c -> 1 c t s"))
-        strip.addcmul_(_clip_tokens(branch), self.alpha.to(strip))
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mean and variance of each channel over `count` values, in float32."""
-
-    mean: Tensor
-    variance: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, tokens: Tensor) -> Moments:
-        """tokens (..., C)."""
-        rows = tokens.reshape(-1, tokens.shape[-1]).float()
-        variance, mean = torch.var_mean(rows, dim=0, correction=0)
-        return cls(mean, variance, len(rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """A GroupNorm whose statistics are known: one multiplication and one addition a channel, in float32."""
-
-    scale: Tensor
-    shift: Tensor
-
-    @classmethod
-    def of(cls, norm: nn.Module, parts: Sequence[Moments]) -> Affine:
-        """Merges the parts' moments, in order and without cancellation, into those of each group of channels."""
-        means = _by_group([part.mean for part in parts], norm.num_groups)  # (parts, groups, channels of a group)
-        variances = _by_group([part.variance for part in parts], norm.num_groups)
-        counts = means.new_tensor([part.count for part in parts])
-        share = (counts / counts.sum())[:, None, None] / means.shape[-1]
-        mean = (share * means).sum((0, 2), keepdim=True)
-        variance = (share * (variances + (means - mean) ** 2)).sum((0, 2), keepdim=True)
-        weight, bias = (_by_group([value.to(means)], norm.num_groups) for value in (norm.weight, norm.bias))
-        scale = weight * torch.rsqrt(variance + norm.eps)
-        return cls(scale.flatten(), (bias - mean * scale).flatten())
-
-    def silu(self, tokens: Tensor) -> Tensor:
-        """SiLU of the normalised tokens (..., C), in their dtype."""
-        normed = torch.addcmul(self.shift, tokens.float(), self.scale)
-        return nn.functional.silu(normed, inplace=True).to(tokens.dtype)
+        """strip (T, s, C) -> the same shape."""
+        return _clip_tokens(self.conv1(rearrange(affine.silu(strip), "t s c -> 1 c t s")))
 
 
 @torch.no_grad()
-def stream(stages: Sequence[Stage], latents: Tensor, keep: int) -> Tensor:
-    """Run one clip (T, 4, h, w) through all stages -> (T, 3, H, W).
+def stream(stages: Sequence[Stage], latents: Tensor, mode: Mode, keep: int) -> Tensor:
+    """Run one clip (T, 4, h, w), on the device that calculates, through all stages -> (T, 3, H, W), which is in the
+    host's memory unless the mode is "device".
 
-    keep: how many frames' worth of intermediate results to hold instead of computing them twice, at least 1; it changes
-    time and memory, never a bit of the result. Records no gradients: it works in place.
+    keep: how many frames' worth of intermediate results to hold instead of computing them twice, at least 1. Mode and
+    keep change time and memory, never a bit of the result. Records no gradients: it works in place.
     """
-    clip = latents.clone(memory_format=torch.channels_last)
+    placement = Placement.of(mode, latents.device)
+    clip = placement.clip.empty(latents.shape, latents.dtype)
+    placement.clip.save(clip, latents)
     for stage in stages:
-        clip = _each_frame(stage.inside, clip)
+        clip = _each_frame(stage.inside, clip, placement)
         if stage.across is not None:
-            clip = stage.across(clip, keep)
+            stage.across(clip, placement.clip, keep)
+    if mode != "device":
+        wait_for(latents.device)
     return clip
 
 
-def _each_frame(layers: Sequence[Callable[[Tensor], Tensor]], clip: Tensor) -> Tensor:
-    """Frame by frame, so that no kernel's choice or order of sums depends on how many frames there are.
-
-    In place when the layers keep the shape, else into a new clip.
-    """
-    out = clip
-    for index in range(len(clip)):
-        frame = reduce(lambda value, layer: layer(value), layers, clip[index : index + 1])
-        if index == 0 and frame.shape[1:] != clip.shape[1:]:
-            shape = (len(clip), *frame.shape[1:])
-            out = torch.empty(shape, dtype=frame.dtype, device=frame.device, memory_format=torch.channels_last)
-        out[index] = frame[0]
-        del frame  # or it would stay while the next frame is at its widest
+def _each_frame(layers: Sequence[InsideFrame], clip: Tensor, placement: Placement) -> Tensor:
+    """Frame by frame, so that no kernel's choice or order of sums depends on how many frames there are. In place when
+    the layers keep the shape, else into a new clip."""
+    shape = reduce(lambda shape, layer: layer.result(shape), layers, tuple(clip.shape[1:]))
+    out = clip if shape == clip.shape[1:] else placement.clip.empty((len(clip), *shape), clip.dtype)
+    for old, new in zip(clip.split(1), out.split(1), strict=True):
+        if placement.together:
+            _run(layers, old, placement.frame, new)
+        else:
+            placement.clip.save(new, _run(layers, placement.clip.load(old), placement.frame))
     return out
 
 
-def _strips(tokens: Tensor) -> Iterator[Tensor]:
-    """(T, pixels, C) -> views (T, strip, C), each about as many values as one frame."""
-    frames, pixels = tokens.shape[:2]
-    return iter(tokens.split(-(-pixels // frames), dim=1))
+def _run(layers: Sequence[InsideFrame], frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
+    for layer in layers[:-1]:
+        frame = layer(frame, place)
+    return layers[-1](frame, place, out)
+
+
+def strip_pixels(shape: Shape, frames: int) -> int:
+    """Pixels of a strip of a clip whose frames have the shape (C, H, W), however much memory there is."""
+    channels, height, width = shape
+    count = -(-height * width // max(1, BAND_VALUES // (frames * channels)))
+    return -(-height * width // count)
+
+
+def strip_values(shape: Shape, frames: int) -> int:
+    return strip_pixels(shape, frames) * frames * shape[0]
+
+
+def kept_strips(strips: int, frames: int, keep: int) -> int:
+    """How many of a clip's strips make up `keep` of its frames, rounded up."""
+    return min(strips, -(-keep * strips // frames))
+
+
+def _strips(clip: Tensor) -> list[Tensor]:
+    """(T, C, H, W) -> views (T, strip, C)."""
+    pixels = strip_pixels(tuple(clip.shape[1:]), len(clip))
+    return list(rearrange(clip, "t c h w -> t (h w) c").split(pixels, dim=1))
 
 
 def _clip_tokens(clip: Tensor) -> Tensor:
     """(1, C, T, strip) -> (T, strip, C)."""
     return rearrange(clip, "1 c t s -> t s c")
-
-
-def _by_group(channels: Sequence[Tensor], groups: int) -> Tensor:
-    """Vectors (C,) -> (vectors, groups, C / groups)."""
-    return torch.stack(list(channels)).unflatten(-1, (groups, -1))

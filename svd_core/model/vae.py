@@ -6,6 +6,7 @@ N = B * T frame-major; the layers across frames read them as clips (B, C, T, H*W
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
@@ -14,8 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PIXELS_PER_LATENT, VAEConfig
-from ..decode.plan import chunk_for_budget
-from ..decode.stream import ClipConv, Stage, TimeResidual, stream
+from ..decode.frames import Convolution, Doubling, Residual, SelfAttention
+from ..decode.places import Mode, has_own_memory
+from ..decode.plan import DecodePlan, choose_decode, decode_plan
+from ..decode.rescue import rescued
+from ..decode.run import run_plan
+from ..decode.stream import Stage, TimeConvolution, TimeResidual
 from ..errors import InputError
 from .backend import TORCH, Backend
 from .layout import from_clips, to_clips, to_images, to_tokens
@@ -42,6 +47,10 @@ class ConvBlock(nn.Module):
         hidden = self.conv1(_norm_silu(self.norm1, images))
         hidden = self.conv2(_norm_silu(self.norm2, hidden))
         return self.nin_shortcut(images) + hidden
+
+    def in_bands(self) -> Residual:
+        """`spatial` in parts, for a decoder that cannot hold the frame several times."""
+        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut)
 
 
 class ResnetBlock(ConvBlock):
@@ -116,6 +125,9 @@ class AttnBlock(nn.Module):
         attended = to_images(self.attention(q, k, v)[:, 0], images.shape[-2])
         return images + self.proj_out(attended)
 
+    def in_bands(self) -> SelfAttention:
+        return SelfAttention(self.norm, self.q, self.k, self.v, self.proj_out, self.attention)
+
 
 class Downsample(nn.Module):
     """Halves the picture. Pads right and bottom only, as the reference does (spec 2.1)."""
@@ -139,6 +151,9 @@ class Upsample(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
         return self.conv(nn.functional.interpolate(images, scale_factor=2, mode="nearest"))
+
+    def in_bands(self) -> Doubling:
+        return Doubling(self.conv)
 
 
 BlockType = type[ResnetBlock] | type[VideoBlock]
@@ -229,6 +244,22 @@ class Decoder(nn.Module):
         """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
         return self.conv_out(_norm_silu(self.norm_out, images))
 
+    def stages(self) -> list[Stage]:
+        """The same computation as runs of layers inside a frame, each ended by a layer across frames."""
+        first, *others = self.layers()
+        stages, inside = [], [Convolution(first)]
+        for layer in others:
+            inside.append(layer.in_bands())
+            if isinstance(layer, VideoBlock):
+                stages.append(Stage(tuple(inside), layer.across_frames()))
+                inside = []
+        inside.append(Convolution(self.conv_out, self.norm_out))
+        return [*stages, Stage(tuple(inside), self.last_across_frames())]
+
+    def last_across_frames(self) -> TimeConvolution | None:
+        """What follows the head, if anything."""
+        return None
+
 
 class ImageDecoder(Decoder):
     """Each frame decoded by itself, as in the `*_image_decoder` files (spec 2.4)."""
@@ -239,9 +270,6 @@ class ImageDecoder(Decoder):
     def forward(self, z: Tensor, num_frames: int = 1) -> Tensor:
         """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` changes nothing here."""
         return self.head(_run(self.layers(), _channels_last(z)))
-
-    def stages(self) -> list[Stage]:
-        return [Stage((*self.layers(), self.head))]
 
 
 class TemporalDecoder(Decoder):
@@ -263,16 +291,8 @@ class TemporalDecoder(Decoder):
         pixels = self.head(images)
         return from_clips(self.conv_out.time_mix_conv(to_clips(pixels, num_frames)), pixels.shape[-2])
 
-    def stages(self) -> list[Stage]:
-        """The same computation as runs of layers inside a frame, each ended by a layer across frames."""
-        stages, inside = [], []
-        for layer in self.layers():
-            if isinstance(layer, VideoBlock):
-                stages.append(Stage((*inside, layer.spatial), layer.across_frames()))
-                inside = []
-            else:
-                inside.append(layer)
-        return [*stages, Stage((*inside, self.head), ClipConv(self.conv_out.time_mix_conv))]
+    def last_across_frames(self) -> TimeConvolution:
+        return TimeConvolution(self.conv_out.time_mix_conv)
 
 
 class VideoVAE(nn.Module):
@@ -299,21 +319,61 @@ class VideoVAE(nn.Module):
             moments = self.quant_conv(moments)
         return moments[:, : self.config.latent_channels]
 
-    def decode(self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None) -> Tensor:
+    def decode(
+        self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None, mode: Mode | None = None
+    ) -> Tensor:
         """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped.
 
-        Streamed, with the same bits for every `chunk` and `budget`: `chunk` is how many frames' worth of intermediate
-        results may be kept (at least one; all by default), `budget` is bytes and picks the chunk; the smaller one
-        holds. Records no gradients. Raises InputError when N is not a whole number of clips or a number is below 1.
+        Streamed, with the same bits for every `chunk`, `budget` and `mode`: `chunk` is how many frames' worth of
+        intermediate results may be kept (at least one; all by default), `budget` is bytes of the device's memory beside
+        the weights and picks the rest, `mode` says what the device holds (`decode.places.Mode`). Pixels are on z's
+        device where the clip fitted there, else in the host's memory. What overflows 16 bits is decoded again in
+        float32, with a PrecisionWarning. Records no gradients. Raises InputError when N is not a whole number of clips,
+        a number is below 1 or the budget holds nothing.
         """
-        z = self._latents(z, num_frames)
+        plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode)
+        clips = self._latents(z, num_frames).split(num_frames)
+        return torch.cat([self._decode_clip(clip, plan, budget) for clip in clips])
+
+    def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None) -> Tensor:
+        """Latents (T, 4, h, w) of one clip, which went through `post_quant_conv`."""
+        pixels = run_plan(self.decoder.stages(), latents, plan)
+
+        def precise(latents: Tensor) -> Tensor:
+            stages = copy.deepcopy(self.decoder).float().stages()
+            shape, own = tuple(latents.shape), has_own_memory(latents.device)
+            if budget is None:
+                return run_plan(stages, latents, decode_plan(stages, shape, 4, plan.mode, 1))
+            return run_plan(stages, latents, choose_decode(stages, shape, 4, budget, own_memory=own))
+
+        return rescued(pixels, latents, precise, together=self.config.temporal)
+
+    def decode_plan(
+        self,
+        shape: Sequence[int],
+        num_frames: int,
+        device: torch.device,
+        chunk: int | None = None,
+        budget: int | None = None,
+        mode: Mode | None = None,
+    ) -> DecodePlan:
+        """How `decode` runs latents of a shape (N, 4, h, w) on a device, and in how much memory. Raises as it does."""
+        _check_latents(shape, num_frames, self.config.latent_channels)
         _check_positive(chunk, "chunk", "frames")
         _check_positive(budget, "budget", "bytes")
-        keep = num_frames if chunk is None else min(chunk, num_frames)
-        if budget is not None:
-            keep = min(keep, chunk_for_budget(self.config, z, num_frames, budget))
-        stages = self.decoder.stages()
-        return torch.cat([stream(stages, clip, keep) for clip in z.split(num_frames)])
+        stages, itemsize = self.decoder.stages(), self.decoder.conv_in.weight.element_size()
+        clip = (num_frames, *shape[1:])
+        if budget is None:
+            mode = mode or "device"
+            most = num_frames if mode == "device" else 1
+            return decode_plan(stages, clip, itemsize, mode, min(chunk or most, num_frames))
+        own = has_own_memory(device)
+        return choose_decode(stages, clip, itemsize, budget, own_memory=own, keep=chunk, mode=mode)
+
+    def least_plan(self, shape: Sequence[int], num_frames: int, device: torch.device) -> DecodePlan:
+        """The `decode_plan` that takes the least of a device's memory."""
+        mode = "bands" if has_own_memory(device) else "device"
+        return self.decode_plan(shape, num_frames, device, chunk=1, mode=mode)
 
     def decode_whole(self, z: Tensor, num_frames: int) -> Tensor:
         """`decode` as the reference writes it, each layer on all frames at once: for training, which needs gradients,
@@ -321,7 +381,7 @@ class VideoVAE(nn.Module):
         return self.decoder(self._latents(z, num_frames), num_frames)
 
     def _latents(self, z: Tensor, num_frames: int) -> Tensor:
-        _check_latents(z, num_frames, self.config.latent_channels)
+        _check_latents(z.shape, num_frames, self.config.latent_channels)
         z = self.backend.fit(z, self.decoder.conv_in.weight)
         return self.post_quant_conv(z) if self.config.decoder_quant else z
 
@@ -350,8 +410,8 @@ def _check_pixels(pixels: Tensor) -> None:
         )
 
 
-def _check_latents(z: Tensor, num_frames: int, channels: int) -> None:
-    shape = tuple(z.shape)
+def _check_latents(shape: Sequence[int], num_frames: int, channels: int) -> None:
+    shape = tuple(shape)
     if len(shape) != 4 or shape[1] != channels or 0 in shape:
         raise InputError(f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0")
     if num_frames < 1 or shape[0] % num_frames:

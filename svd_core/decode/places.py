@@ -1,0 +1,140 @@
+"""Where activations stay while the decoder works on a part of them: on the device, or in the host's memory.
+
+A part is loaded, worked on and saved. Only the device calculates, and copies wait for their turn on its queue, so the
+values are the same bits wherever they stay, and the host waits once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+Mode = Literal["device", "host", "bands"]
+"""What the device holds besides the part being worked on: the clip; a frame; nothing. The host holds the rest."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+USABLE = 0.8
+"""Share of the free memory that activations may take; libraries' workspaces and gaps between tensors have the rest."""
+
+
+class Place(Protocol):
+    """Memory of one kind. `part` is always a view into a tensor that `empty` made."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Frames (T, C, H, W), channels last, with any values."""
+
+    def load(self, part: Tensor) -> Tensor:
+        """The part on the device: itself where it lies there, else a copy."""
+
+    def save(self, part: Tensor, value: Tensor) -> None:
+        """Put a value from the device into the part, unless it is the part."""
+
+    def keep(self, value: Tensor) -> Tensor:
+        """A value (T, s, C) from the device, for `load` to bring back later."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    device: torch.device
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device, memory_format=torch.channels_last)
+
+    def load(self, part: Tensor) -> Tensor:
+        return part
+
+    def save(self, part: Tensor, value: Tensor) -> None:
+        if value is not part:
+            part.copy_(value)
+
+    def keep(self, value: Tensor) -> Tensor:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class OnHost:
+    """`device` is where parts are loaded to."""
+
+    device: torch.device
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return host_memory(shape, dtype, self.device)
+
+    def load(self, part: Tensor) -> Tensor:
+        loaded = torch.empty_like(part, device=self.device)
+        _copy(loaded, part)
+        return loaded
+
+    def save(self, part: Tensor, value: Tensor) -> None:
+        _copy(part, value)
+
+    def keep(self, value: Tensor) -> Tensor:
+        frames, pixels, channels = value.shape
+        kept = self.empty((frames, channels, 1, pixels), value.dtype)[:, :, 0].movedim(1, -1)
+        _copy(kept, value)
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where whole clips stay, and where the frame that is being worked on stays."""
+
+    clip: Place
+    frame: Place
+
+    @classmethod
+    def of(cls, mode: Mode, device: torch.device) -> Placement:
+        """Raises InputError for a mode that is none."""
+        if mode not in MODES:
+            raise InputError(f"decode mode {mode!r} is not known: choose one of {', '.join(MODES)}")
+        here, host = OnDevice(device), OnHost(device)
+        return cls(here if mode == "device" else host, host if mode == "bands" else here)
+
+    @property
+    def together(self) -> bool:
+        """Whether a clip's frame can be worked on where it lies."""
+        return self.clip == self.frame
+
+
+def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Frames (T, C, H, W) in the memory of the host of `device`, channels last; pinned for a CUDA device, which can
+    then copy without the host's help. The meta device is its own host."""
+    home = "meta" if device.type == "meta" else "cpu"
+    empty = torch.empty([shape[0], *shape[2:], shape[1]], dtype=dtype, device=home, pin_memory=device.type == "cuda")
+    return empty.movedim(-1, 1)
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether what the host holds takes nothing from the device."""
+    return device.type not in ("cpu", "mps")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What activations may take of a CUDA device's memory just now; None for others, which have no such limit."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(USABLE * (free + unused)))
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when every copy from the device has arrived."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    """Index by index of the first axis: then each copy is one run of memory and needs no staging."""
+    for to, of in zip(target, source, strict=True):
+        to.copy_(of, non_blocking=to.is_cuda or of.is_cuda)

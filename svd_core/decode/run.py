@@ -1,0 +1,34 @@
+"""Running a decode as planned, and going on where the plan's memory turns out to be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .places import MODES, Mode, has_own_memory
+from .plan import DecodePlan
+from .stream import Stage, stream
+
+
+def run_plan(stages: Sequence[Stage], latents: Tensor, plan: DecodePlan) -> Tensor:
+    """Decode one clip (T, 4, h, w) -> (T, 3, H, W). Where another program has taken memory since the plan was made, the
+    next leaner way is tried, with the same bits."""
+    *quicker, leanest = _from(plan, latents.device)
+    for mode, keep in quicker:
+        try:
+            return stream(stages, latents, mode, keep)
+        except torch.OutOfMemoryError:
+            pass  # leaving the handler frees what the failed attempt held
+    return stream(stages, latents, *leanest)
+
+
+def _from(plan: DecodePlan, device: torch.device) -> list[tuple[Mode, int]]:
+    """The plan's own way, then the leaner ones."""
+    ways = [(plan.mode, plan.keep)]
+    if plan.keep > 1:
+        ways.append((plan.mode, 1))
+    if has_own_memory(device):
+        ways += [(mode, 1) for mode in MODES[MODES.index(plan.mode) + 1 :]]
+    return ways

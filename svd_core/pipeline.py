@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from .media import as_image, default_size, fit_image, round_size
 from .model.clip_vision import CLIPVision
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
+from .model.weights import visiting
 from .sampling import (
     SAMPLERS,
     GuidanceInterval,
@@ -146,7 +148,13 @@ class StableVideo:
         )
         # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
-        return run(denoise, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+        with self._weights_at_hand():
+            return run(denoise, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+
+    def _weights_at_hand(self) -> AbstractContextManager[None]:
+        """The UNet's weights on the device: all of them, or layer by layer where they were left on the host."""
+        home = next(self.unet.parameters()).device
+        return nullcontext() if home.type == self.device.type else visiting(self.unet.layers(), self.device)
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
@@ -237,13 +245,17 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     *,
     variant: str | None = None,
+    stream_weights: bool = False,
 ) -> StableVideo:
     """Open an official single file or a diffusers folder.
 
+    `stream_weights` leaves the UNet's weights in the host's memory, from where they visit the device layer by layer:
+    the same bits, slower, in some 2.5 GiB less (in 16 bits).
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
     """
-    modules = load_modules(path, device=device, dtype=dtype, variant=variant)
+    unet_device = "cpu" if stream_weights else device
+    modules = load_modules(path, device=device, dtype=dtype, variant=variant, unet_device=unet_device)
     note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
     return StableVideo(*parts, torch.device(device), dtype, note)

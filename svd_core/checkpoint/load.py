@@ -117,8 +117,9 @@ def load_modules(
     dtype: torch.dtype | None = torch.float32,
     backend: Backend = TORCH,
     variant: str | Variant | None = None,
+    unet_device: torch.device | str | None = None,
 ) -> LoadedModules:
-    """All networks of a checkpoint, filled.
+    """All networks of a checkpoint, filled, on `device`; the UNet on `unet_device` where that is given.
 
     `dtype` None keeps every tensor as it is stored; the VAE's encoder is float32 where `dtype` is a 16-bit one, as in
     the reference. On the CPU, tensors already in their dtype stay views of the mapped file, but for CLIP's q, k, v in
@@ -133,7 +134,7 @@ def load_modules(
     return LoadedModules(
         checkpoint.config,
         checkpoint.detection,
-        _filled(checkpoint.unet(bare), checkpoint.unet_weights(device, dtype)),
+        _filled(checkpoint.unet(bare), checkpoint.unet_weights(unet_device or device, dtype)),
         _filled(checkpoint.vae(bare), checkpoint.vae_weights(device, dtype, encoder_dtype)),
         _filled(checkpoint.clip_vision(bare), checkpoint.clip_vision_weights(device, dtype)),
     )

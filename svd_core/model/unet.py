@@ -93,6 +93,11 @@ class VideoUNet(nn.Module):
         images = self._run_outputs(images, skips, step)
         return self.out(images.to(x.dtype))
 
+    def layers(self) -> list[nn.Module]:
+        """Every layer that holds weights, in the order in which they run."""
+        stages = [*self.input_blocks, self.middle_block, *self.output_blocks]
+        return [self.time_embed, self.label_emb, *(layer for stage in stages for layer in stage), self.out]
+
     def embed(self, c_noise: Tensor, vector: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         """(N,), (N, V) -> (N, E): what every residual block reads."""
         noise = self.time_embed(sinusoid(c_noise, self.config.model_channels).to(dtype))

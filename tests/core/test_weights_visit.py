@@ -1,0 +1,87 @@
+"""Weights that visit the device layer by layer: the same bits, in the memory of two layers."""
+
+import pytest
+import torch
+from live_bytes import LiveBytes
+from synthetic import TINY
+from weights import randomise
+
+import svd_core.model.transformer
+from svd_core.config import UNetConfig
+from svd_core.model.backend import Backend
+from svd_core.model.unet import VideoUNet
+from svd_core.model.weights import visiting
+
+CPU = torch.device("cpu")
+
+
+def inputs(config: UNetConfig, frames: int, height: int, width: int, **where: object) -> tuple[torch.Tensor, ...]:
+    shapes = (frames, 8, height, width), (frames,), (frames, 1, config.context_dim), (frames, config.vector_dim)
+    return tuple(torch.ones(shape, **where) * 0.5 for shape in shapes)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return randomise(VideoUNet(TINY.unet))
+
+
+@torch.inference_mode()
+def test_every_layer_is_named_once_and_in_order(unet):
+    ran = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: ran.append(layer)) for layer in unet.layers()]
+    unet(*inputs(TINY.unet, 2, 8, 8), num_frames=2)
+    for hook in hooks:
+        hook.remove()
+    assert ran == unet.layers()
+    named = {id(parameter) for layer in unet.layers() for parameter in layer.parameters()}
+    assert named == {id(parameter) for parameter in unet.parameters()}
+
+
+@torch.inference_mode()
+def test_visiting_weights_give_the_same_bits_and_go_home(unet):
+    given = inputs(TINY.unet, 2, 8, 8)
+    expected = unet(*given, num_frames=2)
+    homes = [parameter.data_ptr() for parameter in unet.parameters()]
+    with visiting(unet.layers(), CPU):
+        assert all(torch.equal(unet(*given, num_frames=2), expected) for _ in range(2))
+    assert homes == [parameter.data_ptr() for parameter in unet.parameters()]
+    assert torch.equal(unet(*given, num_frames=2), expected)
+
+
+@torch.no_grad()
+def test_a_layer_runs_on_copies(unet):
+    seen = []
+    layer = unet.layers()[3]
+    home = next(layer.parameters()).data_ptr()
+    with visiting(unet.layers(), CPU):
+        hook = layer.register_forward_pre_hook(lambda layer, _: seen.append(next(layer.parameters()).data_ptr()))
+        unet(*inputs(TINY.unet, 2, 8, 8), num_frames=2)
+    hook.remove()
+    assert seen != [home]
+
+
+@torch.no_grad()
+def test_weights_go_home_after_an_error(unet):
+    homes = [parameter.data_ptr() for parameter in unet.parameters()]
+    with pytest.raises(RuntimeError), visiting(unet.layers(), CPU):
+        unet(*inputs(TINY.unet, 2, 8, 8)[:2], torch.ones(2, 1, 3), torch.ones(2, 3), num_frames=2)
+    assert homes == [parameter.data_ptr() for parameter in unet.parameters()]
+
+
+@torch.no_grad()
+def test_a_feed_forward_in_groups_is_the_whole_one(unet, monkeypatch):
+    given = inputs(TINY.unet, 2, 8, 8)
+    whole = unet(*given, num_frames=2)
+    monkeypatch.setattr(svd_core.model.transformer, "HIDDEN_VALUES", 2**12)
+    torch.testing.assert_close(unet(*given, num_frames=2), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_full_network_samples_in_four_gibibytes():
+    """25 frames of 576x1024 in 16 bits: weights that visit and activations, of one branch of the guidance."""
+    config = UNetConfig()
+    backend = Backend(device="meta", dtype=torch.float16, attention=lambda q, k, v: torch.empty_like(q))
+    unet = VideoUNet(config, backend=backend).requires_grad_(False)
+    given = inputs(config, 25, 72, 128, device="meta", dtype=torch.float16)
+    with torch.no_grad(), LiveBytes(unet) as live, visiting(unet.layers(), torch.device("meta")):
+        unet(*given, num_frames=25)
+    assert live.peak <= 2.2 * 2**30

@@ -21,6 +21,10 @@ GROUPS = 32
 EMBEDDING_WIDTH_FACTOR = 4
 """Width of the time and vector embedding, in units of the model's channels (spec 1.2)."""
 
+JOINT_GUIDANCE_CELLS = 2**15
+"""Latent cells (frames x height x width) up to which both guidance branches share one pass. They give the same result
+either way; above this the kernels are full and a joint pass only doubles the memory (performance notes 2.5)."""
+
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checkpoint import load_modules
 from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
-from .config import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
+from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
 from .decode.places import free_bytes
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
@@ -39,10 +39,6 @@ from .sampling import (
     triangle_guidance,
 )
 from .settings import Settings
-
-JOINT_GUIDANCE_CELLS = 2**15
-"""Latent cells (frames x height x width) up to which both guidance branches share one pass. They give the same result
-either way; above this the kernels are full and a joint pass only doubles the memory (performance notes 2.5)."""
 
 _SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
 _CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}

@@ -31,6 +31,8 @@ ARROWS = {
     "decode": BASE | {"kernels"},
     "model": BASE | {"kernels", "decode"},
     "checkpoint": BASE | {"model"},
+    "meter": set(),
+    "planning": BASE | {"decode", "meter", "model"},
     "pipeline": BASE | {"sampling", "conditioning", "media", "model", "checkpoint", "decode", "recipe"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""

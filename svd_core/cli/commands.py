@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from ..checkpoint import inspect_checkpoint
+from ..checkpoint.load import open_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
-from ..config import VARIANTS
+from ..config import VARIANTS, ModelConfig, VAEConfig
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
+from ..planning import plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..settings import Settings
 from .latents import check_latents_output, load_latents, save_latents
@@ -87,6 +89,23 @@ def animate(args: Namespace) -> None:
 def inspect(args: Namespace) -> None:
     """Print what a checkpoint holds."""
     _say(inspect_checkpoint(args.checkpoint).report())
+
+
+def plan(args: Namespace) -> None:
+    """Print how a clip would run in a memory, without weights and without running it."""
+    given = vars(args)
+    variant = given.get("variant")
+    if "checkpoint" in given:
+        config = open_checkpoint(args.checkpoint, variant).config
+    else:
+        name = variant or "svd_xt"
+        vae = VAEConfig(temporal="image" not in name, decoder_quant="image" in name)
+        config = ModelConfig(vae=vae, variant=VARIANTS[name])
+    width, height = round_size(*given.get("size", (config.variant.width, config.variant.height)))
+    settings = Settings(frames=given.get("frames", config.variant.frames), width=width, height=height)
+    dtype = _DTYPES[given.get("dtype", "float16")]
+    report = plan_render(config, settings.frames, width, height, args.memory, dtype).report()
+    _say(f"clip:     {settings.frames} frames of {width}x{height}, {str(dtype).removeprefix('torch.')}\n{report}")
 
 
 def decode(args: Namespace) -> None:

@@ -33,6 +33,7 @@ def parser() -> ArgumentParser:
     _add_animate(commands)
     _add_inspect(commands)
     _add_decode(commands)
+    _add_plan(commands)
     return top
 
 
@@ -65,6 +66,16 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
     _add_places(command)
     _add_playback_flag(command)
     _add_machine_flags(command)
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "plan", "say how a clip would fit in a GPU's memory", _plan)
+    command.add_argument("--memory", required=True, type=_bytes, metavar="SIZE", help="of the device, such as 6GiB")
+    command.add_argument("--checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+    _flag(command, "--variant", "a released model instead of a file (default: svd_xt)", choices=tuple(VARIANTS))
+    _flag(command, "--frames", "length of the clip (default: the model's)", int, "N")
+    _flag(command, "--size", "of the clip (default: 1024x576)", _size, "WxH")
+    _flag(command, "--dtype", "of the networks (default: float16)", choices=get_args(DType))
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> ArgumentParser:
@@ -151,6 +162,12 @@ def _decode(args: Namespace) -> None:
     from .commands import decode
 
     decode(args)
+
+
+def _plan(args: Namespace) -> None:
+    from .commands import plan
+
+    plan(args)
 
 
 def _size(text: str) -> tuple[int, int]:

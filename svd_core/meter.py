@@ -1,0 +1,47 @@
+"""Counts the memory of a calculation without doing it: the real code on torch's meta device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors alive at once, of those that are made while it is entered. `network` was there
+    before, and views of its weights are none of them. `counting` False leaves out what is made."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.counting = False
+        self._known: dict[int, weakref.finalize] = {}
+        for tensor in network.state_dict().values() if network is not None else ():
+            self._add(tensor.untyped_storage())
+        self.counting = True
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes() if self.counting else 0
+        if key in self._known:
+            return
+        self._known[key] = weakref.finalize(storage, self._remove, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _remove(self, key: int, size: int) -> None:
+        self.now -= size
+        del self._known[key]

@@ -1,0 +1,150 @@
+"""What a render needs and how it would run within a given memory, worked out before anything runs.
+
+Encoding and sampling are counted by running the networks on the meta device, decoding by `decode.plan`. Every choice
+leaves the pixels as they are. Libraries' workspaces come on top, so a device should have about a quarter more than a
+plan says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig, VAEConfig
+from .decode.plan import DecodePlan
+from .errors import InputError
+from .meter import LiveBytes
+from .model.backend import Backend
+from .model.clip_vision import CLIPVision
+from .model.unet import VideoUNet
+from .model.vae import Encoder, VideoVAE
+from .model.weights import visiting
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one clip would run, and the most bytes that the device holds in each stage, weights included."""
+
+    stream_weights: bool
+    joint_guidance: bool
+    decode: DecodePlan
+    weight_bytes: int
+    encode_bytes: int
+    sample_bytes: int
+    decode_bytes: int
+
+    def report(self) -> str:
+        """Several lines, without a line end."""
+        return "\n".join(f"{name + ':':<10}{text}" for name, text in self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        weights = "UNet's on the host, layer by layer on the device" if self.stream_weights else "all on the device"
+        yield "weights", f"{_size(self.weight_bytes)} stay on the device ({weights})"
+        yield "encoding", f"{_size(self.encode_bytes)} at the peak"
+        guidance = "both branches in one pass" if self.joint_guidance else "one branch after the other"
+        yield "sampling", f"{_size(self.sample_bytes)} at the peak, {guidance}"
+        yield "decoding", f"{_size(self.decode_bytes)} at the peak, {_held(self.decode)}"
+        if self.decode.host_bytes:
+            yield "host", f"{_size(self.decode.host_bytes)} for activations while decoding"
+
+
+def plan_render(
+    config: ModelConfig, frames: int, width: int, height: int, memory: int, dtype: torch.dtype = torch.float16
+) -> Plan:
+    """The quickest way to render a clip in `memory` bytes of a device that has its own.
+
+    Raises InputError, naming the least that works, where there is no such way.
+    """
+    size = (frames, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    joint = frames * size[1] * size[2] <= JOINT_GUIDANCE_CELLS
+    unet, others = _weights(config, dtype)
+    vae, shape = _vae(config, dtype), (frames, config.vae.latent_channels, *size[1:])
+    encoding = encode_bytes(config.vae, size[1:])
+    least = max(encoding, vae.least_plan(shape, frames, META).device_bytes)
+    for streamed in (False, True):
+        resident = others if streamed else others + unet
+        sampling = sample_bytes(config.unet, size, dtype, joint=joint, streamed=streamed)
+        needed = resident + max(sampling, least)
+        if needed <= memory:
+            decode = vae.decode_plan(shape, frames, META, budget=memory - resident)
+            stages = (resident + working for working in (encoding, sampling, decode.device_bytes))
+            return Plan(streamed, joint, decode, resident, *stages)
+    raise InputError(
+        f"{_size(memory)} cannot hold {frames} frames of {width}x{height}: give at least {_size(needed)}, "
+        "fewer frames or a smaller size"
+    )
+
+
+@cache
+def encode_bytes(config: VAEConfig, size: tuple[int, int]) -> int:
+    """The most bytes that encoding the still, in float32 and of (h, w) latent cells, holds beside weights, counted."""
+    encoder = Encoder(config, backend=_backend(torch.float32))
+    pixels = torch.empty(1, 3, *(PIXELS_PER_LATENT * side for side in size), device=META)
+    with torch.no_grad(), LiveBytes(encoder) as live:
+        encoder(pixels)
+    return live.peak
+
+
+@cache
+def sample_bytes(
+    config: UNetConfig, size: tuple[int, int, int], dtype: torch.dtype, *, joint: bool, streamed: bool
+) -> int:
+    """The most bytes that one UNet pass over (frames, h, w) latent cells holds beside resident weights, counted."""
+    frames, height, width = size
+    rows = 2 * frames if joint else frames
+    unet = VideoUNet(config, backend=_backend(dtype)).requires_grad_(False)
+    shapes = (
+        (rows, config.in_channels, height, width),
+        (rows,),
+        (rows, 1, config.context_dim),
+        (rows, config.vector_dim),
+    )
+    given = [torch.empty(shape, dtype=dtype, device=META) for shape in shapes]
+    guests = visiting(unet.layers(), META) if streamed else nullcontext()
+    with torch.no_grad(), LiveBytes(unet) as live, guests:
+        unet(*given, num_frames=frames)
+    return live.peak
+
+
+def _weights(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the UNet's weights, and of the others', whose encoder is always in float32."""
+    backend = _backend(dtype)
+    vae = _vae(config, dtype)
+    encoder = sum(weight.numel() for weight in vae.encoder.parameters()) * (4 - dtype.itemsize)
+    others = _bytes(vae) + encoder + _bytes(CLIPVision(config.clip_vision, backend=backend))
+    return _bytes(VideoUNet(config.unet, backend=backend)), others
+
+
+def _vae(config: ModelConfig, dtype: torch.dtype) -> VideoVAE:
+    return VideoVAE(config.vae, backend=_backend(dtype))
+
+
+def _backend(dtype: torch.dtype) -> Backend:
+    return Backend(attention=_fused, dtype=dtype, device=META)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What a fused attention kernel holds; torch's own would count the matrix of scores here."""
+    return torch.empty_like(q)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(weight.nbytes for weight in network.parameters())
+
+
+def _held(plan: DecodePlan) -> str:
+    if plan.mode == "device":
+        return f"the clip on the device, {plan.keep} frames of intermediate results kept"
+    return "the clip on the host, " + ("a frame" if plan.mode == "host" else "bands of a frame") + " on the device"
+
+
+def _size(count: int) -> str:
+    return f"{math.ceil(count / 2**30 * 100) / 100:.2f} GiB"

@@ -1,0 +1,82 @@
+"""The plan: what it chooses runs within what it says, and says what it cannot."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from live_bytes import device_bytes
+from synthetic import TINY, write_checkpoint
+
+from svd_core.cli import main
+from svd_core.config import UNetConfig
+from svd_core.errors import InputError
+from svd_core.model.backend import Backend
+from svd_core.model.vae import VideoVAE
+from svd_core.planning import META, plan_render, sample_bytes
+
+GIB = 2**30
+FRAMES, WIDTH, HEIGHT = 8, 256, 128
+
+
+def tiny(memory: int):
+    return plan_render(TINY, FRAMES, WIDTH, HEIGHT, memory, torch.float32)
+
+
+def test_a_full_size_clip_samples_in_four_gibibytes():
+    """25 frames of 576x1024 in 16 bits with visiting weights."""
+    size = (25, 72, 128)
+    assert sample_bytes(UNetConfig(), size, torch.float16, joint=False, streamed=True) <= 2.2 * GIB
+
+
+def test_more_memory_never_slows_a_render():
+    ample = tiny(2**40)
+    assert (ample.stream_weights, ample.decode.mode, ample.decode.keep) == (False, "device", FRAMES)
+    tight = tiny(max(ample.encode_bytes, ample.sample_bytes, tiny_least()))
+    assert tight.decode.device_bytes <= ample.decode.device_bytes
+
+
+def tiny_least() -> int:
+    with pytest.raises(InputError, match=r"cannot hold 8 frames of 256x128: give at least [\d.]+ GiB") as error:
+        tiny(1)
+    return int(float(re.search(r"least ([\d.]+) GiB", str(error.value))[1]) * GIB)
+
+
+def test_the_least_that_is_named_works_and_fits():
+    least = tiny_least()
+    plan = tiny(least)
+    assert max(plan.encode_bytes, plan.sample_bytes, plan.decode_bytes) <= least
+
+
+def test_a_plan_is_what_the_decoder_then_holds():
+    plan = tiny(2**40)
+    vae = VideoVAE(TINY.vae, backend=Backend(device=META, attention=lambda q, k, v: torch.empty_like(q)))
+    with device_bytes(vae) as live:
+        vae.decode(torch.empty(FRAMES, 4, HEIGHT // 8, WIDTH // 8, device=META), FRAMES, budget=2**40)
+    assert plan.decode.device_bytes == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_the_command_prints_the_plan(tmp_path, capsys, file):
+    config = dataclasses.replace(TINY, variant=dataclasses.replace(TINY.variant, frames=3))
+    which = ["--checkpoint", str(write_checkpoint(tmp_path / "tiny.safetensors", config))] if file else []
+    assert main(["plan", "--frames", "2", "--size", "128x64", "--memory", "24GiB", *which]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("clip:     2 frames of 128x64, float16\n")
+    assert re.search(r"weights:  .*all on the device\)\n.*encoding: .*\nsampling: .*both branches.*\ndecoding: ", said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--memory lots", "'lots' is not a size in bytes"),
+        ("--frames 2", "--memory"),
+        ("--memory 1MiB --frames 2 --size 128x64", "give at least"),
+        ("--memory 8GiB --frames 0", "frames"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(capsys, flags, reason):
+    assert main(["plan", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1

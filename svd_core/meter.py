@@ -14,11 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors alive at once, of those that are made while it is entered. `network` was there
-    before, and views of its weights are none of them. `counting` False leaves out what is made."""
+    before, and views of its weights are none of them. `counting` False leaves out what is made. More than `limit`
+    bytes at once is a torch.OutOfMemoryError, as from a device of that size."""
 
     def __init__(self, network: nn.Module | None = None) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.limit: int | None = None
         self.counting = False
         self._known: dict[int, weakref.finalize] = {}
         for tensor in network.state_dict().values() if network is not None else ():
@@ -28,10 +30,13 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        before = self.now
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())
+        if self.limit is not None and self.now > max(before, self.limit):
+            raise torch.OutOfMemoryError(f"{self.now} bytes, {self.limit} there are")
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

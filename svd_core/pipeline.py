@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,18 +15,20 @@ from torch import Tensor
 from .checkpoint import load_modules
 from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
 from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
-from .decode.places import free_bytes
+from .decode.places import free_bytes, has_own_memory, release_unused
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
 from .model.clip_vision import CLIPVision
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
+from .planning import Job, Plan, plan_or_leanest, plan_render
 from .sampling import (
     SAMPLERS,
     GuidanceInterval,
     GuidedDenoiser,
     Sampler,
+    SteppingDown,
     align_your_steps_sigmas,
     constant_guidance,
     curve_guidance,
@@ -123,14 +125,19 @@ class StableVideo:
         seed: int = 0,
         joint: bool | None = None,
         interval: GuidanceInterval | None = None,
+        stream_weights: bool | None = None,
         **options: Any,
     ) -> Tensor:
         """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
 
         sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `seed` feeds samplers that add noise;
         `joint` decides whether both guidance branches share a pass, which changes memory and, up to rounding, not the
-        result; `options` go to the sampler. `callback` has k-diffusion's signature. Raises InputError for an unknown
-        sampler and for noise that is not a whole number of the conditioning's clips.
+        result; `stream_weights` says whether the UNet's weights visit the device layer by layer, None that they do
+        where they were left on the host; `options` go to the sampler. `callback` has k-diffusion's signature.
+
+        Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
+        bits. Raises InputError when that is not enough, for an unknown sampler and for noise that is not a whole number
+        of the conditioning's clips.
         """
         run = sampler_named(sampler)
         x = noisy_start(noise.to(self.device), sigmas)
@@ -144,13 +151,46 @@ class StableVideo:
         )
         # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
-        with self._weights_at_hand():
-            return run(denoise, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+        visit = not self._unet_is_there if stream_weights is None else stream_weights
+        with ExitStack() as stack:
+            stack.enter_context(self._weights_at_hand(visit))
+            lasting = SteppingDown(denoise, self._leaner(stack, visit))
+            return run(lasting, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
 
-    def _weights_at_hand(self) -> AbstractContextManager[None]:
-        """The UNet's weights on the device: all of them, or layer by layer where they were left on the host."""
-        home = next(self.unet.parameters()).device
-        return nullcontext() if home.type == self.device.type else visiting(self.unet.layers(), self.device)
+    @property
+    def _unet_is_there(self) -> bool:
+        return next(self.unet.parameters()).device.type == self.device.type
+
+    def _weights_at_hand(self, visit: bool) -> AbstractContextManager[None]:
+        """The UNet's weights on the device: all of them, or layer by layer from the host."""
+        self.unet.to("cpu" if visit else self.device)
+        return visiting(self.unet.layers(), self.device) if visit else nullcontext()
+
+    def _leaner(self, stack: ExitStack, visit: bool) -> Iterator[None]:
+        """Takes one thing after another off a device whose memory has run out; none of them changes a bit."""
+        release_unused(self.device)
+        yield
+        if has_own_memory(self.device) and not visit:
+            stack.enter_context(self._weights_at_hand(visit=True))
+            release_unused(self.device)
+            yield
+
+    def plan(self, frames: int, width: int, height: int, memory: int | None = None) -> Plan | None:
+        """How a clip of this size would run in `memory` bytes of the device, the model's weights among them.
+
+        None for `memory` takes what is free, and where even the leanest way asks for more, the leanest; on a device
+        that shares the host's memory, it plans nothing and returns None. Raises InputError for a `memory` that is given
+        and not enough.
+        """
+        job = Job(self.config, frames, width, height, self.dtype, self.device)
+        if memory is not None:
+            return plan_render(job, memory)
+        free = free_bytes(self.device)
+        return None if free is None else plan_or_leanest(job, free + self._resident_bytes())
+
+    def _resident_bytes(self) -> int:
+        weights = (weight for part in (self.unet, self.vae, self.clip_vision) for weight in part.parameters())
+        return sum(weight.nbytes for weight in weights if weight.device.type == self.device.type)
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
@@ -175,17 +215,18 @@ class StableVideo:
         seed: int = 0,
         chunk: int | None = None,
         budget: int | None = None,
+        memory: int | None = None,
         callback: ProgressFn | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """A picture in, (T, H, W, 3) float32 frames in [0, 1] out.
 
         `image` is a PIL image or an array (H, W, 3), uint8 or float in [0, 1]; `settings` are the fields of `Settings`,
-        whose None means the variant's own default. `chunk` (frames) and `budget` (bytes) bound the decoder's memory
-        and change no pixel.
+        whose None means the variant's own default. `chunk` (frames) and `budget` (bytes) bound the decoder's memory,
+        `memory` (bytes) that of the whole render, weights included, as `plan` says; none of them changes a pixel.
         """
         chosen = Settings(frames=frames, steps=steps, seed=seed, **settings)
-        return self.render(image, chosen, chunk=chunk, budget=budget, callback=callback).frames
+        return self.render(image, chosen, chunk=chunk, budget=budget, memory=memory, callback=callback).frames
 
     def render(
         self,
@@ -194,6 +235,7 @@ class StableVideo:
         *,
         chunk: int | None = None,
         budget: int | None = None,
+        memory: int | None = None,
         callback: ProgressFn | None = None,
     ) -> Clip:
         """`animate`, keeping the latents and every resolved setting for a recipe."""
@@ -201,19 +243,28 @@ class StableVideo:
         settings = settings.for_variant(self.config.variant)
         plan = plan_sampling(settings)
         pixels, settings, fit_report = self._fit(image, settings)
+        way = self.plan(settings.frames, settings.width, settings.height, memory)
+        if way is not None and memory is not None:
+            budget = min(budget or memory, way.decode.device_bytes)
         pixel_noise, noise = _draw(pixels, settings)
 
         report(Progress("condition", 0, 1))
         cond = self.condition(pixels, settings.fps, settings.motion_bucket, settings.augmentation, pixel_noise)
         report(Progress("condition", 1, 1))
-        latents = self._sample(noise, cond, plan, settings, report)
+        latents = self._sample(noise, cond, plan, settings, way, report)
         report(Progress("decode", 0, 1))
         frames = self.decode_latents(latents, chunk=chunk, budget=budget)
         report(Progress("decode", 1, 1))
         return Clip(frames, latents, settings, tuple(plan.sigmas.tolist()), fit_report)
 
     def _sample(
-        self, noise: Tensor, cond: Conditioning, plan: SamplingPlan, settings: Settings, report: ProgressFn
+        self,
+        noise: Tensor,
+        cond: Conditioning,
+        plan: SamplingPlan,
+        settings: Settings,
+        way: Plan | None,
+        report: ProgressFn,
     ) -> Tensor:
         """`sample` as the settings say; (T, 4, h, w) on the CPU."""
         steps = len(plan.sigmas) - 1
@@ -222,7 +273,8 @@ class StableVideo:
         def step_done(state: dict[str, Any]) -> None:
             report(Progress("sample", state["i"] + 1, steps))
 
-        more = {"seed": settings.seed, "interval": plan.interval, **plan.options}
+        stream = None if way is None else way.stream_weights
+        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig, VAEConfig
+from .decode.places import has_own_memory
 from .decode.plan import DecodePlan
 from .errors import InputError
 from .meter import LiveBytes
@@ -56,31 +57,95 @@ class Plan:
             yield "host", f"{_size(self.decode.host_bytes)} for activations while decoding"
 
 
-def plan_render(
-    config: ModelConfig, frames: int, width: int, height: int, memory: int, dtype: torch.dtype = torch.float16
-) -> Plan:
-    """The quickest way to render a clip in `memory` bytes of a device that has its own.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be rendered, and where: `device` META stands for any that has memory of its own."""
+
+    config: ModelConfig
+    frames: int
+    width: int
+    height: int
+    dtype: torch.dtype = torch.float16
+    device: torch.device = META
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, h, w) in latent cells."""
+        return self.frames, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
+
+    @property
+    def joint(self) -> bool:
+        return math.prod(self.size) <= JOINT_GUIDANCE_CELLS
+
+    @property
+    def latents(self) -> tuple[int, int, int, int]:
+        return self.frames, self.config.vae.latent_channels, *self.size[1:]
+
+
+def plan_render(job: Job, memory: int) -> Plan:
+    """The quickest way to render a clip in `memory` bytes of the device.
 
     Raises InputError, naming the least that works, where there is no such way.
     """
-    size = (frames, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-    joint = frames * size[1] * size[2] <= JOINT_GUIDANCE_CELLS
-    unet, others = _weights(config, dtype)
-    vae, shape = _vae(config, dtype), (frames, config.vae.latent_channels, *size[1:])
-    encoding = encode_bytes(config.vae, size[1:])
-    least = max(encoding, vae.least_plan(shape, frames, META).device_bytes)
-    for streamed in (False, True):
-        resident = others if streamed else others + unet
-        sampling = sample_bytes(config.unet, size, dtype, joint=joint, streamed=streamed)
-        needed = resident + max(sampling, least)
-        if needed <= memory:
-            decode = vae.decode_plan(shape, frames, META, budget=memory - resident)
-            stages = (resident + working for working in (encoding, sampling, decode.device_bytes))
-            return Plan(streamed, joint, decode, resident, *stages)
+    needed = []
+    for streamed in _ways(job):
+        needed.append(_needed(job, streamed))
+        if needed[-1] <= memory:
+            return _plan(job, streamed, memory)
     raise InputError(
-        f"{_size(memory)} cannot hold {frames} frames of {width}x{height}: give at least {_size(needed)}, "
-        "fewer frames or a smaller size"
+        f"{_size(memory)} cannot hold {job.frames} frames of {job.width}x{job.height}: give at least "
+        f"{_size(min(needed))}, fewer frames or a smaller size"
     )
+
+
+def plan_or_leanest(job: Job, free: int) -> Plan:
+    """`plan_render` for memory that is only estimated, which is no reason to refuse: where even the leanest way asks
+    for more, the leanest."""
+    try:
+        return plan_render(job, free)
+    except InputError:
+        streamed = _ways(job)[-1]
+        return _plan(job, streamed, _needed(job, streamed))
+
+
+def _ways(job: Job) -> tuple[bool, ...]:
+    """Whether the UNet's weights visit, from the quickest to the leanest. A host's own memory gains nothing by it."""
+    return (False, True) if has_own_memory(job.device) else (False,)
+
+
+def _needed(job: Job, streamed: bool) -> int:
+    """The least bytes in which a way runs."""
+    least = _vae(job.config, job.dtype).least_plan(job.latents, job.frames, job.device).device_bytes
+    return _resident(job, streamed) + _handed_on(job) + max(_encoding(job), _sampling(job, streamed), least)
+
+
+def _plan(job: Job, streamed: bool, memory: int) -> Plan:
+    resident = _resident(job, streamed)
+    always = resident + _handed_on(job)
+    vae = _vae(job.config, job.dtype)
+    decode = vae.decode_plan(job.latents, job.frames, job.device, budget=memory - always)
+    stages = (always + working for working in (_encoding(job), _sampling(job, streamed), decode.device_bytes))
+    return Plan(streamed, job.joint, decode, resident, *stages)
+
+
+def _handed_on(job: Job) -> int:
+    """What goes from stage to stage and what a sampler holds of it, in float32: the still twice, with and without
+    noise, and some fourteen times the latents."""
+    still = 3 * job.width * job.height
+    return torch.float32.itemsize * (2 * still + 14 * math.prod(job.latents))
+
+
+def _resident(job: Job, streamed: bool) -> int:
+    unet, others = _weights(job.config, job.dtype)
+    return others if streamed else others + unet
+
+
+def _encoding(job: Job) -> int:
+    return encode_bytes(job.config.vae, job.size[1:])
+
+
+def _sampling(job: Job, streamed: bool) -> int:
+    return sample_bytes(job.config.unet, job.size, job.dtype, joint=job.joint, streamed=streamed)
 
 
 @cache
@@ -114,6 +179,7 @@ def sample_bytes(
     return live.peak
 
 
+@cache
 def _weights(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the UNet's weights, and of the others', whose encoder is always in float32."""
     backend = _backend(dtype)
@@ -123,6 +189,7 @@ def _weights(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
     return _bytes(VideoUNet(config.unet, backend=backend)), others
 
 
+@cache
 def _vae(config: ModelConfig, dtype: torch.dtype) -> VideoVAE:
     return VideoVAE(config.vae, backend=_backend(dtype))
 

@@ -33,7 +33,7 @@ ARROWS = {
     "checkpoint": BASE | {"model"},
     "meter": set(),
     "planning": BASE | {"decode", "meter", "model"},
-    "pipeline": BASE | {"sampling", "conditioning", "media", "model", "checkpoint", "decode", "recipe"},
+    "pipeline": BASE | {"sampling", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""
 TOP = {"__init__", "__main__", "cli"}

@@ -17,12 +17,13 @@ import torch
 from ..checkpoint import inspect_checkpoint
 from ..checkpoint.load import open_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
-from ..config import VARIANTS, ModelConfig, VAEConfig
+from ..config import VARIANTS, ModelConfig, VAEConfig, Variant
+from ..decode.places import free_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
-from ..planning import plan_render
+from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..settings import Settings
 from .latents import check_latents_output, load_latents, save_latents
@@ -46,6 +47,7 @@ _BESIDE_RECIPE = {
     "device",
     "chunk",
     "budget",
+    "memory",
 }
 """What may be given with --recipe: places, the machine, and what changes no pixel."""
 
@@ -70,14 +72,15 @@ def animate(args: Namespace) -> None:
     """Render a picture, from flags or from a recipe, and write the clip with its recipe inside."""
     began = time.monotonic()
     order = _order_from_recipe(args) if "recipe" in args else _order_from_flags(args)
-    memory = _memory(args)
+    limits = _limits(args)
     _check_settings(order.settings)
     _check_outputs(order, args)
     image_source, image = _picture(order, args)
-    svd, checkpoint_source = _model(order, args)
+    way = _way(order, image, limits["memory"])
+    svd, checkpoint_source = _model(order, args, stream_weights=way is not None and way.stream_weights)
     _say_notes(order, svd, image)
     with Bars() as bars:
-        clip = svd.render(image, order.settings, **memory, callback=bars)
+        clip = svd.render(image, order.settings, **limits, callback=bars)
     recipe = _recipe(order, clip, image_source, checkpoint_source)
     if "save_latents" in args:
         save_latents(clip.latents, args.save_latents, recipe)
@@ -102,16 +105,16 @@ def plan(args: Namespace) -> None:
         vae = VAEConfig(temporal="image" not in name, decoder_quant="image" in name)
         config = ModelConfig(vae=vae, variant=VARIANTS[name])
     width, height = round_size(*given.get("size", (config.variant.width, config.variant.height)))
-    settings = Settings(frames=given.get("frames", config.variant.frames), width=width, height=height)
+    settings = Settings(frames=given.get("frames"), width=width, height=height).for_variant(config.variant)
     dtype = _DTYPES[given.get("dtype", "float16")]
-    report = plan_render(config, settings.frames, width, height, args.memory, dtype).report()
+    report = plan_render(Job(config, settings.frames, width, height, dtype), args.memory).report()
     _say(f"clip:     {settings.frames} frames of {width}x{height}, {str(dtype).removeprefix('torch.')}\n{report}")
 
 
 def decode(args: Namespace) -> None:
     """Decode latents that `animate --save-latents` wrote; exact whatever the chunk."""
     began = time.monotonic()
-    memory = _memory(args)
+    limits = {name: value for name, value in _limits(args).items() if name != "memory"}
     if "checkpoint" not in args:
         raise InputError(_NO_CHECKPOINT)
     checkpoint = args.checkpoint
@@ -122,7 +125,7 @@ def decode(args: Namespace) -> None:
     device, dtype = _device(args), getattr(args, "dtype", recipe.dtype if recipe else "float32")
     _use_threads(recipe, device)
     svd = _open(checkpoint, device, dtype, getattr(args, "variant", None))
-    frames = svd.decode_latents(latents, **memory)
+    frames = svd.decode_latents(latents, **limits)
     path = write_clip(frames, args.output, fps, _still_true(recipe, checkpoint, device, dtype, fps))
     _say_done(path, frames, began)
 
@@ -208,18 +211,39 @@ def _picture(order: _Order, args: Namespace) -> tuple[Source, np.ndarray]:
     return _same_source(order.image, order.recipe and order.recipe.image, args), image
 
 
-def _model(order: _Order, args: Namespace) -> tuple[StableVideo, Source]:
+def _way(order: _Order, image: np.ndarray, memory: int | None) -> Plan | None:
+    """How the clip will run where memory is limited, known before a weight is read; said where a limit was given."""
+    device = torch.device(order.device)
+    free = free_bytes(device)
+    if memory is None and free is None:
+        return None
+    config = open_checkpoint(order.checkpoint, order.variant).config
+    width, height = _clip_size(order.settings, image, config.variant)
+    settings = order.settings.for_variant(config.variant)
+    job = Job(config, settings.frames, width, height, _DTYPES[order.dtype], device)
+    if memory is None:
+        return plan_or_leanest(job, free)
+    way = plan_render(job, memory)
+    sys.stderr.write(f"plan for {order.image}:\n{way.report()}\n")
+    return way
+
+
+def _clip_size(settings: Settings, image: np.ndarray, variant: Variant) -> tuple[int, int]:
+    width, height = default_size(image, variant)
+    return round_size(settings.width or width, settings.height or height)
+
+
+def _model(order: _Order, args: Namespace, *, stream_weights: bool) -> tuple[StableVideo, Source]:
     """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
     until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
-    svd = _open(order.checkpoint, order.device, order.dtype, order.variant)
+    svd = _open(order.checkpoint, order.device, order.dtype, order.variant, stream_weights=stream_weights)
     return svd, known or Source.of(order.checkpoint)
 
 
 def _say_notes(order: _Order, svd: StableVideo, image: np.ndarray) -> None:
     """Advice, before the long work. A recipe has settled everything that a variant decides."""
-    width, height = default_size(image, svd.config.variant)
-    width, height = round_size(order.settings.width or width, order.settings.height or height)
+    width, height = _clip_size(order.settings, image, svd.config.variant)
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
     if Path(order.checkpoint) == DEMO_MODEL:
         notes = [DEMO_NOTE, *notes]
@@ -273,13 +297,16 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
     return dataclasses.replace(recipe, playback_fps=fps)
 
 
-def _open(checkpoint: str, device: str, dtype: DType, variant: str | None) -> StableVideo:
-    return load_checkpoint(checkpoint, device=device, dtype=_DTYPES[dtype], variant=variant)
+def _open(
+    checkpoint: str, device: str, dtype: DType, variant: str | None, *, stream_weights: bool = False
+) -> StableVideo:
+    places = {"device": device, "dtype": _DTYPES[dtype], "stream_weights": stream_weights}
+    return load_checkpoint(checkpoint, variant=variant, **places)
 
 
-def _memory(args: Namespace) -> dict[str, int | None]:
-    """Chunk and budget for the decoder, which change no bit."""
-    limits = {name: getattr(args, name, None) for name in ("chunk", "budget")}
+def _limits(args: Namespace) -> dict[str, int | None]:
+    """Chunk and budget for the decoder and memory for everything, which change no bit."""
+    limits = {name: getattr(args, name, None) for name in ("chunk", "budget", "memory")}
     for name, value in limits.items():
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is less than 1: leave it out for no limit")

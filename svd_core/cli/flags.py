@@ -48,6 +48,7 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
         "with --recipe: go on though the picture or checkpoint is another",
         action="store_true",
     )
+    _flag(command, "--memory", "most of the device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
     command.add_argument("--save-latents", metavar="FILE", help="also write the latents (.safetensors, for decode)")
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))

@@ -126,6 +126,14 @@ def free_bytes(device: torch.device) -> int | None:
     return max(1, int(USABLE * (free + unused)))
 
 
+def release_unused(device: torch.device) -> None:
+    """Give back what PyTorch's allocator holds and nobody uses, so that what is left is in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def wait_for(device: torch.device) -> None:
     """Return when every copy from the device has arrived."""
     if device.type == "cuda":

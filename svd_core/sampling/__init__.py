@@ -11,6 +11,7 @@ from .guidance import curve_guidance as curve_guidance
 from .guidance import linear_guidance as linear_guidance
 from .guidance import trapezoid_guidance as trapezoid_guidance
 from .guidance import triangle_guidance as triangle_guidance
+from .memory import SteppingDown as SteppingDown
 from .samplers import SAMPLERS as SAMPLERS
 from .samplers import Sampler as Sampler
 from .samplers import sample_dpmpp_2m as sample_dpmpp_2m

@@ -329,15 +329,15 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
         churn=0.3,
         seed=77,
     )
-    options = {"device": "cpu", "dtype": torch.float16, "variant": "svd_xt"}
+    options = {"device": "cpu", "dtype": torch.float16, "variant": "svd_xt", "stream_weights": False}
     assert found.opened == (f"{tmp_path}/tiny.safetensors", options)
-    assert found.limits == {"chunk": 3, "budget": 3 * 2**29}
+    assert found.limits == {"chunk": 3, "budget": 3 * 2**29, "memory": None}
 
 
 def test_without_flags_the_variant_decides_and_the_exact_decoder_runs(tmp_path, monkeypatch):
     found = recorded(monkeypatch, tmp_path)
     assert found.settings == Settings()
-    assert found.limits == {"chunk": None, "budget": None}
+    assert found.limits == {"chunk": None, "budget": None, "memory": None}
     assert found.opened[1]["dtype"] == torch.float32
 
 

@@ -13,14 +13,14 @@ from svd_core.config import UNetConfig
 from svd_core.errors import InputError
 from svd_core.model.backend import Backend
 from svd_core.model.vae import VideoVAE
-from svd_core.planning import META, plan_render, sample_bytes
+from svd_core.planning import META, Job, plan_or_leanest, plan_render, sample_bytes
 
 GIB = 2**30
 FRAMES, WIDTH, HEIGHT = 8, 256, 128
 
 
 def tiny(memory: int):
-    return plan_render(TINY, FRAMES, WIDTH, HEIGHT, memory, torch.float32)
+    return plan_render(Job(TINY, FRAMES, WIDTH, HEIGHT, torch.float32), memory)
 
 
 def test_a_full_size_clip_samples_in_four_gibibytes():
@@ -46,6 +46,19 @@ def test_the_least_that_is_named_works_and_fits():
     least = tiny_least()
     plan = tiny(least)
     assert max(plan.encode_bytes, plan.sample_bytes, plan.decode_bytes) <= least
+
+
+def test_an_estimate_never_refuses():
+    job = Job(TINY, FRAMES, WIDTH, HEIGHT, torch.float32)
+    lean = plan_or_leanest(job, 1)
+    assert lean.stream_weights and not tiny(2**40).stream_weights
+    assert plan_or_leanest(job, 2**40) == tiny(2**40)
+
+
+def test_weights_do_not_visit_a_host_that_is_the_device():
+    job = Job(TINY, FRAMES, WIDTH, HEIGHT, torch.float32, torch.device("cpu"))
+    lean = plan_or_leanest(job, 1)
+    assert (lean.stream_weights, lean.decode.mode) == (False, "device")
 
 
 def test_a_plan_is_what_the_decoder_then_holds():

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
-from ..svd_core.errors import InputError
+from ..svd_core.errors import InputError, PrecisionWarning
+from .bridge.plan import decoding_in_words
 from .bridge.vae import StableVideoVAE
-from .checks import damaged_frames, require_latents, require_vae, whole_clips
+from .checks import damaged_frames, require_latents, require_vae, show, whole_clips
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
     from torch import Tensor
+
+    from ..svd_core.decode.plan import DecodePlan
 
 
 class StableVideoDecode(io.ComfyNode):
@@ -37,6 +44,7 @@ class StableVideoDecode(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames of the clip, or of all clips in turn.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -47,16 +55,45 @@ class StableVideoDecode(io.ComfyNode):
         num_frames = latent.get("num_video_frames", samples.shape[0])
         whole_clips(samples.shape[0], num_frames)
         require_finite(samples)
-        images = decode(vae, samples, num_frames)
+        images = decode(vae, samples, num_frames, tell=partial(show, cls))
         require_finite_images(images)
         return io.NodeOutput(images)
 
 
-def decode(vae: VAE, samples: Tensor, num_frames: int) -> Tensor:
-    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip."""
-    if isinstance(vae, StableVideoVAE):
-        return vae.decode_clips(samples, num_frames)
-    return torch.cat([vae.decode(clip) for clip in samples.split(num_frames)])
+def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None]) -> Tensor:
+    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip. `tell`
+    gets the plan before, and once more with what had to be decoded again."""
+    if not isinstance(vae, StableVideoVAE):
+        return torch.cat([vae.decode(clip) for clip in samples.split(num_frames)])
+    said: list[str] = []
+
+    def planned(plan: DecodePlan) -> None:
+        said.append(decoding_in_words(plan))
+        tell(*said)
+
+    with precision_notices() as notices:
+        images = vae.decode_clips(samples, num_frames, planned)
+    if notices:
+        tell(*said, *notices)
+    return images
+
+
+@contextmanager
+def precision_notices() -> Iterator[list[str]]:
+    """Collects our own warnings while it is entered, and leaves others where they go."""
+    notices: list[str] = []
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, PrecisionWarning):
+                notices.append(str(message))
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show_warning
+        warnings.simplefilter("always", PrecisionWarning)
+        yield notices
 
 
 def require_finite(samples: Tensor) -> None:

@@ -28,9 +28,10 @@ from ..svd_core.sampling import (
 from ..svd_core.sampling.schedule import RHO, SIGMA_MAX, SIGMA_MIN
 from ..svd_core.settings import MAX_STEPS
 from .bridge.guider import ClipGuider, Weights, require_sampled
+from .bridge.plan import sampling_in_words
 from .bridge.preview import ProgressCallback
 from .bridge.variant import model_variant
-from .checks import damaged_frames, verdict
+from .checks import damaged_frames, show, verdict
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -107,6 +108,7 @@ class StableVideoSampler(io.ComfyNode):
                 _points_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The clip, for Stable Video Decode.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -138,6 +140,8 @@ class StableVideoSampler(io.ComfyNode):
         variant = model_variant(model)
         weights = guidance(variant, min_guidance, max_guidance, guidance_curve, guidance_points)
         guider = ClipGuider(model, positive, negative, weights)
+        guider.clips(latent["samples"])  # what does not fit is said before anything is shown
+        show(cls, *sampling_in_words(model, latent["samples"]))
         whole = denoised_part(SCHEDULES[schedule], steps or variant.steps, denoise)
         sampler = comfy.samplers.sampler_object(sampler_name)
         samples = run(guider, sampler, cut_sigmas(whole, start_step, end_step or None), latent, seed, add_noise)

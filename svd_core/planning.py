@@ -48,13 +48,13 @@ class Plan:
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         weights = "UNet's on the host, layer by layer on the device" if self.stream_weights else "all on the device"
-        yield "weights", f"{_size(self.weight_bytes)} stay on the device ({weights})"
-        yield "encoding", f"{_size(self.encode_bytes)} at the peak"
+        yield "weights", f"{gibibytes(self.weight_bytes)} stay on the device ({weights})"
+        yield "encoding", f"{gibibytes(self.encode_bytes)} at the peak"
         guidance = "both branches in one pass" if self.joint_guidance else "one branch after the other"
-        yield "sampling", f"{_size(self.sample_bytes)} at the peak, {guidance}"
-        yield "decoding", f"{_size(self.decode_bytes)} at the peak, {_held(self.decode)}"
+        yield "sampling", f"{gibibytes(self.sample_bytes)} at the peak, {guidance}"
+        yield "decoding", f"{gibibytes(self.decode_bytes)} at the peak, {decode_in_words(self.decode)}"
         if self.decode.host_bytes:
-            yield "host", f"{_size(self.decode.host_bytes)} for activations while decoding"
+            yield "host", f"{gibibytes(self.decode.host_bytes)} for activations while decoding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ def plan_render(job: Job, memory: int) -> Plan:
         if needed[-1] <= memory:
             return _plan(job, streamed, memory)
     raise InputError(
-        f"{_size(memory)} cannot hold {job.frames} frames of {job.width}x{job.height}: give at least "
-        f"{_size(min(needed))}, fewer frames or a smaller size"
+        f"{gibibytes(memory)} cannot hold {job.frames} frames of {job.width}x{job.height}: give at least "
+        f"{gibibytes(min(needed))}, fewer frames or a smaller size"
     )
 
 
@@ -207,11 +207,13 @@ def _bytes(network: nn.Module) -> int:
     return sum(weight.nbytes for weight in network.parameters())
 
 
-def _held(plan: DecodePlan) -> str:
+def decode_in_words(plan: DecodePlan) -> str:
+    """What the device holds while decoding, for people."""
     if plan.mode == "device":
         return f"the clip on the device, {plan.keep} frames of intermediate results kept"
     return "the clip on the host, " + ("a frame" if plan.mode == "host" else "bands of a frame") + " on the device"
 
 
-def _size(count: int) -> str:
+def gibibytes(count: int) -> str:
+    """A size for people, rounded up."""
     return f"{math.ceil(count / 2**30 * 100) / 100:.2f} GiB"

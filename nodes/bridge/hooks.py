@@ -27,7 +27,8 @@ class HostHooks(BlockHooks):
 
     def __init__(self, options: Options, control: dict[str, list] | None, call: dict[str, Any]) -> None:
         self.options = options
-        self.control = control or {}
+        # Residuals are taken out of the lists; a call that is repeated must find them again.
+        self.control = {section: list(residuals) for section, residuals in (control or {}).items()}
         self.call = call
         self.patches = options.get("patches", {})
         self.replacements = options.get("patches_replace", {})

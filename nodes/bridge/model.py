@@ -6,7 +6,7 @@ merging, saving and every patch work on it as they do on the native one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -19,8 +19,10 @@ import comfy.supported_models
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from ...svd_core.errors import out_of_memory
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.unet import VideoUNet
+from ...svd_core.planning import sample_bytes
 from .attention import host_attention
 from .hooks import HostHooks
 
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...svd_core.config import UNetConfig
+
+
+WORKSPACE = 1.25
+"""What libraries take for themselves beside the activations that are counted, as a factor."""
+
+LEANER = (0.0, 0.5, 1.0)
+"""Shares of the weights that leave the device, one after the other, while its memory runs out; first only what the
+allocator holds unused."""
 
 
 class HostedUNet(VideoUNet):
@@ -110,6 +120,38 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
         if "num_video_frames" in kwargs:
             conds["num_video_frames"] = comfy.conds.CONDConstant(kwargs["num_video_frames"])
         return conds
+
+    def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping[str, Any] | None = None) -> float:
+        """Bytes of activations for latents (N, 4, h, w), by which ComfyUI decides how many weights fit beside them.
+        Counted, where its own estimate is several times more and would leave weights off the device for nothing."""
+        native = super().memory_required(input_shape, cond_shapes or {})
+        management = comfy.model_management
+        fused = management.xformers_enabled() or management.pytorch_attention_flash_attention()
+        if not fused or len(input_shape) != 4:
+            return native
+        frames, _, height, width = input_shape
+        config, dtype = self.model_config.unet_config["svd_config"], self.get_dtype_inference()
+        counted = sample_bytes(config, (frames, height, width), dtype, joint=False, streamed=False)
+        return min(native, WORKSPACE * counted)
+
+    def apply_model(self, *args: Any, **kwargs: Any) -> Tensor:
+        """ComfyUI's, repeated with fewer weights on the device where its memory runs out: no step is lost, and what is
+        calculated is the same."""
+        for share in LEANER:
+            try:
+                return super().apply_model(*args, **kwargs)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            make_room(self.current_patcher, share)  # outside the handler, which holds the failed attempt's tensors
+        return super().apply_model(*args, **kwargs)
+
+
+def make_room(patcher: comfy.model_patcher.ModelPatcher | None, share: float) -> None:
+    """Move a share of a model's weights off its device, in the way in which ComfyUI does it."""
+    if patcher is not None and share and patcher.load_device != patcher.offload_device:
+        patcher.partially_unload(patcher.offload_device, int(share * patcher.loaded_size()))
+    comfy.model_management.soft_empty_cache()
 
 
 def native_config(config: UNetConfig, shapes: Mapping[str, Any]) -> comfy.supported_models.SVD_img2vid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import comfy.ldm.models.autoencoder
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...svd_core.config import VAEConfig, Variant
+    from ...svd_core.decode.plan import DecodePlan
 
 _PLACEHOLDER = {
     "embed_dim": 4,
@@ -65,9 +66,11 @@ class StableVideoVAE(comfy.sd.VAE):
         """Latents (T, 4, h, w) of one clip, or (B, 4, T, h, w) of several, unscaled -> (B * T, H, W, 3) in [0, 1]."""
         return self.decode_clips(*_clips(samples_in))
 
-    def decode_clips(self, latents: Tensor, num_frames: int) -> Tensor:
+    def decode_clips(
+        self, latents: Tensor, num_frames: int, planned: Callable[[DecodePlan], None] | None = None
+    ) -> Tensor:
         """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]. Free memory picks where
-        activations stay, which changes no bit of the result."""
+        activations stay, which changes no bit of the result; `planned` is told before the work begins."""
         network, latents = self.first_stage_model, latents.to(self.vae_dtype)
         shape = (num_frames, *latents.shape[1:])
         quick = network.decode_plan(shape, num_frames, self.device, chunk=1)
@@ -75,6 +78,8 @@ class StableVideoVAE(comfy.sd.VAE):
         free = int(USABLE * self.patcher.get_free_memory(self.device))
         # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
         budget = max(free, network.least_plan(shape, num_frames, self.device).device_bytes)
+        if planned is not None:
+            planned(network.decode_plan(shape, num_frames, self.device, budget=budget))
         pixels = network.decode(latents.to(self.device), num_frames, budget=budget)
         return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
 

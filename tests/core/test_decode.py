@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from live_bytes import device_bytes
 from torch.utils.flop_counter import FlopCounterMode
 from weights import randomise, relative
 
 import svd_core.decode.frames
 import svd_core.decode.run
 import svd_core.decode.stream
+from benchmarks.device_bytes import device_bytes
 from svd_core.config import VAEConfig
 from svd_core.decode.norms import Affine, Moments
 from svd_core.decode.places import MODES

@@ -11,13 +11,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from live_bytes import device_bytes
 from synthetic import TINY, write_checkpoint
 
 import svd_core.decode.run
 import svd_core.model.vae
 import svd_core.pipeline
 import svd_core.planning
+from benchmarks.device_bytes import device_bytes
 from svd_core.cli import main
 from svd_core.errors import InputError
 from svd_core.pipeline import load_checkpoint

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from live_bytes import device_bytes
 from synthetic import TINY, write_checkpoint
 
+from benchmarks.device_bytes import device_bytes
 from svd_core.cli import main
 from svd_core.config import UNetConfig
 from svd_core.errors import InputError

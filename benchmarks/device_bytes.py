@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from svd_core.decode import places
 from svd_core.meter import LiveBytes
 
 
 @contextmanager
-def device_bytes(network=None) -> Iterator[LiveBytes]:
+def device_bytes(network: nn.Module | None = None) -> Iterator[LiveBytes]:
     """Counts all but what the host's memory holds, though the meta device is its own host."""
     live = LiveBytes(network)
     allocate = places.host_memory
 
-    def uncounted(*args):
+    def uncounted(*args: Any) -> Tensor:
         live.counting = False
         try:
             return allocate(*args)

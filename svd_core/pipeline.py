@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -151,11 +151,16 @@ class StableVideo:
         )
         # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
+        with self._lasting(denoise, stream_weights) as lasting:
+            return run(lasting, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+
+    @contextmanager
+    def _lasting(self, denoise: GuidedDenoiser, stream_weights: bool | None) -> Iterator[SteppingDown]:
+        """The denoiser with the weights at hand, which goes on where memory runs out."""
         visit = not self._unet_is_there if stream_weights is None else stream_weights
         with ExitStack() as stack:
             stack.enter_context(self._weights_at_hand(visit))
-            lasting = SteppingDown(denoise, self._leaner(stack, visit))
-            return run(lasting, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+            yield SteppingDown(denoise, self._leaner(stack, visit))
 
     @property
     def _unet_is_there(self) -> bool:

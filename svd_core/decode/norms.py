@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+CENTRED_VALUES = 2**20
+"""Values whose distance from the mean is squared at once on a CPU: 4 MiB, which its cache holds. Mean first and then
+squares is as exact as Welford's one pass (`torch.var_mean`), which takes seven times as long there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -21,8 +25,12 @@ class Moments:
     def of(cls, tokens: Tensor) -> Moments:
         """tokens (..., C)."""
         rows = tokens.reshape(-1, tokens.shape[-1]).float()
-        variance, mean = torch.var_mean(rows, dim=0, correction=0)
-        return cls(mean, variance, len(rows))
+        if not rows.is_cpu:
+            variance, mean = torch.var_mean(rows, dim=0, correction=0)
+            return cls(mean, variance, len(rows))
+        mean = rows.mean(0)
+        squares = [(part - mean).square_().sum(0) for part in rows.split(_rows_at_once(rows.shape[1]))]
+        return cls(mean, torch.stack(squares).sum(0) / len(rows), len(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,11 @@ class Affine:
 
 def moments_bytes(values: int, itemsize: int) -> int:
     """What `Moments.of` holds beside its input."""
-    return 4 * values if itemsize < 4 else 0
+    return (4 * values if itemsize < 4 else 0) + 4 * min(values, CENTRED_VALUES)
+
+
+def _rows_at_once(channels: int) -> int:
+    return max(1, CENTRED_VALUES // channels)
 
 
 def affine_bytes(values: int, itemsize: int) -> int:

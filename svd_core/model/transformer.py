@@ -51,9 +51,10 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., C) -> (..., C). Tokens stand alone, so many go through in groups and the hidden layer never exists
-        whole. A group's size depends on the shape alone, so no bit depends on memory."""
+        whole. A group's size depends on the shape alone, so no bit depends on memory. Where gradients are recorded
+        all go at once: the backward pass needs the whole hidden layer."""
         group = max(1, HIDDEN_VALUES // self.net[0].proj.weight.shape[0])
-        if tokens.numel() <= group * tokens.shape[-1]:
+        if torch.is_grad_enabled() or tokens.numel() <= group * tokens.shape[-1]:
             return self.net(tokens)
         rows = tokens.flatten(0, -2)
         out = torch.empty_like(rows)

@@ -72,3 +72,11 @@ def test_a_feed_forward_in_groups_is_the_whole_one(unet, monkeypatch):
     whole = unet(*given, num_frames=2)
     monkeypatch.setattr(svd_core.model.transformer, "HIDDEN_VALUES", 2**12)
     torch.testing.assert_close(unet(*given, num_frames=2), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_feed_forward_that_would_go_in_groups_trains_all_the_same(unet, monkeypatch):
+    monkeypatch.setattr(svd_core.model.transformer, "HIDDEN_VALUES", 2**12)
+    tokens = torch.randn(2, 64, 32, requires_grad=True)
+    feed_forward = next(each for each in unet.modules() if isinstance(each, svd_core.model.transformer.FeedForward))
+    feed_forward(tokens).sum().backward()
+    assert tokens.grad.abs().sum() > 0

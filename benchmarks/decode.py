@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.decode_peers import COUNTED, GIB, MEASURED, Contestant, random_weights
@@ -34,6 +34,7 @@ from benchmarks.device_bytes import device_bytes
 from benchmarks.memory import PeakMemory
 from svd_core.config import PIXELS_PER_LATENT
 from tools.fetch_comfyui import FetchError, newest_comfyui
+from tools.random_weights import relative
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "output"
@@ -201,11 +202,7 @@ def _summary(name: str, rounds: Sequence[dict[str, dict[str, Any]]], folder: Pat
     ratio = statistics.median(each["seconds"] / plain for each, plain in zip(own, reference, strict=True))
     peak = max(each["peak_bytes"] for each in own)
     pixels, plain = (load_file(_pixels(folder, each))["pixels"] for each in (name, MEASURED[0].name))
-    return Measured(name, seconds, cpu_seconds, ratio, peak, _difference(pixels, plain), calls)
-
-
-def _difference(pixels: Tensor, expected: Tensor) -> float:
-    return float((pixels.double() - expected.double()).norm() / expected.double().norm())
+    return Measured(name, seconds, cpu_seconds, ratio, peak, relative(pixels, plain), calls)
 
 
 # What is told of it

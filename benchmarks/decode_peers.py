@@ -23,6 +23,7 @@ from svd_core.decode.places import Mode
 from svd_core.model.backend import Backend
 from svd_core.model.vae import VideoVAE
 from tools.fetch_comfyui import newest_comfyui
+from tools.random_weights import random_like
 
 GIB = 2**30
 CONFIG = VAEConfig(encoder_quant=False)
@@ -45,16 +46,7 @@ def random_weights(seed: int = 0) -> dict[str, Tensor]:
     """Every weight of the autoencoder in float32, so scaled that activations keep their size."""
     generator = torch.Generator().manual_seed(seed)
     state = VideoVAE(CONFIG, backend=Backend(device="meta")).state_dict()
-    return {name: _random(name, like, generator) for name, like in state.items()}
-
-
-def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(like.shape, generator=generator)
-    if noise.ndim > 1:
-        return noise / noise[0].numel() ** 0.5
-    if name.endswith("weight"):
-        return 1 + 0.1 * noise
-    return 0.5 * noise if name.endswith("mix_factor") else 0.1 * noise
+    return {name: random_like(name, like, generator) for name, like in state.items()}
 
 
 # Ours

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
-from ..svd_core.errors import InputError, PrecisionWarning
+from ..svd_core.errors import InputError, precision_notices
 from .bridge.plan import decoding_in_words
 from .bridge.vae import StableVideoVAE
 from .checks import damaged_frames, require_latents, require_vae, show, whole_clips
@@ -71,29 +69,12 @@ def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None]
         said.append(decoding_in_words(plan))
         tell(*said)
 
-    with precision_notices() as notices:
+    notices: list[str] = []
+    with precision_notices(notices.append):
         images = vae.decode_clips(samples, num_frames, planned)
     if notices:
         tell(*said, *notices)
     return images
-
-
-@contextmanager
-def precision_notices() -> Iterator[list[str]]:
-    """Collects our own warnings while it is entered, and leaves others where they go."""
-    notices: list[str] = []
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, PrecisionWarning):
-                notices.append(str(message))
-            else:
-                others(message, category, *place, **more)
-
-        warnings.showwarning = show_warning
-        warnings.simplefilter("always", PrecisionWarning)
-        yield notices
 
 
 def require_finite(samples: Tensor) -> None:

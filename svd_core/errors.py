@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class StableVideoError(ValueError):
     """Base of every error this package raises on purpose. The command line prints it and exits with code 2."""
@@ -19,12 +24,31 @@ class OutputError(StableVideoError):
     """A result that cannot be written where or how it was asked for."""
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch's allocators say where there is no class to tell: on a GPU, on the CPU, and on the CPU of Windows."""
+
+
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the host, could not give memory. PyTorch says it in three ways: a class of its own on CUDA,
-    and in words on MPS and on the CPU."""
-    told = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in told or "can't allocate memory" in told
+    """Whether a device, or the host, could not give memory: by the class that CUDA has for it, or in words."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class PrecisionWarning(UserWarning):
     """Something was worked out again in higher precision: the result is right and took longer."""
+
+
+@contextmanager
+def precision_notices(tell: Callable[[str], object]) -> Iterator[None]:
+    """While entered, our own warnings go to `tell`, each time; others go where they went."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, PrecisionWarning):
+                tell(str(message))
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", PrecisionWarning)
+        yield

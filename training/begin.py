@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from svd_core.checkpoint.keymaps import CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
+from svd_core.checkpoint import open_checkpoint
+from svd_core.checkpoint.header import read_header
+from svd_core.config import ModelConfig
 from svd_core.errors import CheckpointError, InputError
 
 from .autoencoder import image_config
@@ -21,16 +24,8 @@ from .export import RECIPE_KEY, STAGES_KEY
 from .initialise import new_vae
 from .randomness import generator_for
 from .recipe import Recipe
-from .stages import Kept, autoencoder_is, new_video_networks, save_kept, temporal_is
+from .stages import Kept, autoencoder_is, save_kept, temporal_is
 from .start import START_KEY, Start, save_start
-
-_HOMES = (
-    (CONDITIONER_VAE, "vae", ""),
-    (FIRST_STAGE, "vae", ""),
-    (UNET, "video", "unet."),
-    (VISUAL, "video", "clip_vision."),
-)
-"""Where an exported file keeps a part, and the prefix of its keys in a run's folder."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -43,12 +38,17 @@ def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Pa
     """
     if any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
-    tensors, metadata = load_tensors(checkpoint)
-    history = _history(checkpoint, metadata)
+    history = _history(checkpoint, read_header(checkpoint).metadata)
     require_same(checkpoint, _decisive(history["recipe"]), _decisive(json.loads(recipe.to_json())))
-    vae, video = _part(tensors, "vae"), _part(tensors, "video")
+    trained = open_checkpoint(checkpoint)
+    _require_model(checkpoint, trained.config, recipe.model)
+    vae = trained.vae_weights(dtype=torch.float32, encoder_dtype=torch.float32)
     image = _fitting(checkpoint, _image_keys(recipe), vae | load_tensors(frame_decoder)[0])
-    first = _fitting(checkpoint, _video_keys(recipe), video)
+    parts = {
+        "unet": trained.unet_weights(dtype=torch.float32),
+        "clip_vision": trained.clip_vision_weights(dtype=torch.float32),
+    }
+    first = {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
     _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
     _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal_is(recipe, digest_of(image)))
     save_start(folder, Start(first, history))
@@ -69,23 +69,15 @@ def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, **{name: recipe.get(name) for name in ("seed", "data", "autoencoder", "temporal")}}
 
 
-def _part(tensors: Tensors, wanted: str) -> dict[str, Tensor]:
-    """The tensors of one part in float32, by the names that they have in a run's folder."""
-    return {
-        prefix + key.removeprefix(home): tensor.float()
-        for key, tensor in tensors.items()
-        for home, part, prefix in _HOMES
-        if part == wanted and key.startswith(home)
-    }
+def _require_model(checkpoint: Path, found: ModelConfig, given: ModelConfig) -> None:
+    """Raise CheckpointError where a file's tensors are not of the model that its recipe names."""
+    for part in ("unet", "vae", "clip_vision"):
+        if getattr(found, part) != getattr(given, part):
+            raise CheckpointError(f"{checkpoint} holds another {part} than its recipe says: export it again")
 
 
 def _image_keys(recipe: Recipe) -> Tensors:
     return new_vae(image_config(recipe.model.vae), generator_for(recipe.seed)).state_dict()
-
-
-def _video_keys(recipe: Recipe) -> Tensors:
-    networks = zip(("unet.", "clip_vision."), new_video_networks(recipe), strict=True)
-    return {prefix + key: each for prefix, network in networks for key, each in network.state_dict().items()}
 
 
 def _fitting(path: Path, needed: Tensors, found: Tensors) -> dict[str, Tensor]:

@@ -8,19 +8,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 
-from ..errors import OutputError, PrecisionWarning, StableVideoError
+from ..errors import OutputError, StableVideoError, out_of_memory, precision_notices
 from .interrupts import Interrupts
 
 UNUSABLE, INTERRUPTED = 2, 130
 """Exit codes."""
 
 _NOT_HALF = "interrupted: no file is left half-written"
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch's allocators say where there is no class to tell: on a GPU, on the CPU, and on the CPU of Windows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,21 +48,9 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
         _flush()
 
 
-@contextmanager
-def _notes() -> Iterator[None]:
+def _notes() -> AbstractContextManager[None]:
     """Our own warnings, each in one line like any other note."""
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: object) -> None:
-            if issubclass(category, PrecisionWarning):
-                sys.stderr.write(f"note: {message}\n")
-            else:
-                others(message, category, *place)
-
-        warnings.showwarning = show
-        warnings.simplefilter("always", PrecisionWarning)
-        yield
+    return precision_notices(lambda text: sys.stderr.write(f"note: {text}\n"))
 
 
 def _import_libraries() -> None:
@@ -93,9 +78,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError):
         name = error.filename or "standard output or a file"
         return f"{name} cannot be used ({(error.strerror or text).lower()}): choose another path"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         return "memory ran out: use a smaller --size, fewer --frames, a --budget such as 2GiB, or --dtype bfloat16"
     return ""
 

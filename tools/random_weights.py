@@ -1,0 +1,21 @@
+"""Random weights that behave, and how far apart two results are: what tests and benchmarks compare networks with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_like(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A weight matrix with variance 1 / fan-in, a norm around 1, a bias or blend around 0."""
+    noise = torch.randn(like.shape, generator=generator)
+    if like.ndim > 1:
+        return noise / like[0].numel() ** 0.5
+    if name.endswith("weight"):
+        return 1 + 0.1 * noise
+    return 0.5 * noise if name.endswith("mix_factor") else 0.1 * noise
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Relative L2 error."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())

@@ -96,21 +96,28 @@ class StableVideo:
         augmentation: float = 0.02,
         noise: Tensor | None = None,
         seed: int = 0,
+        *,
+        budget: int | None = None,
     ) -> Conditioning:
         """Embed stills: pixels (B, 3, H, W) in [-1, 1], H and W multiples of 8, one still a clip (spec 4).
 
         `augmentation` is the standard deviation of the pixel noise, on the [-1, 1] scale; `noise` (B, 3, H, W), unit
-        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. Raises InputError for
-        settings or sizes out of range.
+        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. `budget` (bytes) bounds the
+        encoder's memory and changes no bit. Raises InputError for settings or sizes out of range.
         """
         micro = MicroConditioning(fps, motion_bucket, augmentation)
         noise = draw_noise(pixels.shape, seed) if noise is None else noise
         pixels = pixels.float().cpu()
         noisy = augment(pixels, micro.augmentation, noise.float().cpu())
         context = self.clip_vision.encode(pixels.to(self.device))
-        first = self.vae.encode(noisy.to(self.device))
+        first = self.vae.encode(noisy.to(self.device), budget=budget or self._free_for_encoding(noisy))
         vector = micro.vector(self.config.unet.vector_dim).expand(pixels.shape[0], -1)
         return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
+
+    def _free_for_encoding(self, stills: Tensor) -> int | None:
+        """What is free is an estimate, which is no reason to refuse: never less than the leanest way takes."""
+        free = free_bytes(self.device)
+        return free and max(free, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
 
     @torch.inference_mode()
     def sample(
@@ -249,12 +256,14 @@ class StableVideo:
         plan = plan_sampling(settings)
         pixels, settings, fit_report = self._fit(image, settings)
         way = self.plan(settings.frames, settings.width, settings.height, memory)
+        encoding = None
         if way is not None and memory is not None:
-            budget = min(budget or memory, way.decode.device_bytes)
+            encoding, budget = way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
         pixel_noise, noise = _draw(pixels, settings)
 
         report(Progress("condition", 0, 1))
-        cond = self.condition(pixels, settings.fps, settings.motion_bucket, settings.augmentation, pixel_noise)
+        micro = (settings.fps, settings.motion_bucket, settings.augmentation)
+        cond = self.condition(pixels, *micro, pixel_noise, budget=encoding)
         report(Progress("condition", 1, 1))
         latents = self._sample(noise, cond, plan, settings, way, report)
         report(Progress("decode", 0, 1))

@@ -1,8 +1,8 @@
 """What a render needs and how it would run within a given memory, worked out before anything runs.
 
-Encoding and sampling are counted by running the networks on the meta device, decoding by `decode.plan`. Every choice
-leaves the pixels as they are. Libraries' workspaces come on top, so a device should have about a quarter more than a
-plan says.
+Sampling is counted by running the network on the meta device, encoding and decoding by `decode`. Every choice leaves
+the pixels as they are. Libraries' workspaces come on top, so a device should have about a quarter more than a plan
+says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig, VAEConfig
+from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig
+from .decode.pictures import EncodePlan
 from .decode.places import has_own_memory
 from .decode.plan import DecodePlan
 from .errors import InputError
@@ -24,7 +25,7 @@ from .meter import LiveBytes
 from .model.backend import Backend
 from .model.clip_vision import CLIPVision
 from .model.unet import VideoUNet
-from .model.vae import Encoder, VideoVAE
+from .model.vae import PIXEL_CHANNELS, VideoVAE
 from .model.weights import visiting
 
 META = torch.device("meta")
@@ -36,6 +37,7 @@ class Plan:
 
     stream_weights: bool
     joint_guidance: bool
+    encode: EncodePlan
     decode: DecodePlan
     weight_bytes: int
     encode_bytes: int
@@ -49,12 +51,13 @@ class Plan:
     def _rows(self) -> Iterator[tuple[str, str]]:
         weights = "UNet's on the host, layer by layer on the device" if self.stream_weights else "all on the device"
         yield "weights", f"{gibibytes(self.weight_bytes)} stay on the device ({weights})"
-        yield "encoding", f"{gibibytes(self.encode_bytes)} at the peak"
+        yield "encoding", f"{gibibytes(self.encode_bytes)} at the peak, {encode_in_words(self.encode)}"
         guidance = "both branches in one pass" if self.joint_guidance else "one branch after the other"
         yield "sampling", f"{gibibytes(self.sample_bytes)} at the peak, {guidance}"
         yield "decoding", f"{gibibytes(self.decode_bytes)} at the peak, {decode_in_words(self.decode)}"
-        if self.decode.host_bytes:
-            yield "host", f"{gibibytes(self.decode.host_bytes)} for activations while decoding"
+        hosted = {"encoding": self.encode.host_bytes, "decoding": self.decode.host_bytes}
+        if any(hosted.values()):
+            yield "host", ", ".join(f"{gibibytes(held)} while {stage}" for stage, held in hosted.items() if held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Job:
     @property
     def latents(self) -> tuple[int, int, int, int]:
         return self.frames, self.config.vae.latent_channels, *self.size[1:]
+
+    @property
+    def still(self) -> tuple[int, int, int, int]:
+        """The picture as pixels, each side rounded down to whole latent cells."""
+        return 1, PIXEL_CHANNELS, *(PIXELS_PER_LATENT * side for side in self.size[1:])
 
 
 def plan_render(job: Job, memory: int) -> Plan:
@@ -115,17 +123,19 @@ def _ways(job: Job) -> tuple[bool, ...]:
 
 def _needed(job: Job, streamed: bool) -> int:
     """The least bytes in which a way runs."""
-    least = _vae(job.config, job.dtype).least_plan(job.latents, job.frames, job.device).device_bytes
-    return _resident(job, streamed) + _handed_on(job) + max(_encoding(job), _sampling(job, streamed), least)
+    encoding = _encoder(job.config).least_encode_plan(job.still, job.device).device_bytes
+    decoding = _vae(job.config, job.dtype).least_plan(job.latents, job.frames, job.device).device_bytes
+    return _resident(job, streamed) + _handed_on(job) + max(encoding, _sampling(job, streamed), decoding)
 
 
 def _plan(job: Job, streamed: bool, memory: int) -> Plan:
     resident = _resident(job, streamed)
     always = resident + _handed_on(job)
-    vae = _vae(job.config, job.dtype)
-    decode = vae.decode_plan(job.latents, job.frames, job.device, budget=memory - always)
-    stages = (always + working for working in (_encoding(job), _sampling(job, streamed), decode.device_bytes))
-    return Plan(streamed, job.joint, decode, resident, *stages)
+    working = memory - always
+    encode = _encoder(job.config).encode_plan(job.still, job.device, budget=working)
+    decode = _vae(job.config, job.dtype).decode_plan(job.latents, job.frames, job.device, budget=working)
+    stages = (encode.device_bytes, _sampling(job, streamed), decode.device_bytes)
+    return Plan(streamed, job.joint, encode, decode, resident, *(always + held for held in stages))
 
 
 def _handed_on(job: Job) -> int:
@@ -140,22 +150,8 @@ def _resident(job: Job, streamed: bool) -> int:
     return others if streamed else others + unet
 
 
-def _encoding(job: Job) -> int:
-    return encode_bytes(job.config.vae, job.size[1:])
-
-
 def _sampling(job: Job, streamed: bool) -> int:
     return sample_bytes(job.config.unet, job.size, job.dtype, joint=job.joint, streamed=streamed)
-
-
-@cache
-def encode_bytes(config: VAEConfig, size: tuple[int, int]) -> int:
-    """The most bytes that encoding the still, in float32 and of (h, w) latent cells, holds beside weights, counted."""
-    encoder = Encoder(config, backend=_backend(torch.float32))
-    pixels = torch.empty(1, 3, *(PIXELS_PER_LATENT * side for side in size), device=META)
-    with torch.no_grad(), LiveBytes(encoder) as live:
-        encoder(pixels)
-    return live.peak
 
 
 @cache
@@ -194,6 +190,11 @@ def _vae(config: ModelConfig, dtype: torch.dtype) -> VideoVAE:
     return VideoVAE(config.vae, backend=_backend(dtype))
 
 
+def _encoder(config: ModelConfig) -> VideoVAE:
+    """The encoder is always in float32."""
+    return _vae(config, torch.float32)
+
+
 def _backend(dtype: torch.dtype) -> Backend:
     return Backend(attention=_fused, dtype=dtype, device=META)
 
@@ -205,6 +206,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _bytes(network: nn.Module) -> int:
     return sum(weight.nbytes for weight in network.parameters())
+
+
+def encode_in_words(plan: EncodePlan) -> str:
+    """What the device holds while encoding, for people."""
+    return "bands of the picture on the device" if plan.mode == "bands" else "the whole picture at once"
 
 
 def decode_in_words(plan: DecodePlan) -> str:

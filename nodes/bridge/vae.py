@@ -1,7 +1,8 @@
-"""`svd_core`'s autoencoder as a native VAE that decodes exactly, whatever memory is free."""
+"""`svd_core`'s autoencoder as a native VAE that encodes and decodes exactly, whatever memory is free."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,6 @@ _PLACEHOLDER = {
 }
 """A few kilobytes for ComfyUI's constructor to build, so that it sets up whatever a VAE has in its version; our network
 takes that one's place."""
-
-ENCODE_BYTES = 1767
-"""Bytes an encoder needs for one pixel and byte of its dtype: ComfyUI's own estimate, which covers ours."""
 
 
 class StableVideoVAE(comfy.sd.VAE):
@@ -88,17 +86,27 @@ class StableVideoVAE(comfy.sd.VAE):
         return self.decode(samples)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """Images (n, H, W, 3) in [0, 1] -> latents (n, 4, H/8, W/8) unscaled, one picture at a time."""
-        pixels = self.process_input(self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1))
-        needed = ENCODE_BYTES * pixels.shape[-2] * pixels.shape[-1] * self.vae_dtype.itemsize
+        """Images (n, H, W, 3) in [0, 1] -> latents (n, 4, H/8, W/8) unscaled, one picture at a time. Free memory picks
+        where activations stay, which changes no bit of the result."""
+        network, pictures = self.first_stage_model, self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1)
+        shape = (1, *pictures.shape[1:])
+        pixels = math.prod(shape) * self.vae_dtype.itemsize
+        quick = network.encode_plan(shape, self.device)
+        needed = int(quick.device_bytes / USABLE) + pixels
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        free = int(USABLE * self.patcher.get_free_memory(self.device)) - pixels
+        # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
+        budget = max(free, network.least_encode_plan(shape, self.device).device_bytes)
         latents = [
-            self.first_stage_model.encode(one.to(self.device, self.vae_dtype)).to(self.output_device).float()
-            for one in pixels.split(1)
+            network.encode(self.process_input(one).to(self.device, self.vae_dtype), budget=budget)
+            .to(self.output_device)
+            .float()
+            for one in pictures.split(1)
         ]
         return torch.cat(latents)
 
     def encode_tiled(self, pixel_samples: Tensor, **_tiling: Any) -> Tensor:
+        """The exact encode: it needs no tiles to fit."""
         return self.encode(pixel_samples)
 
     def get_sd(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The decoder's layers inside one frame, band of rows by band of rows.
+"""The networks' layers inside one frame or picture, band of rows by band of rows.
 
 A band's height depends on the frame's shape alone, never on memory: every mode does the same calculations on the same
 bands, and only where the rows wait in between differs. Statistics cover the frame, so a normalised layer reads it once
@@ -8,7 +8,7 @@ layer on the whole frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -131,14 +131,54 @@ class Doubling:
 
 
 @dataclass(frozen=True, slots=True)
+class Halving:
+    """A 3x3 convolution with stride 2 of the frame padded at its right and bottom: pixel (r, c) of the result sees rows
+    2r to 2r + 2 and columns 2c to 2c + 2."""
+
+    conv: nn.Module
+
+    def result(self, shape: Shape) -> Shape:
+        return self.conv.weight.shape[0], shape[1] // 2, shape[2] // 2
+
+    def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
+        channels, _, width = shape
+        outputs, _, columns = self.result(shape)
+        band = _widest(self._bands(shape))
+        rows = band.bottom - band.top
+        seen = (2 * rows + 1) * channels
+        copied = seen * width if staged else 0
+        return made + itemsize * (copied + seen * (width + 1) + rows * outputs * columns)
+
+    def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
+        out = _made(place, self, frame) if out is None else out
+        for band in self._bands(tuple(frame.shape[1:])):
+            seen = frame[:, :, 2 * band.top : 2 * band.bottom + 1]
+            below = 2 * band.bottom + 1 - 2 * band.top - seen.shape[2]  # 1 at the bottom of a frame of even height
+            place.save(out[:, :, band.rows], self._halved(place.load(seen), below))
+        return out
+
+    def _bands(self, shape: Shape) -> list[Band]:
+        """Of the result's rows."""
+        return bands(shape[1] // 2, 2 * shape[2] * max(shape[0], self.conv.weight.shape[0]))
+
+    def _halved(self, seen: Tensor, below: int) -> Tensor:
+        return self.conv(nn.functional.pad(seen, (0, 1, 0, below)))
+
+
+@dataclass(frozen=True, slots=True)
 class Residual:
-    """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), norms over the frame. May go in place."""
+    """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), norms over the frame. May go in place.
+
+    keep: what the first convolution gives stays, in `place`, until its statistics are known; else it is worked out a
+    second time, by the same calls and so to the same bits, and only bands of it are ever there.
+    """
 
     norm1: nn.Module
     conv1: nn.Module
     norm2: nn.Module
     conv2: nn.Module
     shortcut: Callable[[Tensor], Tensor]
+    keep: bool = True
 
     def result(self, shape: Shape) -> Shape:
         return (self.conv1.weight.shape[0], *shape[1:])
@@ -147,41 +187,63 @@ class Residual:
         outputs = self.conv1.weight.shape[0]
         seen, own, convolved = _values(shape, outputs)
         result = own * outputs // shape[0]  # the band's own rows of it
-        hidden = 0 if staged else itemsize * outputs * shape[1] * shape[2]
+        hidden = 0 if staged or not self.keep else itemsize * outputs * shape[1] * shape[2]
+        waiting = 0 if self.keep else itemsize * convolved  # the next band's hidden rows
         copied = itemsize if staged else 0
         first = max(_normed(seen, itemsize, copied * seen), itemsize * (seen + convolved))
-        second = max(_normed(convolved, itemsize, copied * convolved), 2 * itemsize * convolved)
+        loaded = copied if self.keep else itemsize
+        second = max(_normed(convolved, itemsize, loaded * convolved), 2 * itemsize * convolved)
         added = copied * own + itemsize * result
         if shape[0] != outputs:
             added = max(added, 2 * itemsize * result)
         last = itemsize * convolved + added
-        return hidden + max(first, made + second, made + last)  # room for the result is made after the first sweep
+        # Room for the result is made after the first sweep.
+        return hidden + max(first, made + waiting + max(0 if self.keep else first, second, last))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
-        outputs = self.conv1.weight.shape[0]
-        rows = _bands_of(frame, outputs)
-        hidden, second = self._hidden(frame, place, rows)
+        rows = _bands_of(frame, self.conv1.weight.shape[0])
+        first = _statistics(self.norm1, frame, place, rows)
+        hidden = _made(place, self, frame) if self.keep else None
+        second = self._gather(frame, place, rows, first, hidden)
         out = _made(place, self, frame) if out is None else out
+        if hidden is None:
+            seen = self._again(frame, place, rows, first)
+        else:
+            seen = (place.load(hidden[:, :, band.seen]) for band in rows)
         for band in rows:
-            branch = self._branch(hidden, place, band, second)
+            branch = self._branch(seen, band, second)
             place.save(out[:, :, band.rows], self.shortcut(place.load(frame[:, :, band.rows])).add(branch))
             del branch  # or it would stay while the next band is at its widest
         return out
 
-    def _branch(self, hidden: Tensor, place: Place, band: Band, second: Affine) -> Tensor:
-        return band.cut(self.conv2(_on_images(second.silu, place.load(hidden[:, :, band.seen]))))
-
-    def _hidden(self, frame: Tensor, place: Place, rows: list[Band]) -> tuple[Tensor, Affine]:
-        """What the first convolution gives, in `place`, and the norm that follows it."""
-        hidden = _made(place, self, frame)
-        first = _statistics(self.norm1, frame, place, rows)
+    def _gather(self, frame: Tensor, place: Place, rows: list[Band], first: Affine, hidden: Tensor | None) -> Affine:
+        """The second norm, past which the first convolution's result goes; it is left in `hidden`, if that is given."""
         moments = []
         for band in rows:
-            convolved = band.cut(self.conv1(_on_images(first.silu, place.load(frame[:, :, band.seen]))))
+            convolved = self._convolved(frame, place, band, first)
             moments.append(Moments.of(_last(convolved)))
-            place.save(hidden[:, :, band.rows], convolved)
+            if hidden is not None:
+                place.save(hidden[:, :, band.rows], convolved)
             del convolved
-        return hidden, Affine.of(self.norm2, moments)
+        return Affine.of(self.norm2, moments)
+
+    def _again(self, frame: Tensor, place: Place, rows: list[Band], first: Affine) -> Iterator[Tensor]:
+        """Band by band, the first convolution's result on the rows that the band sees. The next band's is there before
+        a band is handed out, so that the frame may then be overwritten down to the band's last row."""
+        above, own = None, self._convolved(frame, place, rows[0], first)
+        for following in (*rows[1:], None):
+            below = None if following is None else self._convolved(frame, place, following, first)
+            joined = [_joined(above, own, below)]
+            above, own = own[:, :, -1:].clone(), below
+            del below
+            yield joined.pop()  # which leaves none of it here
+
+    def _convolved(self, frame: Tensor, place: Place, band: Band, first: Affine) -> Tensor:
+        return band.cut(self.conv1(_on_images(first.silu, place.load(frame[:, :, band.seen]))))
+
+    def _branch(self, seen: Iterator[Tensor], band: Band, second: Affine) -> Tensor:
+        """The next of what bands see of the first convolution's result is this one's."""
+        return band.cut(self.conv2(_on_images(second.silu, next(seen))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +266,26 @@ class SelfAttention:
         _, own, _ = _values(shape, shape[0])
         held = 2 * itemsize * shape[0] * shape[1] * shape[2]
         copied = itemsize * own if staged else 0
-        joined = held if own < shape[0] * shape[1] * shape[2] else 0
-        return max(held + joined, held + _normed(own, itemsize, copied), made + held + copied + 3 * itemsize * own)
+        return max(held + _normed(own, itemsize, copied), made + held + copied + 3 * itemsize * own)
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         rows = _bands_of(frame, frame.shape[1])
         affine = _statistics(self.norm, frame, place, rows)
-        normed = (_on_images(affine.normed, place.load(frame[:, :, band.rows])) for band in rows)
-        parts = [(_tokens(self.k(part)), _tokens(self.v(part))) for part in normed]
-        keys, values = (torch.cat(side, dim=2) if len(rows) > 1 else side[0] for side in zip(*parts, strict=True))
-        del parts
+        keys, values = self._keys_and_values(frame, place, rows, affine)
         out = _made(place, self, frame) if out is None else out
         for band in rows:
             place.save(out[:, :, band.rows], self._attended(place.load(frame[:, :, band.rows]), affine, keys, values))
         return out
+
+    def _keys_and_values(self, frame: Tensor, place: Place, rows: list[Band], affine: Affine) -> Tensor:
+        """Of the whole frame, on the device, (2, 1, 1, H * W, C)."""
+        _, channels, height, width = frame.shape
+        both = affine.scale.new_empty((2, 1, 1, height * width, channels), dtype=frame.dtype)
+        for band in rows:
+            normed = _on_images(affine.normed, place.load(frame[:, :, band.rows]))
+            for whole, project in zip(both, (self.k, self.v), strict=True):
+                whole[:, :, band.top * width : band.bottom * width] = _tokens(project(normed))
+        return both
 
     def _attended(self, own: Tensor, affine: Affine, keys: Tensor, values: Tensor) -> Tensor:
         attended = self.attention(_tokens(self.q(_on_images(affine.normed, own))), keys, values)
@@ -251,6 +319,12 @@ def _made(place: Place, layer: InsideFrame, frame: Tensor) -> Tensor:
 
 def _statistics(norm: nn.Module, frame: Tensor, place: Place, rows: list[Band]) -> Affine:
     return Affine.of(norm, [Moments.of(_last(place.load(frame[:, :, band.rows]))) for band in rows])
+
+
+def _joined(above: Tensor | None, own: Tensor, below: Tensor | None) -> Tensor:
+    """Rows (1, C, h, W) with the last one above them and the first one below, where there are any."""
+    rows = [above, own, None if below is None else below[:, :, :1]]
+    return torch.cat([_last(part) for part in rows if part is not None], dim=1).movedim(-1, 1)
 
 
 def _on_images(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where activations stay while the decoder works on a part of them: on the device, or in the host's memory.
+"""Where activations stay while a network works on a part of them: on the device, or in the host's memory.
 
 A part is loaded, worked on and saved. Only the device calculates, and copies wait for their turn on its queue, so the
 values are the same bits wherever they stay, and the host waits once, at the end.
@@ -132,6 +132,13 @@ def release_unused(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def release_host(device: torch.device) -> None:
+    """Give back what PyTorch's allocator of pinned memory holds and nobody uses; it would keep that for good."""
+    release = getattr(torch._C, "_host_emptyCache", None)  # not in every version, and public in none so far
+    if device.type == "cuda" and release is not None:
+        release()
 
 
 def wait_for(device: torch.device) -> None:

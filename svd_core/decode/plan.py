@@ -71,8 +71,8 @@ def choose_decode(
             return plans[-1]
     least = min(plan.device_bytes for plan in plans)
     raise InputError(
-        f"a budget of {_mebibytes(budget)} cannot hold the decode of {clip[0]} frames of "
-        f"{clip[3] * PIXELS_PER_LATENT}x{clip[2] * PIXELS_PER_LATENT}: give at least {_mebibytes(least)}, "
+        f"a budget of {mebibytes(budget)} cannot hold the decode of {clip[0]} frames of "
+        f"{clip[3] * PIXELS_PER_LATENT}x{clip[2] * PIXELS_PER_LATENT}: give at least {mebibytes(least)}, "
         "fewer frames or a smaller size"
     )
 
@@ -119,5 +119,6 @@ def _size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-def _mebibytes(count: int) -> str:
+def mebibytes(count: int) -> str:
+    """A size for messages, rounded up."""
     return f"{count} bytes" if count < 2**20 else f"{-(-count // 2**20)} MiB"

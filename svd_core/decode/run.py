@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import out_of_memory
 from .places import MODES, Mode, has_own_memory
 from .plan import DecodePlan
 from .stream import Stage, stream
@@ -19,8 +20,10 @@ def run_plan(stages: Sequence[Stage], latents: Tensor, plan: DecodePlan) -> Tens
     for mode, keep in quicker:
         try:
             return stream(stages, latents, mode, keep)
-        except torch.OutOfMemoryError:
-            pass  # leaving the handler frees what the failed attempt held
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the handler, what the failed attempt held is free.
     return stream(stages, latents, *leanest)
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PIXELS_PER_LATENT, VAEConfig
-from ..decode.frames import Convolution, Doubling, Residual, SelfAttention
-from ..decode.places import Mode, has_own_memory
+from ..decode.frames import Convolution, Doubling, Halving, InsideFrame, Residual, SelfAttention
+from ..decode.pictures import EncodePlan, choose_encode, encode_modes, encode_plan, run_encode
+from ..decode.places import MODES, Mode, has_own_memory
 from ..decode.plan import DecodePlan, choose_decode, decode_plan
 from ..decode.rescue import rescued
 from ..decode.run import run_plan
@@ -49,7 +50,7 @@ class ConvBlock(nn.Module):
         return self.nin_shortcut(images) + hidden
 
     def in_bands(self) -> Residual:
-        """`spatial` in parts, for a decoder that cannot hold the frame several times."""
+        """`spatial` in parts, for what cannot hold the frame several times."""
         return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut)
 
 
@@ -140,6 +141,9 @@ class Downsample(nn.Module):
         """(N, C, H, W) -> (N, C, H // 2, W // 2)."""
         return self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
 
+    def in_bands(self) -> Halving:
+        return Halving(self.conv)
+
 
 class Upsample(nn.Module):
     """Doubles the picture by repeating pixels, then smooths it with a convolution."""
@@ -214,6 +218,11 @@ class Encoder(nn.Module):
         for level in self.down:
             yield from level.layers()
         yield from self.mid.layers()
+
+    def in_bands(self) -> list[InsideFrame]:
+        """The same computation in parts, for a picture whose activations are too many to hold several times."""
+        first, *others = self.layers()
+        return [Convolution(first), *(layer.in_bands() for layer in others), Convolution(self.conv_out, self.norm_out)]
 
 
 class Decoder(nn.Module):
@@ -308,16 +317,68 @@ class VideoVAE(nn.Module):
         if config.decoder_quant:
             self.post_quant_conv = backend.conv(config.latent_channels, config.latent_channels, 1)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels (n, 3, H, W) in [-1, 1] -> (n, 4, H/8, W/8): the posterior's mean, unscaled.
+    def encode(self, pixels: Tensor, *, budget: int | None = None, mode: Mode | None = None) -> Tensor:
+        """pixels (n, 3, H, W) in [-1, 1] -> (n, 4, H/8, W/8) on their device: the posterior's mean, unscaled.
 
-        Raises InputError unless H and W are multiples of 8.
+        Picture by picture in bands, with the same bits for every `budget` and `mode`: `budget` is bytes of the device's
+        memory beside the weights and the pixels and picks the mode, `mode` says what the device holds
+        (`decode.pictures.EncodePlan`). Small pictures go plain, several at once. Gradients are recorded where torch
+        records them and neither is given; then every picture goes plain, and holds its activations for them.
+
+        Raises InputError unless H and W are multiples of 8, and when the budget is below 1 or holds nothing.
         """
-        _check_pixels(pixels)
-        moments = self.encoder(self.backend.fit(pixels, self.encoder.conv_in.weight))
-        if self.config.encoder_quant:
-            moments = self.quant_conv(moments)
+        _check_pixels(pixels.shape)
+        if budget is None and mode is None and self._encoding_is_recorded(pixels):
+            return self._encode_plain(pixels)
+        plan = self.encode_plan(pixels.shape, pixels.device, budget=budget, mode=mode)
+        dtype = self.backend.fit(pixels[:0], self.encoder.conv_in.weight).dtype
+        height, width = (side // PIXELS_PER_LATENT for side in pixels.shape[2:])
+        latents = pixels.new_empty((len(pixels), self.config.latent_channels, height, width), dtype=dtype)
+        with torch.no_grad():
+            for part, out in zip(*(each.split(plan.together or 1) for each in (pixels, latents)), strict=True):
+                out.copy_(self._encode_plain(part) if plan.together else self._encode_in_bands(part, dtype, plan))
+        return latents
+
+    def _encode_plain(self, pixels: Tensor) -> Tensor:
+        """The reference expression, and the oracle of the one in bands, which it equals up to rounding."""
+        return self._mean(self.encoder(self.backend.fit(pixels, self.encoder.conv_in.weight)))
+
+    def _encode_in_bands(self, picture: Tensor, dtype: torch.dtype, plan: EncodePlan) -> Tensor:
+        return self._mean(run_encode(self.encoder.in_bands(), picture, dtype, plan))
+
+    def _mean(self, moments: Tensor) -> Tensor:
+        moments = self.quant_conv(moments) if self.config.encoder_quant else moments
         return moments[:, : self.config.latent_channels]
+
+    def _encoding_is_recorded(self, pixels: Tensor) -> bool:
+        weights = (weight for name, weight in self.named_parameters() if name.startswith(("encoder.", "quant_conv.")))
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (pixels, *weights))
+
+    def encode_plan(
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        *,
+        budget: int | None = None,
+        mode: Mode | None = None,
+    ) -> EncodePlan:
+        """How `encode` runs pixels of a shape (n, 3, H, W) on a device, without gradients, and in how much memory.
+
+        Without a budget it is the quickest way. Raises InputError as `encode` does.
+        """
+        _check_pixels(shape)
+        _check_positive(budget, "budget", "bytes")
+        if mode not in (None, *MODES):
+            raise InputError(f"encode mode {mode!r} is not known: choose one of {', '.join(MODES)}")
+        layers, itemsize = self.encoder.in_bands(), self.encoder.conv_in.weight.element_size()
+        if budget is None:
+            return encode_plan(layers, tuple(shape), itemsize, mode or "device")
+        return choose_encode(layers, tuple(shape), itemsize, budget, own_memory=has_own_memory(device), mode=mode)
+
+    def least_encode_plan(self, shape: Sequence[int], device: torch.device) -> EncodePlan:
+        """The `encode_plan` that takes the least of a device's memory."""
+        plans = (self.encode_plan(shape, device, mode=mode) for mode in encode_modes(has_own_memory(device)))
+        return min(plans, key=lambda plan: plan.device_bytes)
 
     def decode(
         self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None, mode: Mode | None = None
@@ -398,8 +459,8 @@ def _run(layers: Iterator[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor
     return reduce(lambda value, layer: layer(value), layers, images)
 
 
-def _check_pixels(pixels: Tensor) -> None:
-    shape = tuple(pixels.shape)
+def _check_pixels(shape: Sequence[int]) -> None:
+    shape = tuple(shape)
     if len(shape) != 4 or shape[1] != PIXEL_CHANNELS or 0 in shape:
         raise InputError(f"the encoder got pixels of shape {shape}; it needs (n, 3, H, W): pass RGB, channels first")
     height, width = shape[2:]

@@ -1,0 +1,192 @@
+"""The encoder in little memory, exact: pictures one by one, layer by layer, in bands of rows (`frames.py`).
+
+Nothing in it looks across frames, so a picture's activations are all there is to hold: one frame, which residual blocks
+and attention change in place, and for a while the frame that another layer makes of it. A residual block needs
+statistics between its convolutions, so it either keeps what the first one gave or works that out twice.
+
+Memory picks the way and never a bit of the result. Class: rounding, against the plain encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, out_of_memory
+from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
+from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host
+from .plan import mebibytes
+
+PLAIN_PIXELS = 2**16
+"""Pictures of up to as many pixels, and as many of them at once as have no more together, go through the plain encoder:
+small ones come in batches, as in training, and would leave a device idle one by one."""
+
+PictureShape = tuple[int, int, int, int]
+"""Pixels: pictures, channels, height, width."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodePlan:
+    """One way to encode pictures; every way gives the same bits.
+
+    mode: what the device holds beside the band being worked on. "device": a frame of activations, and what a residual
+    block keeps of it. "host": the frame alone, because blocks work things out twice; one picture leaves nothing for
+    the host to hold, so a processor that shares its memory can do this too. "bands": nothing; the host has the frame.
+    together: how many pictures go at once through the plain encoder, being small; 0 where each goes alone, in bands.
+    device_bytes and host_bytes are the most that activations and latents hold there, beside the weights, the pixels
+    and the libraries' own workspaces.
+    """
+
+    mode: Mode
+    together: int
+    device_bytes: int
+    host_bytes: int
+
+
+def encode_plan(layers: Sequence[InsideFrame], pictures: PictureShape, itemsize: int, mode: Mode) -> EncodePlan:
+    """Count what one way needs. `itemsize` is the bytes of a value of the network's dtype."""
+    count, *pixels = pictures
+    staged = mode == "bands"
+    steps = _steps(layers, tuple(pixels), mode)
+    latents = itemsize * count * prod(steps[-1].made) // 2  # the other half of the moments are variances
+    together = min(count, PLAIN_PIXELS // prod(pixels[1:]))
+    if together:
+        return EncodePlan("device", together, latents + together * itemsize * _plain_values(steps), 0)
+    lengths, held = _lengths(steps), {}
+    device, host = [], []
+    for index, step in enumerate(steps):
+        held[step.stretch] = lengths[step.stretch]
+        frames = itemsize * (sum(held.values()) + (prod(pixels) if index == 0 else 0))
+        host.append(frames if staged else 0)
+        device.append((0 if staged else frames) + step.layer.scratch(step.given, itemsize, staged, 0))
+        held = held if staged else {step.stretch: held[step.stretch]}
+    return EncodePlan(mode, 0, latents + max(device), max(host))
+
+
+def choose_encode(
+    layers: Sequence[InsideFrame],
+    pictures: PictureShape,
+    itemsize: int,
+    budget: int,
+    *,
+    own_memory: bool,
+    mode: Mode | None = None,
+) -> EncodePlan:
+    """The quickest way that fits `budget` bytes on the device; `mode` tries no other than that.
+
+    own_memory: the device's memory is not the host's, so that what the host holds costs no budget; without it the way
+    that needs the host is not tried. Raises InputError that names the least budget where nothing fits.
+    """
+    plans = [encode_plan(layers, pictures, itemsize, way) for way in ((mode,) if mode else encode_modes(own_memory))]
+    for plan in plans:
+        if plan.device_bytes <= budget:
+            return plan
+    least = min(plan.device_bytes for plan in plans)
+    raise InputError(
+        f"a budget of {mebibytes(budget)} cannot hold the encoding of {pictures[3]}x{pictures[2]}: "
+        f"give at least {mebibytes(least)} or a smaller size"
+    )
+
+
+def run_encode(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.dtype, plan: EncodePlan) -> Tensor:
+    """A picture (1, 3, H, W), on the device that calculates -> moments (1, 8, H/8, W/8) there, in bands.
+
+    Where another program has taken memory since the plan was made, the next leaner way is tried, with the same bits.
+    """
+    ways = encode_modes(has_own_memory(picture.device) or plan.mode == "bands")
+    *quicker, leanest = ways[ways.index(plan.mode) :]
+    for mode in quicker:
+        try:
+            return encode_picture(layers, picture, dtype, mode)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the handler, what the failed attempt held is free.
+    moments = encode_picture(layers, picture, dtype, leanest)
+    if leanest == "bands":
+        release_host(picture.device)
+    return moments
+
+
+@torch.no_grad()
+def encode_picture(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.dtype, mode: Mode) -> Tensor:
+    """Run one picture (1, 3, H, W) through all layers, which work in `dtype` -> (1, 8, H/8, W/8), on its device.
+
+    Records no gradients.
+    """
+    staged = mode == "bands"
+    place = OnHost(picture.device) if staged else OnDevice(picture.device)
+    steps = _steps(layers, tuple(picture.shape[1:]), mode)
+    lengths, held = _lengths(steps), {}
+    frame = _taken(picture, dtype, place)
+    for step in steps:
+        if step.stretch not in held:
+            held[step.stretch] = place.empty((1, lengths[step.stretch], 1, 1), dtype)
+        frame = step.layer(frame, place, _start_of(held[step.stretch], step.made))
+        held = held if staged else {step.stretch: held[step.stretch]}
+    return frame.to(picture.device, copy=True)  # a view would keep the stretch
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A layer, the shapes of what it is given and makes, and the stretch of memory in whose beginning that lies."""
+
+    layer: InsideFrame
+    given: Shape
+    made: Shape
+    stretch: int
+
+
+def _steps(layers: Sequence[InsideFrame], shape: Shape, mode: Mode) -> list[_Step]:
+    """What a layer does not make in place goes into a new stretch on the device, and on the host into two by turns: its
+    allocator hands out powers of two, and would keep each frame's memory for that frame's size. Residual blocks keep
+    what they can in the quickest way only."""
+    steps, stretch = [], 0
+    for layer in layers:
+        made = layer.result(shape)
+        if made != shape or not isinstance(layer, Residual | SelfAttention):
+            stretch = (stretch + 1) % 2 if mode == "bands" else stretch + 1
+        suited = replace(layer, keep=mode == "device") if isinstance(layer, Residual) else layer
+        steps.append(_Step(suited, shape, made, stretch))
+        shape = made
+    return steps
+
+
+def _lengths(steps: Sequence[_Step]) -> dict[int, int]:
+    """Values of each stretch: as many as the largest that will lie there."""
+    lengths: dict[int, int] = {}
+    for step in steps:
+        lengths[step.stretch] = max(lengths.get(step.stretch, 0), prod(step.made))
+    return lengths
+
+
+def encode_modes(own_memory: bool) -> tuple[Mode, ...]:
+    """From the quickest to what is the leanest, but for pictures of a band or two. Those that need the host's memory
+    only where the device has its own."""
+    return MODES if own_memory else tuple(mode for mode in MODES if mode != "bands")
+
+
+def _plain_values(steps: Sequence[_Step]) -> int:
+    """What the plain encoder holds of a picture at its peak: the pixels, and in a residual block its input, what the
+    first convolution gave, that normalised, and what the second one makes."""
+    blocks = (prod(step.given) + 3 * prod(step.made) for step in steps if isinstance(step.layer, Residual))
+    return prod(steps[0].given) + max(blocks)
+
+
+def _taken(picture: Tensor, dtype: torch.dtype, place: Place) -> Tensor:
+    """The picture in `place`, channels last, so that its own layout and dtype change no bit."""
+    taken = place.empty(picture.shape, dtype)
+    for band in bands(picture.shape[2], picture.shape[1] * picture.shape[3]):
+        rows = picture[:, :, band.rows].to(dtype)
+        place.save(taken[:, :, band.rows], rows.contiguous(memory_format=torch.channels_last))
+    return taken
+
+
+def _start_of(stretch: Tensor, shape: Shape) -> Tensor:
+    """A frame (1, C, H, W), channels last, at the start of a stretch (1, n, 1, 1)."""
+    channels, height, width = shape
+    return stretch.view(-1)[: prod(shape)].view(1, height, width, channels).movedim(-1, 1)

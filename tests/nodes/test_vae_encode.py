@@ -1,0 +1,61 @@
+"""Pictures in, latents out: the core's encoder behind ComfyUI's VAE, whatever memory is free."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def still() -> torch.Tensor:
+    """Two pictures (2, 264, 328, 3), large enough to be encoded in bands."""
+    return torch.rand(2, 264, 328, 3, generator=torch.Generator().manual_seed(4))
+
+
+@torch.inference_mode()
+def test_latents_are_the_cores(loaded, reference, still, pictures):
+    for images in (still, pictures):
+        expected = torch.cat([reference.vae.encode(one.movedim(-1, 1) * 2 - 1) for one in images.split(1)])
+        latents = loaded.vae.encode(images)
+        assert latents.shape == expected.shape
+        assert (latents - expected).norm() <= 1e-5 * expected.norm()
+
+
+@torch.inference_mode()
+def test_free_memory_changes_no_bit(loaded, still, monkeypatch, part):
+    monkeypatch.setattr(part("svd_core.decode.frames"), "BAND_VALUES", 2**18)
+    network, encode = type(loaded.vae.first_stage_model), type(loaded.vae.first_stage_model).encode
+    expected, ways = loaded.vae.encode(still), []
+
+    def watched(self, pixels, **settings):
+        ways.append(self.encode_plan(pixels.shape, pixels.device, **settings).mode)
+        return encode(self, pixels, **settings)
+
+    monkeypatch.setattr(network, "encode", watched)
+    for free in (10**12, 1):
+        monkeypatch.setattr(loaded.vae.patcher, "get_free_memory", lambda _, free=free: free)
+        assert torch.equal(loaded.vae.encode(still), expected)
+    assert ways == ["device", "device", "host", "host"]
+
+
+@torch.inference_mode()
+def test_a_batch_is_encoded_picture_by_picture_and_tiles_are_not_needed(loaded, still):
+    apart = torch.cat([loaded.vae.encode(one) for one in still.split(1)])
+    assert torch.equal(loaded.vae.encode(still), apart)
+    assert torch.equal(loaded.vae.encode_tiled(still, tile_x=64, tile_y=64, overlap=16), apart)
+
+
+@torch.inference_mode()
+def test_what_no_latent_covers_is_cropped_as_comfyui_does(loaded, still):
+    assert loaded.vae.encode(still[:1, :261, :325]).shape == (1, 4, 32, 40)
+
+
+def test_room_is_asked_for_what_is_counted(loaded, still, monkeypatch, part):
+    import comfy.model_management
+
+    asked = []
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda models, memory_required: asked.append(memory_required)
+    )
+    loaded.vae.encode(still)
+    network, usable = loaded.vae.first_stage_model, part("svd_core.decode.places").USABLE
+    counted = network.encode_plan((1, 3, *still.shape[1:3]), loaded.vae.device).device_bytes
+    assert asked == [int(counted / usable) + 3 * 264 * 328 * loaded.vae.vae_dtype.itemsize]

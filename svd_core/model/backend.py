@@ -24,13 +24,39 @@ ROWS_PER_CALL = 2**15
 reach 92,160 (spec 1.5). Rows are independent, so splitting them changes nothing."""
 
 
+FUSED = ("cuda", "cpu", "xpu", "meta")
+"""Kinds of device where torch never holds all scores at once."""
+
+SCORES = 2**28
+"""Scores that may exist at once elsewhere, 512 MiB in 16 bits. At the finest level of the released models a head of one
+frame has 2**26.3 of them, and there are 5 heads and up to 50 frames."""
+
+
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's own attention, split over the batch where it would overrun a launch grid. Class: exact."""
+    """Torch's own attention, in groups of rows where all would overrun a launch grid, and of rows and queries where it
+    would hold their scores. A group's size depends on the shape and the kind of device alone. Class: rounding."""
+    rows, queries = _together(q, k)
     attend = nn.functional.scaled_dot_product_attention
-    if q.shape[0] * q.shape[1] <= ROWS_PER_CALL:
+    if q.shape[0] <= rows and q.shape[2] <= queries:
         return attend(q, k, v)
-    rows = max(1, ROWS_PER_CALL // q.shape[1])
-    return torch.cat([attend(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
+    parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+    return torch.cat(
+        [_joined([attend(some, keys, values) for some in of.split(queries, 2)]) for of, keys, values in parts]
+    )
+
+
+def _together(q: Tensor, k: Tensor) -> tuple[int, int]:
+    """How many rows, and how many queries of each, go in one call."""
+    heads, length = q.shape[1:3]
+    rows = max(1, ROWS_PER_CALL // heads)
+    if q.device.type in FUSED:
+        return rows, length
+    of_a_query = heads * k.shape[2]
+    return min(rows, max(1, SCORES // (of_a_query * length))), max(1, SCORES // of_a_query)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -474,7 +474,10 @@ def _check_pixels(shape: Sequence[int]) -> None:
 def _check_latents(shape: Sequence[int], num_frames: int, channels: int) -> None:
     shape = tuple(shape)
     if len(shape) != 4 or shape[1] != channels or 0 in shape:
-        raise InputError(f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0")
+        raise InputError(
+            f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0: "
+            "join clips and frames in the first axis, frame by frame"
+        )
     if num_frames < 1 or shape[0] % num_frames:
         raise InputError(
             f"the decoder got {shape[0]} latents for clips of {num_frames} frames; it needs whole clips: "

@@ -48,6 +48,19 @@ def test_the_least_that_is_named_works_and_fits():
     assert max(plan.encode_bytes, plan.sample_bytes, plan.decode_bytes) <= least
 
 
+def test_encoding_takes_what_it_may_and_no_more():
+    """What bounds it is what sampling leaves: with next to nothing to spare, a large still goes in bands."""
+    job = Job(TINY, 1, 2048, 1024, torch.float32)
+    ample = plan_render(job, 2**40)
+    vae = VideoVAE(TINY.vae, backend=Backend(device=META))
+    assert ample.encode == vae.encode_plan((1, 3, 1024, 2048), META)
+    with pytest.raises(InputError) as error:
+        plan_render(job, 1)
+    lean = plan_render(job, int(float(re.search(r"least ([\d.]+) GiB", str(error.value))[1]) * GIB))
+    assert lean.encode_bytes < ample.encode_bytes and lean.encode.mode == "bands"
+    assert "while encoding" in lean.report()
+
+
 def test_an_estimate_never_refuses():
     job = Job(TINY, FRAMES, WIDTH, HEIGHT, torch.float32)
     lean = plan_or_leanest(job, 1)

@@ -126,6 +126,27 @@ def test_attention_is_split_below_the_launch_limit_without_changing_it(monkeypat
     torch.testing.assert_close(backend.scaled_dot_product(q, q, q), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scores", [1, 100, 4 * 7 * 3 * 2, 10**6])
+@torch.inference_mode()
+def test_attention_without_a_fused_kernel_never_holds_more_scores_than_it_may(monkeypatch, scores):
+    from svd_core.model import backend
+
+    q, k = torch.randn(5, 3, 4, 8), torch.randn(5, 3, 7, 8)
+    whole = backend.scaled_dot_product(q, k, k)
+    attend, held = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counting(q, k, v):
+        held.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        return attend(q, k, v)
+
+    monkeypatch.setattr(backend, "FUSED", ())
+    monkeypatch.setattr(backend, "SCORES", scores)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    torch.testing.assert_close(backend.scaled_dot_product(q, k, k), whole, rtol=0, atol=1e-6)
+    assert sum(held) == 5 * 3 * 4 * 7
+    assert max(held) <= max(scores, 3 * 7)  # one query of one row is the least
+
+
 @torch.inference_mode()
 def test_permuting_clips_permutes_results(unet):
     batch = inputs(SMALL, 3, 4, 8, 8)

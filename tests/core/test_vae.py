@@ -253,6 +253,7 @@ def test_bad_pixels_are_refused(video_pair, shape, said):
         ((0, 4, 2, 2), {"num_frames": 1}, r"\(0, 4, 2, 2\)"),
         ((2, 8, 2, 2), {"num_frames": 2}, r"\(2, 8, 2, 2\)"),
         ((2, 4, 2), {"num_frames": 2}, r"\(2, 4, 2\)"),
+        ((1, 4, 2, 2, 2), {"num_frames": 2}, r"\(1, 4, 2, 2, 2\).*join clips and frames in the first axis"),
         ((2, 4, 2, 2), {"num_frames": 2, "chunk": 0}, "chunk is 0"),
         ((2, 4, 2, 2), {"num_frames": 2, "budget": -1}, "budget is -1"),
     ],

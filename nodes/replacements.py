@@ -1,7 +1,7 @@
 """What a workflow made for an abandoned pack turns into, where one node of ours does all that theirs did.
 
-ComfyUI offers these on its page when such a node is missing, and applies them to prompts from scripts; an installed pack
-keeps its own nodes. docs/migration.md says what to do where several nodes take the place of one.
+ComfyUI offers these on its page when such a node is missing, and applies them to prompts from scripts; a pack that is
+installed keeps its own nodes. docs/migration.md says what to do where several nodes take the place of one.
 """
 
 from __future__ import annotations

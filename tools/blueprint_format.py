@@ -171,9 +171,7 @@ def _edge_inputs(blueprint: Blueprint, links: Sequence[dict[str, Any]]) -> list[
             "id": _uuid(f"{blueprint.graph.name} in {port.name}"),
             "name": port.name,
             "type": port.kind,
-            "linkIds": [
-                link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (INPUTS_ID, slot)
-            ],
+            "linkIds": [link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (INPUTS_ID, slot)],
             "pos": [-EDGE_GAP - ROW_HEIGHT, ROW_HEIGHT * (slot + 1)],
         }
         for slot, port in enumerate(blueprint.inputs)
@@ -188,9 +186,7 @@ def _edge_outputs(
             "id": _uuid(f"{blueprint.graph.name} out {name}"),
             "name": name,
             "type": _output_kind(output, info),
-            "linkIds": [
-                link["id"] for link in links if (link["target_id"], link["target_slot"]) == (OUTPUTS_ID, slot)
-            ],
+            "linkIds": [link["id"] for link in links if (link["target_id"], link["target_slot"]) == (OUTPUTS_ID, slot)],
             "pos": [left + ROW_HEIGHT, ROW_HEIGHT * (slot + 1)],
         }
         for slot, (name, output) in enumerate(blueprint.outputs.items())

@@ -65,7 +65,8 @@ def blueprints(server):
     """Our blueprints as the server gives them: name -> content."""
     listed = {key: each for key, each in server.get_json("/global_subgraphs").items() if PACK_FOLDER in str(each)}
     assert {each["info"]["node_pack"] for each in listed.values()} == {f"custom_nodes.{PACK_FOLDER}"}
-    return {each["name"]: json.loads(server.get_json(f"/global_subgraphs/{key}")["data"]) for key, each in listed.items()}
+    contents = {each["name"]: server.get_json(f"/global_subgraphs/{key}")["data"] for key, each in listed.items()}
+    return {name: json.loads(content) for name, content in contents.items()}
 
 
 def test_comfyui_lists_every_blueprint(server):

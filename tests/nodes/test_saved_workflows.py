@@ -64,7 +64,8 @@ def test_values_that_a_page_saved_still_lie_at_their_places(pack, page):
     import nodes
 
     prompt = json.loads((page.parent.parent / page.name).read_text(encoding="utf-8"))
-    ours = [node for node in json.loads(page.read_text(encoding="utf-8"))["nodes"] if node["type"].startswith(OWN_PREFIX)]
+    saved = json.loads(page.read_text(encoding="utf-8"))["nodes"]
+    ours = [node for node in saved if node["type"].startswith(OWN_PREFIX)]
     assert ours
     for node in ours:
         found = by_place(node["widgets_values"], nodes.NODE_CLASS_MAPPINGS[node["type"]].GET_NODE_INFO_V1())

@@ -1,9 +1,9 @@
-"""Every node, widget and socket is explained in English and in Chinese: in `locales/`, which the page labels nodes with,
-and in `web/docs/`, which its help panel shows.
+"""Every node, widget and socket is explained in English and in Chinese: in `locales/`, which labels the nodes, and in
+`web/docs/`, which the help panel shows.
 
-English labels are the schema's own words, written anew with `STABLE_VIDEO_WRITE_SCHEMAS=1 make test-nodes`; Chinese ones
-are written by hand. Both parts of our category, "video" and "stable video", are ComfyUI's own words: it translates them,
-so there is no `main.json`, which would change them for every other pack as well.
+English labels are the schema's own words, written anew with `STABLE_VIDEO_WRITE_SCHEMAS=1 make test-nodes`; Chinese
+ones are written by hand. Both parts of our category, "video" and "stable video", are ComfyUI's own words: it translates
+them, so there is no `main.json`, which would change them for every other pack as well.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What the project says about itself in several places, said alike; and the ComfyUI that tests import."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_the_registrys_pictures_have_the_sizes_it_asks_for():
         assert icon.width == icon.height <= 400
     with Image.open(ROOT / "docs" / "registry" / "banner.png") as banner:
         assert banner.width * 9 == banner.height * 21
+
+
+def test_every_message_that_the_readme_explains_is_one_of_ours():
+    pieces = "\n".join(piece for folder in ("svd_core", "nodes") for piece in literals(ROOT / folder))
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1]
+    quoted = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) > 10
+    for message in quoted:
+        assert [part for part in message.split("...") if part.strip() not in pieces] == [], message
+
+
+def literals(folder):
+    """The fixed pieces of every text in a folder's Python files."""
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def test_comfyui_installs_every_package_that_the_pack_needs():

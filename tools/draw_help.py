@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tools/draw_help.py` puts tools/ there
 
 import svd_core  # noqa: E402
-from svd_core.config import LATENT_SCALE, VARIANTS  # noqa: E402
+from svd_core.config import VARIANTS  # noqa: E402
 from svd_core.demo import DEMO_MODEL  # noqa: E402
 from svd_core.sampling import (  # noqa: E402
     align_your_steps_sigmas,
@@ -37,7 +37,6 @@ from svd_core.sampling import (  # noqa: E402
     trapezoid_guidance,
     triangle_guidance,
 )
-from svd_core.settings import Settings  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
 from tools.fetch_comfyui import newest_comfyui  # noqa: E402
 from tools.samples import DEMO_PICTURE, PICTURE  # noqa: E402
@@ -106,21 +105,6 @@ def guidance_panels() -> list[Panel]:
     return [
         Panel(f"guidance {weight:g}", frames(min_guidance=weight, max_guidance=weight)) for weight in (1.0, 2.0, 6.0)
     ]
-
-
-@torch.inference_mode()
-def decode_panels() -> list[Panel]:
-    """One latent clip decoded whole, and frame by frame, as a decoder without context between frames sees it."""
-    clip = model().render(still(), Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED))
-    latents = clip.latents / LATENT_SCALE
-    whole = model().vae.decode(latents, num_frames=len(latents))
-    alone = model().vae.decode(latents, num_frames=1)
-    return [Panel("the whole clip (this node)", as_bytes(whole)), Panel("frame by frame", as_bytes(alone))]
-
-
-def as_bytes(pixels: torch.Tensor) -> np.ndarray:
-    """(T, 3, H, W) in [-1, 1] -> (T, H, W, 3) uint8."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 # Fitted pictures by the nodes
@@ -273,11 +257,9 @@ PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
     README_CLIP: lambda: row([Panel("a drawn still", np.asarray(still().resize((WIDTH, HEIGHT)))[None]), *_usual()]),
     "motion_bucket": lambda: row(clips("motion_bucket", (20, 127, 250))),
     "fps": lambda: row(clips("fps", (4, 7, 20))),
-    "augmentation": lambda: row(clips("augmentation", (0, 0.02, 0.4))),
     "seed": lambda: row(clips("seed", (SEED, 1, 2))),
     "steps": lambda: row(clips("steps", (3, 8, 16))),
     "guidance": lambda: row(guidance_panels()),
-    "decode": lambda: row(decode_panels()),
     "fit": lambda: row(fit_panels(), scale=1),
     "unfit": lambda: row(unfit_panels(), scale=1),
     "sigmas": lambda: [sigmas_plot()],

@@ -8,11 +8,15 @@ from .checkpoint import StableVideoCheckpointLoader
 from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
+from .replacements import register_replacements
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 
 class StableVideoExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -1,9 +1,11 @@
 """What the project says about itself in several places, said alike; and the ComfyUI that tests import."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import svd_core
 from tools.fetch_comfyui import RELEASES, comfyui_paths
@@ -30,6 +32,41 @@ def test_one_version(project):
 
 def test_the_oldest_comfyui_tested_is_the_oldest_promised(project):
     assert f'requires-comfyui = ">={RELEASES[-1].comfyui}"' in project
+
+
+def test_what_the_registry_leaves_out_is_named_from_the_root():
+    """A bare `docs/` would leave out web/docs too."""
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    assert "/docs/" in patterns
+    assert all(pattern.startswith("/") for pattern in patterns)
+    served = {"nodes", "svd_core", "workflows", "subgraphs", "locales", "web"}
+    assert not served & {pattern.strip("/") for pattern in patterns}
+    assert all((ROOT / folder).is_dir() for folder in served)
+
+
+def test_the_registrys_pictures_have_the_sizes_it_asks_for():
+    with Image.open(ROOT / "docs" / "registry" / "icon.png") as icon:
+        assert icon.width == icon.height <= 400
+    with Image.open(ROOT / "docs" / "registry" / "banner.png") as banner:
+        assert banner.width * 9 == banner.height * 21
+
+
+def test_every_message_that_the_readme_explains_is_one_of_ours():
+    pieces = "\n".join(piece for folder in ("svd_core", "nodes") for piece in literals(ROOT / folder))
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1]
+    quoted = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) > 10
+    for message in quoted:
+        assert [part for part in message.split("...") if part.strip() not in pieces] == [], message
+
+
+def literals(folder):
+    """The fixed pieces of every text in a folder's Python files."""
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def test_comfyui_installs_every_package_that_the_pack_needs():

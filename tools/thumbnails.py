@@ -38,7 +38,7 @@ def draw_card(card: Card) -> Image.Image:
     if card.upright:
         middle = _upright(middle)
     pen = ImageDraw.Draw(middle, "RGBA")
-    _sign(pen, side)
+    play_sign(pen, side)
     _words(pen, card.words, side)
     return middle.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
@@ -52,7 +52,8 @@ def _upright(square: Image.Image) -> Image.Image:
     return around
 
 
-def _sign(pen: ImageDraw.ImageDraw, side: int) -> None:
+def play_sign(pen: ImageDraw.ImageDraw, side: int) -> None:
+    """In the lower right corner of a square of so many pixels."""
     radius = SIGN * SCALE
     centre = side - MARGIN * SCALE - radius
     box = (centre - radius, centre - radius, centre + radius, centre + radius)

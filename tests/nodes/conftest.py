@@ -33,6 +33,16 @@ def pack(comfy) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def classes(pack) -> list[type]:
+    """Every node of the pack, in the order it lists them."""
+
+    async def listed() -> list[type]:
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    return asyncio.run(listed())
+
+
+@pytest.fixture(scope="session")
 def part(pack) -> Callable[[str], ModuleType]:
     """A module of the loaded pack by its place in it, such as `nodes.sampling`."""
     return lambda name: sys.modules[f"{pack.__name__}.{name}"]

@@ -6,13 +6,10 @@ The snapshot in data/schemas.json is written anew, after a change on purpose, wi
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import os
 from pathlib import Path
-
-import pytest
 
 SNAPSHOT = Path(__file__).parent / "data" / "schemas.json"
 
@@ -20,14 +17,6 @@ HOST_OPTIONS = {"checkpoint", "sampler_name"}
 """Choices that come from the host: its files and its samplers."""
 
 WIDE_TEXT = 300
-
-
-@pytest.fixture(scope="module")
-def classes(pack) -> list[type]:
-    async def listed() -> list[type]:
-        return await (await pack.comfy_entrypoint()).get_node_list()
-
-    return asyncio.run(listed())
 
 
 def described(node: type) -> dict:

@@ -1,0 +1,288 @@
+"""Draw the pictures and clips of the help pages (web/docs/images) and of the README, by the demo model on the CPU.
+
+    python tools/draw_help.py              all of them, some ten minutes
+    python tools/draw_help.py seed sigmas  these
+
+Each picture is of what the pack itself made: clips by svd_core, fitted pictures by the nodes in a running ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python tools/draw_help.py` puts tools/ there
+
+import svd_core  # noqa: E402
+from svd_core.config import VARIANTS  # noqa: E402
+from svd_core.demo import DEMO_MODEL  # noqa: E402
+from svd_core.sampling import (  # noqa: E402
+    align_your_steps_sigmas,
+    constant_guidance,
+    edm_sigmas,
+    linear_guidance,
+    trapezoid_guidance,
+    triangle_guidance,
+)
+from tools.comfyui_server import prepare, running  # noqa: E402
+from tools.fetch_comfyui import newest_comfyui  # noqa: E402
+from tools.samples import DEMO_PICTURE, PICTURE  # noqa: E402
+
+FOLDER = ROOT / "web" / "docs" / "images"
+README_CLIP = "clip"
+
+WIDTH, HEIGHT, FPS, SEED = 128, 64, 7, 42
+SCALE = 2
+LABEL, GAP, MARGIN = 24, 6, 6
+QUALITY = 82
+BACKGROUND, INK = (24, 24, 28), (235, 235, 240)
+COLOURS = ((255, 179, 71), (105, 190, 255), (140, 220, 130), (240, 130, 190))
+
+PLOT = (560, 260)
+PLOT_EDGES = (54, 14, 140, 30)
+"""Room around a plot: left, top, right (for its legend), bottom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What is shown (T, H, W, 3) uint8, and the words below it. A still has one frame."""
+
+    words: str
+    frames: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a plot: its name and its values (n,)."""
+
+    name: str
+    values: Sequence[float]
+
+
+# Clips by svd_core
+
+
+@cache
+def model() -> svd_core.StableVideo:
+    torch.set_num_threads(1)  # the networks are too small to share, and the bytes stay the same
+    return svd_core.load_checkpoint(DEMO_MODEL)
+
+
+@cache
+def still() -> Image.Image:
+    with Image.open(DEMO_PICTURE) as picture:
+        return picture.convert("RGB")
+
+
+@cache
+def frames(**settings: Any) -> np.ndarray:
+    """The demo picture in motion, (14, 64, 128, 3) uint8."""
+    chosen = {"width": WIDTH, "height": HEIGHT, "fps": FPS, "seed": SEED} | settings
+    clip = model().animate(still(), **chosen)
+    return (clip * 255).round().astype(np.uint8)
+
+
+def clips(name: str, values: Sequence[float], **settings: Any) -> list[Panel]:
+    """One panel for each value of a setting."""
+    return [Panel(f"{name} {value:g}", frames(**settings, **{name: value})) for value in values]
+
+
+def guidance_panels() -> list[Panel]:
+    """The same noise at three weights, the same for all frames."""
+    return [
+        Panel(f"guidance {weight:g}", frames(min_guidance=weight, max_guidance=weight)) for weight in (1.0, 2.0, 6.0)
+    ]
+
+
+# Fitted pictures by the nodes
+
+
+def fit_panels() -> list[Panel]:
+    """The sample picture of 1024x576 fitted into a square in the four ways."""
+    modes = ("crop", "pad", "blurred pad", "stretch")
+    prompt = {"1": _node("LoadImage", image=PICTURE.name)}
+    for place, mode in enumerate(modes):
+        prompt |= {f"fit{place}": _fit(mode), f"save{place}": _save([f"fit{place}", 0], mode)}
+    return [
+        Panel(mode, picture[None])
+        for mode, picture in zip(modes, run_nodes(prompt, [f"save{place}" for place in range(4)]), strict=True)
+    ]
+
+
+def unfit_panels() -> list[Panel]:
+    """A padded picture, and what is left after Unfit."""
+    prompt = {
+        "1": _node("LoadImage", image=PICTURE.name),
+        "fit": _fit("blurred pad"),
+        "unfit": _node("StableVideoImageUnfit", images=["fit", 0], content=["fit", 3]),
+        "save0": _save(["fit", 0], "fitted"),
+        "save1": _save(["unfit", 0], "unfitted"),
+    }
+    before, after = run_nodes(prompt, ["save0", "save1"])
+    return [Panel("before", before[None]), Panel("after", after[None])]
+
+
+def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+
+def _fit(mode: str) -> dict[str, Any]:
+    size = {"width": 192, "height": 192, "focus_x": 0.4, "focus_y": 0.5, "background": "#303038"}
+    return _node("StableVideoImageFit", image=["1", 0], mode=mode, **size)
+
+
+def _save(images: list[Any], prefix: str) -> dict[str, Any]:
+    return _node("SaveImage", images=images, filename_prefix=prefix)
+
+
+def run_nodes(prompt: Mapping[str, Mapping[str, Any]], savers: Sequence[str]) -> list[np.ndarray]:
+    """What each saving node of a prompt wrote in a ComfyUI of its own, (H, W, 3) uint8."""
+    with tempfile.TemporaryDirectory(prefix="help-") as folder:
+        base = prepare(Path(folder))
+        (base / "input" / PICTURE.name).write_bytes(PICTURE.read_bytes())
+        with running(base, newest_comfyui()) as comfyui:
+            run = comfyui.run(prompt)
+            return [_picture(comfyui.fetch(run.files(saver)[0])) for saver in savers]
+
+
+def _picture(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+# Rows of panels
+
+
+def row(panels: Sequence[Panel], scale: int = SCALE) -> list[Image.Image]:
+    """The frames of a picture that shows panels of one height beside each other, in step."""
+    length = max(len(panel.frames) for panel in panels)
+    return [_row_at(panels, place, scale) for place in range(length)]
+
+
+def _row_at(panels: Sequence[Panel], place: int, scale: int) -> Image.Image:
+    widths = [panel.frames.shape[2] * scale for panel in panels]
+    height = max(panel.frames.shape[1] for panel in panels) * scale
+    canvas = Image.new("RGB", (sum(widths) + GAP * (len(panels) + 1), height + LABEL + GAP), BACKGROUND)
+    pen, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(14), GAP
+    for panel, width in zip(panels, widths, strict=True):
+        frame = Image.fromarray(panel.frames[min(place, len(panel.frames) - 1)])
+        shown = frame.resize((width, frame.height * scale), Image.Resampling.BICUBIC)
+        canvas.paste(shown, (left, GAP + (height - shown.height) // 2))
+        pen.text((left + width // 2, height + GAP + LABEL // 2), panel.words, INK, font, anchor="mm")
+        left += width + GAP
+    return canvas
+
+
+def save(name: str, pictures: Sequence[Image.Image]) -> Path:
+    """A moving picture, or a still where there is one frame. It replaces the file."""
+    path = FOLDER / f"{name}.webp"
+    rest = {"save_all": True, "append_images": pictures[1:], "duration": 1000 // FPS, "loop": 0}
+    pictures[0].save(path, quality=QUALITY, method=6, **(rest if len(pictures) > 1 else {}))
+    return path
+
+
+# Plots
+
+
+def plot(curves: Sequence[Curve], *, logarithmic: bool, across: str) -> Image.Image:
+    """Lines over equally spaced places, with a name for each at the right; `across` says what the places are."""
+    canvas = Image.new("RGB", PLOT, BACKGROUND)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    scale = math.log10 if logarithmic else float
+    heights = [[scale(value) for value in curve.values] for curve in curves]
+    low, high = min(map(min, heights)), max(map(max, heights))
+    _draw_axes(pen, font, low, high, logarithmic, across)
+    for place, (curve, line) in enumerate(zip(curves, heights, strict=True)):
+        points = [_point(step / (len(line) - 1), (value - low) / (high - low)) for step, value in enumerate(line)]
+        pen.line(points, COLOURS[place], 2)
+        for x, y in points:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), COLOURS[place])
+        pen.text((PLOT[0] - PLOT_EDGES[2] + 14, 30 + 22 * place), curve.name, COLOURS[place], font, anchor="lm")
+    return canvas
+
+
+def _point(along: float, up: float) -> tuple[float, float]:
+    """Where a place (0 to 1) and a height (0 to 1) lie in the picture."""
+    left, top, right, bottom = PLOT_EDGES
+    return left + along * (PLOT[0] - left - right), top + (1 - up) * (PLOT[1] - top - bottom)
+
+
+def _draw_axes(
+    pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, low: float, high: float, logarithmic: bool, across: str
+) -> None:
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        value = low + part * (high - low)
+        start, end = _point(0, part), _point(1, part)
+        pen.line([start, end], (58, 58, 66))
+        pen.text((start[0] - 6, start[1]), f"{10**value if logarithmic else value:.3g}", INK, font, anchor="rm")
+    middle = _point(0.5, 0)
+    pen.text((middle[0], PLOT[1] - 12), across, INK, font, anchor="mm")
+
+
+def sigmas_plot() -> Image.Image:
+    steps = 10
+    curves = [
+        Curve("edm", edm_sigmas(steps)[:-1].tolist()),
+        Curve("align_your_steps", align_your_steps_sigmas(steps)[:-1].tolist()),
+    ]
+    return plot(curves, logarithmic=True, across="step 1 to 10; the last level, 0, is left out")
+
+
+def guidance_plot() -> Image.Image:
+    variant = VARIANTS["svd_xt"]
+    length, ends = variant.frames, (variant.min_guidance, variant.max_guidance)
+    curves = [
+        Curve("linear", linear_guidance(length, *ends).tolist()),
+        Curve("constant", constant_guidance(length, ends[1]).tolist()),
+        Curve("triangle", triangle_guidance(length, *ends).tolist()),
+        Curve("trapezoid", trapezoid_guidance(length, *ends).tolist()),
+    ]
+    return plot(curves, logarithmic=False, across=f"frame 1 to {length}: weights of SVD-XT")
+
+
+PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
+    README_CLIP: lambda: row([Panel("a drawn still", np.asarray(still().resize((WIDTH, HEIGHT)))[None]), *_usual()]),
+    "motion_bucket": lambda: row(clips("motion_bucket", (20, 127, 250))),
+    "fps": lambda: row(clips("fps", (4, 7, 20))),
+    "seed": lambda: row(clips("seed", (SEED, 1, 2))),
+    "steps": lambda: row(clips("steps", (3, 8, 16))),
+    "guidance": lambda: row(guidance_panels()),
+    "fit": lambda: row(fit_panels(), scale=1),
+    "unfit": lambda: row(unfit_panels(), scale=1),
+    "sigmas": lambda: [sigmas_plot()],
+    "guidance_curves": lambda: [guidance_plot()],
+}
+"""Every picture by the name of its file."""
+
+
+def _usual() -> list[Panel]:
+    return [Panel("the small demo model's clip", frames())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(PICTURES)}; default: all")
+    names = parser.parse_args().names or list(PICTURES)
+    if unknown := set(names) - set(PICTURES):
+        parser.error(f"no picture is called {', '.join(sorted(unknown))}: choose from {', '.join(PICTURES)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = save(name, PICTURES[name]())
+        print(path.relative_to(ROOT), path.stat().st_size // 1024, "KiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from ..sinusoid import sinusoid
 from .attention import Attention, cross_attention
 from .backend import Backend
 from .embedding import embedding_mlp
-from .layout import to_images, to_tokens
+from .layout import joined, to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
 
@@ -36,7 +36,8 @@ class GEGLU(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         value, gate = self.proj(tokens).chunk(2, dim=-1)
-        return value * nn.functional.gelu(gate)
+        opened = nn.functional.gelu(gate)
+        return value * opened if torch.is_grad_enabled() else opened.mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -88,14 +89,14 @@ class SpatialBlock(_Block):
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
         tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        return joined(tokens, self.ff(self.norm3(tokens)))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         if step.hooks.changes_attention:
             return self.attend_hooked(tokens, step.context, step)
         normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, normed)
-        return tokens + cross_attention(self.attn2, self.norm2, tokens, step.context)
+        tokens = joined(tokens, self.attn1(normed, normed))
+        return joined(cross_attention(self.attn2, self.norm2, tokens, step.context), tokens)
 
 
 class TemporalBlock(_Block):
@@ -108,16 +109,16 @@ class TemporalBlock(_Block):
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(B, T, S, C) -> (B, T, S, C)."""
-        tokens = tokens + self.ff_in(self.norm_in(tokens))
+        tokens = joined(tokens, self.ff_in(self.norm_in(tokens)))
         tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        return joined(tokens, self.ff(self.norm3(tokens)))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
             return self.attend_by_pixel(tokens, step)
-        tokens = tokens + self.attn1.over_frames(self.norm1(tokens))
-        return tokens + self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+        tokens = joined(tokens, self.attn1.over_frames(self.norm1(tokens)))
+        return joined(self.attn2.constant(step.clip_context)[:, None], tokens)  # (B, 1, 1, C)
 
     def attend_by_pixel(self, tokens: Tensor, step: StepContext) -> Tensor:
         """The general path: one row of T tokens for each pixel, all reading the context of their clip."""
@@ -154,7 +155,7 @@ class SpatialVideoTransformer(nn.Module):
             # The blend's temporal operand carries the frame embedding, its spatial operand does not (spec 1.5).
             tokens = torch.lerp(tokens, temporal(clips, step).flatten(0, 1), share)
         step.hooks.leave_transformer()
-        return images + to_images(self.proj_out(tokens), images.shape[-2])
+        return joined(images, to_images(self.proj_out(tokens), images.shape[-2]))
 
     def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
         """(T, 1, C): which frame of the clip a token belongs to."""

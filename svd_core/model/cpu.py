@@ -1,8 +1,8 @@
-"""Routes that a CPU takes where torch's own choice is slow: capability, one probe, kept choice, torch's route otherwise.
+"""Routes that a CPU takes where torch's own is slow: capability, one probe, kept choice, torch's route otherwise.
 
 Torch sends float32 matrix products to MKL, which does not use all of a CPU that Intel did not make; oneDNN, which torch
-holds too, does (performance notes 2.10). Class: rounding. Never with gradients, in torch.compile, or on weights that are
-anything but plain float32 numbers in the CPU's memory.
+holds too, does (performance notes 2.10). Class: rounding. Never with gradients, in torch.compile, or on weights that
+are anything but plain float32 numbers in the CPU's memory.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _is_candidate(tokens: Any) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """A host's tensor classes (quantised, sharded) keep their own product, and oneDNN is very slow on strided weights."""
+    """A host's tensor classes (quantised, sharded) keep their own product, and oneDNN is minutes slower on weights with
+    gaps between their rows."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.is_cpu

@@ -51,17 +51,22 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., C) -> (..., C). Tokens stand alone, so many go through in groups and the hidden layer never exists
-        whole. A group's size depends on the shape alone, so no bit depends on memory. Where gradients are recorded
-        all go at once: the backward pass needs the whole hidden layer."""
+        """(..., C) -> (..., C)."""
+        return self.net(tokens)
+
+    def added(self, fresh: Tensor, normed: Tensor) -> Tensor:
+        """fresh + forward(normed), both (..., C), in the memory of `fresh`, which the caller has just made.
+
+        Tokens stand alone, so many go through in groups and the hidden layer never exists whole. A group's size depends
+        on the shape alone, so no bit depends on memory. Where gradients are recorded all go at once and take memory of
+        their own: the backward pass needs the whole hidden layer."""
+        if torch.is_grad_enabled() or fresh.dtype != normed.dtype:
+            return fresh + self(normed)
         group = max(1, HIDDEN_VALUES // self.net[0].proj.weight.shape[0])
-        if torch.is_grad_enabled() or tokens.numel() <= group * tokens.shape[-1]:
-            return self.net(tokens)
-        rows = tokens.flatten(0, -2)
-        out = torch.empty_like(rows)
-        for to, of in zip(out.split(group), rows.split(group), strict=True):
-            to.copy_(self.net(of))
-        return out.view(tokens.shape)
+        tokens = fresh.flatten(0, -2)
+        for to, of in zip(tokens.split(group), normed.flatten(0, -2).split(group), strict=True):
+            to.add_(self(of))
+        return tokens.view(fresh.shape)
 
 
 class _Block(nn.Module):
@@ -89,7 +94,7 @@ class SpatialBlock(_Block):
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
         tokens = self.attend(tokens, step)
-        return joined(tokens, self.ff(self.norm3(tokens)))
+        return self.ff.added(tokens, self.norm3(tokens))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         if step.hooks.changes_attention:
@@ -108,10 +113,10 @@ class TemporalBlock(_Block):
         self.ff_in = FeedForward(channels, backend=backend)
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
-        """(B, T, S, C) -> (B, T, S, C)."""
-        tokens = joined(tokens, self.ff_in(self.norm_in(tokens)))
+        """(B, T, S, C) -> (B, T, S, C), where no gradients are recorded in the memory of `tokens` or of its own."""
+        tokens = self.ff_in.added(tokens, self.norm_in(tokens))
         tokens = self.attend(tokens, step)
-        return joined(tokens, self.ff(self.norm3(tokens)))
+        return self.ff.added(tokens, self.norm3(tokens))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         one_token = step.context.shape[1] == 1

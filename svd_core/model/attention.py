@@ -37,7 +37,8 @@ class Attention(nn.Module):
     def over_frames(self, tokens: Tensor) -> Tensor:
         """Self-attention along T of (B, T, S, C), read through strides; one clip at a time. Class: exact."""
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        return self.to_out(torch.stack([self._mix_frames(*clip) for clip in zip(q, k, v, strict=True)]))
+        mixed = [self._mix_frames(*clip) for clip in zip(q, k, v, strict=True)]
+        return self.to_out(torch.stack(mixed) if len(mixed) > 1 else mixed[0][None])
 
     def _mix_frames(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One clip, (T, S, C) each -> (T, S, C)."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import GROUPS
+from .cpu import deriving_linear
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each (batch, heads, tokens, head width), not masked, scaled by head width ** -0.5."""
@@ -74,7 +75,8 @@ class Backend:
         return tensor.to(weight.dtype) if self.operations is nn else tensor
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
-        return self.operations.Linear(inputs, outputs, bias=bias, dtype=self.dtype, device=self.device)
+        layer = deriving_linear(self.operations.Linear)
+        return layer(inputs, outputs, bias=bias, dtype=self.dtype, device=self.device)
 
     def conv(
         self,

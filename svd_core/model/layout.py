@@ -7,6 +7,7 @@ functions are still right; they copy.
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -29,3 +30,20 @@ def to_clips(images: Tensor, num_frames: int) -> Tensor:
 def from_clips(clips: Tensor, height: int) -> Tensor:
     """(B, C, T, H*W) -> (N, C, H, W), channels last."""
     return rearrange(clips, "b c t (h w) -> (b t) c h w", h=height)
+
+
+# Sums in the memory of an operand that nobody else holds. With gradients they take memory of their own.
+
+
+def joined(other: Tensor, fresh: Tensor) -> Tensor:
+    """other + fresh, in the memory of `fresh`, which the caller has just made. Class: exact."""
+    if torch.is_grad_enabled() or other.dtype != fresh.dtype:
+        return other + fresh
+    return fresh.add_(other)
+
+
+def blended(fresh: Tensor, change: Tensor, share: Tensor) -> Tensor:
+    """fresh + share * change, likewise."""
+    if torch.is_grad_enabled() or change.dtype != fresh.dtype:
+        return torch.addcmul(fresh, change, share)
+    return fresh.addcmul_(change, share)

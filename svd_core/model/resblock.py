@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backend import Backend
-from .layout import from_clips, to_clips
+from .layout import blended, from_clips, joined, to_clips
 from .step import StepContext
 
 
@@ -29,10 +29,10 @@ class _Residual(nn.Module):
         self, norm_in: nn.Module, conv_in: nn.Module, emb: nn.Module, norm_out: nn.Module, conv_out: nn.Module
     ):
         super().__init__()
-        self.in_layers = nn.Sequential(norm_in, nn.SiLU(), conv_in)
+        self.in_layers = nn.Sequential(norm_in, nn.SiLU(inplace=True), conv_in)
         self.emb_layers = nn.Sequential(nn.SiLU(), emb)
         # Identity keeps the slot of the dropout: the released files call the next layer out_layers.3.
-        self.out_layers = nn.Sequential(norm_out, nn.SiLU(), nn.Identity(), conv_out)
+        self.out_layers = nn.Sequential(norm_out, nn.SiLU(inplace=True), nn.Identity(), conv_out)
 
 
 class TemporalResBlock(_Residual):
@@ -50,7 +50,7 @@ class TemporalResBlock(_Residual):
     def change(self, clips: Tensor, emb: Tensor) -> Tensor:
         """clips (B, C, T, H*W), emb (B, T, E) -> what the block adds to clips, same shape."""
         shift = self.emb_layers(emb).movedim(-1, 1)  # (B, C, T)
-        return self.out_layers(self.in_layers(clips) + shift[..., None])
+        return self.out_layers(joined(shift[..., None], self.in_layers(clips)))
 
 
 class VideoResBlock(_Residual):
@@ -73,9 +73,9 @@ class VideoResBlock(_Residual):
         spatial = self.spatial(images, step.emb)
         clips = to_clips(spatial, step.num_frames)
         change = self.time_stack.change(clips, step.emb.unflatten(0, (-1, step.num_frames)))
-        return torch.addcmul(spatial, from_clips(change, images.shape[-2]), self.time_mixer.temporal_share(spatial))
+        return blended(spatial, from_clips(change, images.shape[-2]), self.time_mixer.temporal_share(spatial))
 
     def spatial(self, images: Tensor, emb: Tensor) -> Tensor:
         """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) -> (N, C', H, W)."""
         shift = self.emb_layers(emb)[..., None, None]
-        return self.skip_connection(images) + self.out_layers(self.in_layers(images) + shift)
+        return joined(self.skip_connection(images), self.out_layers(joined(shift, self.in_layers(images))))

@@ -14,7 +14,7 @@ from ..sinusoid import sinusoid
 from .attention import Attention, cross_attention
 from .backend import Backend
 from .embedding import embedding_mlp
-from .layout import to_images, to_tokens
+from .layout import joined, to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
 
@@ -36,7 +36,8 @@ class GEGLU(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         value, gate = self.proj(tokens).chunk(2, dim=-1)
-        return value * nn.functional.gelu(gate)
+        opened = nn.functional.gelu(gate)
+        return value * opened if torch.is_grad_enabled() else opened.mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -50,17 +51,22 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., C) -> (..., C). Tokens stand alone, so many go through in groups and the hidden layer never exists
-        whole. A group's size depends on the shape alone, so no bit depends on memory. Where gradients are recorded
-        all go at once: the backward pass needs the whole hidden layer."""
+        """(..., C) -> (..., C)."""
+        return self.net(tokens)
+
+    def added(self, fresh: Tensor, normed: Tensor) -> Tensor:
+        """fresh + forward(normed), both (..., C), in the memory of `fresh`, which the caller has just made.
+
+        Tokens stand alone, so many go through in groups and the hidden layer never exists whole. A group's size depends
+        on the shape alone, so no bit depends on memory. Where gradients are recorded all go at once and take memory of
+        their own: the backward pass needs the whole hidden layer."""
+        if torch.is_grad_enabled() or fresh.dtype != normed.dtype:
+            return fresh + self(normed)
         group = max(1, HIDDEN_VALUES // self.net[0].proj.weight.shape[0])
-        if torch.is_grad_enabled() or tokens.numel() <= group * tokens.shape[-1]:
-            return self.net(tokens)
-        rows = tokens.flatten(0, -2)
-        out = torch.empty_like(rows)
-        for to, of in zip(out.split(group), rows.split(group), strict=True):
-            to.copy_(self.net(of))
-        return out.view(tokens.shape)
+        tokens = fresh.flatten(0, -2)
+        for to, of in zip(tokens.split(group), normed.flatten(0, -2).split(group), strict=True):
+            to.add_(self(of))
+        return tokens.view(fresh.shape)
 
 
 class _Block(nn.Module):
@@ -88,14 +94,14 @@ class SpatialBlock(_Block):
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
         tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        return self.ff.added(tokens, self.norm3(tokens))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         if step.hooks.changes_attention:
             return self.attend_hooked(tokens, step.context, step)
         normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, normed)
-        return tokens + cross_attention(self.attn2, self.norm2, tokens, step.context)
+        tokens = joined(tokens, self.attn1(normed, normed))
+        return joined(cross_attention(self.attn2, self.norm2, tokens, step.context), tokens)
 
 
 class TemporalBlock(_Block):
@@ -107,17 +113,17 @@ class TemporalBlock(_Block):
         self.ff_in = FeedForward(channels, backend=backend)
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
-        """(B, T, S, C) -> (B, T, S, C)."""
-        tokens = tokens + self.ff_in(self.norm_in(tokens))
+        """(B, T, S, C) -> (B, T, S, C), where no gradients are recorded in the memory of `tokens` or of its own."""
+        tokens = self.ff_in.added(tokens, self.norm_in(tokens))
         tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        return self.ff.added(tokens, self.norm3(tokens))
 
     def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
             return self.attend_by_pixel(tokens, step)
-        tokens = tokens + self.attn1.over_frames(self.norm1(tokens))
-        return tokens + self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+        tokens = joined(tokens, self.attn1.over_frames(self.norm1(tokens)))
+        return joined(self.attn2.constant(step.clip_context)[:, None], tokens)  # (B, 1, 1, C)
 
     def attend_by_pixel(self, tokens: Tensor, step: StepContext) -> Tensor:
         """The general path: one row of T tokens for each pixel, all reading the context of their clip."""
@@ -154,7 +160,7 @@ class SpatialVideoTransformer(nn.Module):
             # The blend's temporal operand carries the frame embedding, its spatial operand does not (spec 1.5).
             tokens = torch.lerp(tokens, temporal(clips, step).flatten(0, 1), share)
         step.hooks.leave_transformer()
-        return images + to_images(self.proj_out(tokens), images.shape[-2])
+        return joined(images, to_images(self.proj_out(tokens), images.shape[-2]))
 
     def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
         """(T, 1, C): which frame of the clip a token belongs to."""

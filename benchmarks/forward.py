@@ -1,0 +1,390 @@
+"""The UNet and the decoder beside diffusers and ComfyUI, in time: `python -m benchmarks.forward`.
+
+By the protocol that makes such a comparison fair: one process and the same weights for all that are compared; equality
+proved before anything is timed; rounds that begin with another contestant each time, the first discarded; processor
+time and wall time; ratios of the same round. Each case has a process of its own. Results are printed and written to
+output/bench/, as JSON and as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import decode_peers
+from benchmarks.unet_peers import CONTESTANTS, Batch, random_weights
+from benchmarks.work import CLASSES, Tally, Work
+from svd_core.config import UNetConfig
+from svd_core.model import cpu
+from tools.fetch_comfyui import FetchError, newest_comfyui
+from tools.random_weights import relative
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "output" / "bench"
+ERROR_LIMIT = 2.0
+"""Allowed to our error, in units of the smallest of the others'."""
+
+Run = Callable[[], Tensor]
+
+RELEASED = UNetConfig()
+NARROW = UNetConfig(model_channels=64, channel_mult=(1, 2, 4, 4), context_dim=256, vector_dim=96)
+"""So narrow that the released number of tokens fits a CPU: attention, norms and copies weigh more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Who competes, and the reference that all are compared with before they are timed; it is dropped then."""
+
+    runs: Mapping[str, Run]
+    reference: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    dtype: torch.dtype
+    field: Callable[[torch.dtype], Field]
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contestant in one case. Ratios are its time over ours in the same round: above 1 we are faster."""
+
+    case: str
+    dtype: str
+    name: str
+    error: float
+    cpu_seconds: float
+    least_cpu_seconds: float
+    wall_seconds: float
+    cpu_ratio: float
+    cpu_ratio_range: tuple[float, float]
+    wall_ratio: float
+    wall_ratio_range: tuple[float, float]
+    rounds: int
+
+
+# Fields
+
+
+def unet_field(config: UNetConfig, size: tuple[int, int, int], names: Sequence[str]) -> Callable[[torch.dtype], Field]:
+    """Whole forwards of clips (T, h, w)."""
+
+    def field(dtype: torch.dtype) -> Field:
+        weights = random_weights(config, dtype)
+        networks = {name: CONTESTANTS[name](config, weights, dtype) for name in names}
+        batch = Batch.random(config, *size).to(dtype)
+        runs = {name: lambda network=network: network.forward(batch) for name, network in networks.items()}
+
+        def reference() -> Tensor:
+            with precise(networks["diffusers"].unet, _finer(dtype)):
+                return networks["diffusers"].forward(batch.to(_finer(dtype)))
+
+        return Field(runs, reference)
+
+    return field
+
+
+def level_field(size: tuple[int, int, int], names: Sequence[str]) -> Callable[[torch.dtype], Field]:
+    """The first residual block and transformer of the released size, on images (T, 320, h, w)."""
+
+    def field(dtype: torch.dtype) -> Field:
+        weights = random_weights(RELEASED, dtype, only="input_blocks.1.")
+        networks = {name: CONTESTANTS[name](RELEASED, weights, dtype) for name in names}
+        generator = torch.Generator().manual_seed(2)
+        shapes = ((size[0], 320, *size[1:]), (1, RELEASED.embedding_dim), (1, 1, RELEASED.context_dim))
+        inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        runs = {name: lambda network=network: network.level(*inputs) for name, network in networks.items()}
+
+        def reference() -> Tensor:
+            block = networks["diffusers"].unet.down_blocks[0]
+            with precise(block, _finer(dtype)):
+                return networks["diffusers"].level(*(part.to(_finer(dtype)) for part in inputs))
+
+        return Field(runs, reference)
+
+    return field
+
+
+def decode_field(size: tuple[int, int, int]) -> Callable[[torch.dtype], Field]:
+    """Latents (T, 4, h, w) of one clip to pixels, all frames at once in the others: in parts they give other pixels."""
+
+    def field(dtype: torch.dtype) -> Field:
+        weights = {name: value.to(dtype) for name, value in decode_peers.random_weights().items()}
+        contestants = {
+            "ours": decode_peers.exact("all kept", "device"),
+            "ours, one frame kept": decode_peers.exact("one frame kept", "device", 1),
+            "diffusers": decode_peers.diffusers(None),
+            "ComfyUI": decode_peers.comfyui(),
+        }
+        built = {name: contestant.build(weights, dtype) for name, contestant in contestants.items()}
+        z = torch.randn(size[0], 4, *size[1:], generator=torch.Generator().manual_seed(1)).to(dtype)
+        runs = {name: lambda decode=decode: decode(z) for name, (_, decode) in built.items()}
+
+        def reference() -> Tensor:
+            network, decode = built["diffusers"]
+            with precise(network.decoder, _finer(dtype)):
+                return decode(z.to(_finer(dtype)))
+
+        return Field(runs, reference)
+
+    return field
+
+
+def _finer(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float32 else torch.float32
+
+
+@contextmanager
+def precise(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While entered, each layer's weights are in a finer dtype as long as it runs, and only then: the exact function of
+    the same weights, without a second copy of them."""
+
+    def refine(layer: nn.Module, _: Any) -> None:
+        kept[layer] = [parameter.data for parameter in layer.parameters(recurse=False)]
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+
+    def restore(layer: nn.Module, *_: Any) -> None:
+        for parameter, data in zip(layer.parameters(recurse=False), kept.pop(layer), strict=True):
+            parameter.data = data
+
+    kept: dict[nn.Module, list[Tensor]] = {}
+    holders = [layer for layer in network.modules() if next(layer.parameters(recurse=False), None) is not None]
+    hooks = [layer.register_forward_pre_hook(refine) for layer in holders]
+    hooks += [layer.register_forward_hook(restore, always_call=True) for layer in holders]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+EVERYONE, STOCK = tuple(CONTESTANTS), ("ours", "diffusers", "ComfyUI")
+FULL, TOKENS = (7, 24, 40), (14, 72, 128)
+CASES = (
+    Case("UNet, released size, 7 frames of 320x192", torch.float32, unet_field(RELEASED, FULL, STOCK)),
+    Case("UNet, released size, 7 frames of 320x192", torch.bfloat16, unet_field(RELEASED, FULL, STOCK)),
+    Case("UNet, narrow, 14 frames of 1024x576", torch.bfloat16, unet_field(NARROW, TOKENS, STOCK)),
+    Case("first level, 4 frames of 1024x576", torch.float32, level_field((4, 72, 128), EVERYONE)),
+    Case("first level, 4 frames of 1024x576", torch.bfloat16, level_field((4, 72, 128), EVERYONE)),
+    Case("decode, 8 frames of 192x128", torch.float32, decode_field((8, 16, 24))),
+    Case("decode, 8 frames of 192x128", torch.bfloat16, decode_field((8, 16, 24))),
+    Case("first level, 4 frames of 192x128", torch.float32, level_field((4, 16, 24), EVERYONE), quick=True),
+    Case("first level, 4 frames of 192x128", torch.bfloat16, level_field((4, 16, 24), EVERYONE), quick=True),
+    Case("decode, 2 frames of 64x64", torch.float32, decode_field((2, 8, 8)), quick=True),
+)
+
+
+# In a process of its own
+
+
+@torch.inference_mode()
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Rows, and our work by class. Raises ValueError where we are not as exact as the others."""
+    field = case.field(case.dtype)
+    errors = _errors(field)
+    print(f"{case.name}, {_dtype(case)}: errors {errors}", file=sys.stderr)
+    _check(errors)
+    times = [_round(field.runs, number) for number in range(rounds + 1)][1:]
+    with Work() as work:
+        field.runs["ours"]()
+    rows = [asdict(_row(case, name, errors[name], times)) for name in field.runs]
+    return {"rows": rows, "work": {name: asdict(tally) for name, tally in work.classes.items()}}
+
+
+def _errors(field: Field) -> dict[str, float]:
+    """Distance of each contestant's result from the finer reference; inference mode would forbid the weights' visit."""
+    with torch.inference_mode(False), torch.no_grad():
+        reference = field.reference()
+    return {name: relative(run(), reference) for name, run in field.runs.items()}
+
+
+def _check(errors: Mapping[str, float]) -> None:
+    others = min(error for name, error in errors.items() if not name.startswith("ours"))
+    for name, error in errors.items():
+        if name.startswith("ours") and not error <= ERROR_LIMIT * others:
+            raise ValueError(f"{name}: error {error:.1e}, allowed {ERROR_LIMIT} times the others' {others:.1e}")
+
+
+def _round(runs: Mapping[str, Run], number: int) -> dict[str, tuple[float, float]]:
+    """Processor and wall seconds of each, beginning with another one each time."""
+    first = number % len(runs)
+    order = list(runs)[first:] + list(runs)[:first]
+    times = {}
+    for name in order:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        runs[name]()
+        times[name] = (time.process_time() - cpu_start, time.perf_counter() - start)
+        print(f"  {name}: {times[name][0]:.2f} s of processors, {times[name][1]:.2f} s", file=sys.stderr)
+    return times
+
+
+def _row(case: Case, name: str, error: float, times: Sequence[Mapping[str, tuple[float, float]]]) -> Row:
+    cpu_seconds, wall_seconds = ([each[name][kind] for each in times] for kind in (0, 1))
+    cpu_ratios, wall_ratios = ([each[name][kind] / each["ours"][kind] for each in times] for kind in (0, 1))
+    return Row(
+        case.name,
+        _dtype(case),
+        name,
+        error,
+        statistics.median(cpu_seconds),
+        min(cpu_seconds),
+        statistics.median(wall_seconds),
+        statistics.median(cpu_ratios),
+        (min(cpu_ratios), max(cpu_ratios)),
+        statistics.median(wall_ratios),
+        (min(wall_ratios), max(wall_ratios)),
+        len(times),
+    )
+
+
+def _dtype(case: Case) -> str:
+    return str(case.dtype).removeprefix("torch.")
+
+
+# All of them
+
+
+def measure_all(cases: Sequence[Case], rounds: int, threads: int) -> list[dict[str, Any]]:
+    """What each case's process printed; a case that failed says why on the error output and is left out."""
+    results = []
+    for case in cases:
+        command = [sys.executable, "-m", "benchmarks.forward", "--child", str(CASES.index(case))]
+        command += ["--rounds", str(rounds), "--threads", str(threads)]
+        ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if ran.returncode == 0:
+            results.append(json.loads(ran.stdout.splitlines()[-1]))
+    return results
+
+
+def peaks(dtype: torch.dtype, edge: int = 2048) -> tuple[float, float]:
+    """FLOP/s of the largest of a few products and bytes/s of a copy: what this machine can do at best."""
+    operands = [torch.randn(edge, edge).to(dtype) for _ in range(2)]
+    product = _least(lambda: cpu.onednn_linear(*operands))
+    source, target = torch.zeros(2**26), torch.empty(2**26)
+    copy = _least(lambda: target.copy_(source))
+    return 2 * edge**3 / product, 2 * source.nbytes / copy
+
+
+def _least(run: Callable[[], Any], repeat: int = 5) -> float:
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+# What is told of it
+
+
+def markdown(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    lines = [
+        f"{facts['threads']} threads, {facts['rounds']} rounds after one that is discarded. A ratio is the "
+        "contestant's time over ours in the same round, the middle one and the range; above 1 we are faster. The "
+        "error is the relative distance from the same weights in a finer dtype.",
+        "",
+        "| case | dtype | contestant | error | CPU s | wall s | CPU ratio | wall ratio |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [_line(row) for result in results for row in result["rows"]]
+    lines += ["", facts["versions"], ""]
+    for result in results:
+        lines += [*_roofline(result), ""]
+    return "\n".join(lines)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    ratios = (
+        f"{row[kind]:.2f} ({row[kind + '_range'][0]:.2f}-{row[kind + '_range'][1]:.2f})"
+        for kind in ("cpu_ratio", "wall_ratio")
+    )
+    seconds = f"{row['cpu_seconds']:.2f} | {row['wall_seconds']:.2f}"
+    return f"| {row['case']} | {row['dtype']} | {row['name']} | {row['error']:.1e} | {seconds} | {' | '.join(ratios)} |"
+
+
+def _roofline(result: Mapping[str, Any]) -> list[str]:
+    """How far each class of operation is from what the machine can do: the floor is the longer of FLOPs at the peak of
+    a product and bytes at that of a copy."""
+    flops, copied = result["peaks"]
+    row = result["rows"][0]
+    lines = [
+        f"Ours, {row['case']}, {row['dtype']}: peaks {flops / 1e9:.0f} GFLOP/s and {copied / 1e9:.1f} GB/s.",
+        "",
+        "| class | launches | GFLOP | GB | seconds | floor, seconds | of the floor |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys((*CLASSES.values(), *result["work"])):
+        if name in result["work"]:
+            tally = Tally(**result["work"][name])
+            floor = max(tally.flops / flops, tally.bytes / copied)
+            cells = (tally.launches, f"{tally.flops / 1e9:.1f}", f"{tally.bytes / 1e9:.2f}", f"{tally.seconds:.3f}")
+            share = floor / max(tally.seconds, 1e-9)
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} | {floor:.3f} | {100 * share:.0f} % |")
+    return lines
+
+
+def facts_of(rounds: int, threads: int) -> dict[str, Any]:
+    try:
+        comfyui = newest_comfyui().name
+    except FetchError as error:
+        comfyui = f"none ({error})"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
+    machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
+    settings = "attention by torch's function for all; random weights, shared; ComfyUI with disable_weight_init"
+    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our linear layers in float32: {cpu.chosen()}."
+    return {"rounds": rounds, "threads": threads, "versions": versions}
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forward", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small cases alone, to see that all runs")
+    parser.add_argument("--only", default="", help="cases whose name and dtype hold these words")
+    parser.add_argument("--rounds", type=int, default=5, help="that count, after one that does not")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 1 where a case failed, for example because its contestants do not agree."""
+    given = parsed(arguments)
+    torch.set_num_threads(given.threads)
+    if given.child is not None:
+        case = CASES[given.child]
+        print(json.dumps({**measure(case, given.rounds), "peaks": peaks(case.dtype)}))
+        return 0
+    words = given.only.split()
+    cases = [
+        case for case in CASES if case.quick == given.quick and all(w in f"{case.name} {_dtype(case)}" for w in words)
+    ]
+    results = measure_all(cases, given.rounds, given.threads)
+    facts = facts_of(given.rounds, given.threads)
+    text = markdown(results, facts)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    name = "forward-quick" if given.quick else "forward"
+    (OUTPUT / f"{name}.md").write_text(text, encoding="utf-8")
+    (OUTPUT / f"{name}.json").write_text(json.dumps({"facts": facts, "results": results}, indent=2) + "\n")
+    print(text)
+    return int(len(results) < len(cases))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -47,6 +47,9 @@ OUR_NODES = (
     "StableVideoGuider",
     "StableVideoDecode",
     "StableVideoImageUnfit",
+    "StableVideoSeedScout",
+    "StableVideoSweep",
+    "StableVideoMotionMeter",
 )
 """Node ids that saved workflows depend on."""
 

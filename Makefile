@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick bench-decode clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench: $(STAMP) ## Measure the import cost and a run at real size (4.78 GB of ra
 
 bench-quick: $(STAMP) ## The import cost alone
 	$(RUN) -m benchmarks --quick
+
+scout: $(STAMP) ## Whether cheap clips rank seeds as full ones do, on the demo model (10 minutes)
+	$(RUN) -m benchmarks.scout
 
 bench-decode: $(STAMP) ## Decoding beside diffusers and ComfyUI: memory, time and pixels (minutes, about 10 GB)
 	$(RUN) -m benchmarks.decode

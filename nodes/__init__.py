@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .checkpoint import StableVideoCheckpointLoader
+from .clips import StableVideoMotionMeter, StableVideoSeedScout, StableVideoSweep
 from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
@@ -28,6 +29,9 @@ class StableVideoExtension(ComfyExtension):
             StableVideoGuider,
             StableVideoDecode,
             StableVideoImageUnfit,
+            StableVideoSeedScout,
+            StableVideoSweep,
+            StableVideoMotionMeter,
         ]
 
 

@@ -29,7 +29,7 @@ from ..svd_core.sampling.schedule import RHO, SIGMA_MAX, SIGMA_MIN
 from ..svd_core.settings import MAX_STEPS
 from .bridge.guider import ClipGuider, Weights, require_sampled
 from .bridge.plan import sampling_in_words
-from .bridge.preview import ProgressCallback
+from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import damaged_frames, show, verdict
 
@@ -88,9 +88,9 @@ class StableVideoSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Another seed moves another way. The same seed gives the same clip on every machine.",
                 ),
-                _steps_input(),
-                *_guidance_inputs(),
-                _schedule_input(),
+                steps_input(),
+                *guidance_inputs(),
+                schedule_input(),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSAMPLER_NAMES,
@@ -105,7 +105,7 @@ class StableVideoSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Turn off to go on with a latent that is still noisy, from a sampler with an end step.",
                 ),
-                _points_input(),
+                points_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The clip, for Stable Video Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -161,8 +161,8 @@ class StableVideoSigmas(io.ComfyNode):
             search_aliases=["svd scheduler", "edm sigmas", "karras", "align your steps", "custom sigmas"],
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="Only asked for its own number of steps."),
-                _steps_input(),
-                _schedule_input(),
+                steps_input(),
+                schedule_input(),
                 _denoise_input(),
                 *_part_inputs(),
                 _level_input("sigma_min", SIGMA_MIN, "Last level before 0 of the edm schedule. Higher leaves grain."),
@@ -231,8 +231,8 @@ class StableVideoGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's."),
                 io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning."),
                 io.Conditioning.Input("negative", tooltip="From Stable Video Conditioning."),
-                *_guidance_inputs(),
-                _points_input(),
+                *guidance_inputs(),
+                points_input(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -259,17 +259,14 @@ class StableVideoGuider(io.ComfyNode):
 # Widgets that several nodes have
 
 
-def _steps_input() -> io.Int.Input:
-    return io.Int.Input(
-        "steps",
-        default=0,
-        min=0,
-        max=MAX_STEPS,
-        tooltip="More is slower and cleaner. 0 takes the checkpoint's own: 25 for SVD, 30 for SVD-XT.",
-    )
+OWN_STEPS = "More is slower and cleaner. 0 takes the checkpoint's own: 25 for SVD, 30 for SVD-XT."
 
 
-def _guidance_inputs() -> list[io.Input]:
+def steps_input(default: int = 0, tooltip: str = OWN_STEPS) -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=0, max=MAX_STEPS, tooltip=tooltip)
+
+
+def guidance_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "min_guidance",
@@ -307,7 +304,7 @@ def _guidance_inputs() -> list[io.Input]:
     ]
 
 
-def _points_input() -> io.String.Input:
+def points_input() -> io.String.Input:
     return io.String.Input(
         "guidance_points",
         default="",
@@ -320,11 +317,11 @@ def _points_input() -> io.String.Input:
     )
 
 
-def _schedule_input() -> io.Combo.Input:
+def schedule_input(default: str = "edm") -> io.Combo.Input:
     return io.Combo.Input(
         "schedule",
         options=list(SCHEDULES),
-        default="edm",
+        default=default,
         tooltip="edm is what the model was released with; align_your_steps looks better at 10 to 15 steps.",
     )
 
@@ -432,8 +429,10 @@ def run(
     latent: dict[str, Any],
     seed: int,
     add_noise: bool,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Latents (B * T, 4, h, w), unscaled, from a LATENT. Noise is drawn on the CPU. Raises InputError."""
+    """Latents (B * T, 4, h, w), unscaled, from a LATENT. Noise is drawn on the CPU. `callback` takes the place of a
+    progress bar for this run alone. Raises InputError."""
     samples = latent["samples"]
     clips = guider.clips(samples)
     require_start(samples, add_noise)
@@ -444,7 +443,7 @@ def run(
         sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=ProgressCallback(guider.model_patcher, len(sigmas) - 1, clips.num_frames),
+        callback=callback or ProgressCallback(guider.model_patcher, len(sigmas) - 1, clips.num_frames),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

@@ -25,6 +25,7 @@ ARROWS = {
     "demo": set(),
     "conditioning": BASE,
     "sampling": BASE | {"conditioning"},
+    "measure": BASE | {"conditioning", "sampling"},
     "recipe": BASE,
     "media": BASE | {"recipe"},
     "kernels": BASE,
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "svd_core": set(),
     "nodes": {"svd_core"},
     "training": {"svd_core"},
-    "benchmarks": {"svd_core", "tools"},
+    "benchmarks": {"svd_core", "tools", "training"},
     "tools": {"svd_core", "training"},
 }
 """Which of our packages each of our packages may import."""

@@ -20,10 +20,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python tools/demo.py` puts tools/ there
 
+from svd_core.measure import flow_magnitude  # noqa: E402
 from tools.comfyui_server import PromptError, Run, ServerError, prepare, running  # noqa: E402
 from tools.fetch_comfyui import FetchError, newest_comfyui  # noqa: E402
 from tools.samples import CLIP_NAME, contact_sheet, copy_pictures, demo_scene, read_frames, write_clip  # noqa: E402
-from training.measure import angle_between, flow_magnitude, motion_direction  # noqa: E402
+from training.measure import angle_between, motion_direction  # noqa: E402
 
 OUTPUT = ROOT / "output"
 BASE = OUTPUT / "comfyui"

@@ -39,6 +39,7 @@ DEMO_WIDTH, DEMO_HEIGHT = 128, 64
 FPS = 7
 SEED = 42
 
+SCOUT, SWEEP, METER = "Seeds", "Settings", "Measurements"
 MODEL, PICTURE_IN, STILL, CLIP_IN, MOTION, SAMPLE, SAVE = (
     "Model",
     "Your picture",
@@ -237,6 +238,74 @@ def native_nodes() -> Graph:
     return graph
 
 
+def seed_scout() -> Graph:
+    graph = Graph(
+        "seed_scout",
+        "Seed scout",
+        "## Seed scout\n\nEight quick clips of eight steps, ranked by how much moves; the best seed goes on to the "
+        "sampler by itself. Watch the sheet: when you like another one better, unplug **seed** from the sampler and "
+        "write that one there.\n\nKeep the guidance of both nodes alike. **rank_by** says what comes first.\n\n"
+        "Needs `svd.safetensors` in `models/checkpoints`.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    scouted = graph.add(
+        "StableVideoSeedScout",
+        2,
+        SCOUT,
+        **_clips_of(loader, conditioning),
+        image=fitted["image"],
+        seed=SEED,
+        seed_after=RANDOMIZE,
+    )
+    _watch(graph, scouted["sheet"], "seed_scout", 3, SCOUT)
+    graph.add("PreviewAny", 3, SCOUT, source=scouted["ranking"])
+    sampled = _sample(graph, loader, conditioning, conditioning["latent"], column=4, given_seed=scouted["seed"])
+    _finish(graph, loader, sampled["latent"], "seed_scout", column=5)
+    return graph
+
+
+def sweep() -> Graph:
+    graph = Graph(
+        "sweep",
+        "Sweep",
+        "## Sweep\n\nOne clip for every combination of two settings' values, in a labelled grid: here six clips, three "
+        "motion buckets by two seeds. Choose the settings and write the values with commas between.\n\nThen set what "
+        "you like in **Stable Video Conditioning** and **Stable Video Sampler** on the right; that clip is made too.\n\n"
+        "Needs `svd.safetensors` in `models/checkpoints`.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    swept = graph.add("StableVideoSweep", 2, SWEEP, **_clips_of(loader, conditioning), image=fitted["image"], seed=SEED)
+    _watch(graph, swept["video"], "sweep", 3, SWEEP)
+    graph.add("SaveImage", 3, SWEEP, images=swept["image"], filename_prefix="sweep")
+    graph.add("PreviewAny", 3, SWEEP, source=swept["report"])
+    sampled = _sample(graph, loader, conditioning, conditioning["latent"], column=4)
+    _finish(graph, loader, sampled["latent"], "sweep", column=5)
+    return graph
+
+
+def motion_meter() -> Graph:
+    graph = Graph(
+        "motion_meter",
+        "Motion meter",
+        "## Motion meter\n\nA clip and its numbers: how much moves, how much of it is the camera's, flicker, colour "
+        "drift, sharpness, and how well it loops.\n\nAny frames can be measured: connect those of **Load Video** and "
+        "**Get Video Components** to the meter.\n\nNeeds `svd.safetensors` in `models/checkpoints`.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    sampled = _sample(graph, loader, conditioning, conditioning["latent"])
+    frames = _finish(graph, loader, sampled["latent"], "motion_meter")
+    measured = graph.add("StableVideoMotionMeter", 4, METER, images=frames)
+    graph.add("PreviewImage", 4, METER, images=measured["plot"])
+    graph.add("PreviewAny", 4, METER, source=measured["report"])
+    return graph
+
+
 WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (demo_model, Card("demo model")),
     (image_to_video_14, Card("14 frames")),
@@ -246,6 +315,9 @@ WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (portrait, Card("portrait", upright=True)),
     (few_steps, Card("few steps")),
     (native_nodes, Card("native\nnodes")),
+    (seed_scout, Card("seed scout")),
+    (sweep, Card("sweep")),
+    (motion_meter, Card("motion\nmeter")),
 )
 
 
@@ -279,7 +351,16 @@ def _condition(graph: Graph, loader: Node, image: Output, frames: int, *, column
     )
 
 
-def _sample(graph: Graph, loader: Node, conditioning: Node, latent: Output, *, column: int = 2, **choices: Any) -> Node:
+def _sample(
+    graph: Graph,
+    loader: Node,
+    conditioning: Node,
+    latent: Output,
+    *,
+    column: int = 2,
+    given_seed: Output | int = SEED,
+    **choices: Any,
+) -> Node:
     return graph.add(
         "StableVideoSampler",
         column,
@@ -288,7 +369,7 @@ def _sample(graph: Graph, loader: Node, conditioning: Node, latent: Output, *, c
         positive=conditioning["positive"],
         negative=conditioning["negative"],
         latent=latent,
-        seed=SEED,
+        seed=given_seed,
         seed_after=RANDOMIZE,
         **choices,
     )
@@ -303,9 +384,22 @@ def _animate(
     _finish(graph, loader, sampled["latent"], prefix, column=column + 2)
 
 
-def _finish(graph: Graph, loader: Node, latent: Output, prefix: str, *, column: int = 3) -> None:
+def _finish(graph: Graph, loader: Node, latent: Output, prefix: str, *, column: int = 3) -> Output:
+    """From a latent to a saved clip; its frames."""
     decoded = graph.add("StableVideoDecode", column, SAVE, latent=latent, vae=loader["VAE"])
     _save(graph, decoded["images"], prefix, column)
+    return decoded["images"]
+
+
+def _clips_of(loader: Node, conditioning: Node) -> dict[str, Output]:
+    """What a node that makes many clips takes."""
+    conds = {name: conditioning[name] for name in ("positive", "negative", "latent")}
+    return {"model": loader["MODEL"], "vae": loader["VAE"], **conds}
+
+
+def _watch(graph: Graph, images: Output, prefix: str, column: int, group: str) -> None:
+    """A grid of clips, playing on the node that saves it."""
+    graph.add("SaveAnimatedWEBP", column, group, images=images, filename_prefix=prefix, fps=FPS)
 
 
 def _save(graph: Graph, images: Output, prefix: str, column: int) -> None:

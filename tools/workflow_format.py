@@ -32,7 +32,7 @@ GROUP_MARGIN, GROUP_TITLE, GROUP_GAP = 20, 50, 30
 TITLE_HEIGHT, SOCKET_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 36, 20, 26, 90
 NODE_WIDTH = 340
 PICTURE_HEIGHT = 260
-SHOWS_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "SaveImage", "PreviewImage")
+SHOWS_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "SaveImage", "SaveAnimatedWEBP", "PreviewImage", "PreviewAny")
 
 GROUP_COLOUR = "#3f5159"
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}

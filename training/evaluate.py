@@ -20,13 +20,14 @@ import torch
 
 from svd_core.config import VAEConfig
 from svd_core.errors import CheckpointError
+from svd_core.measure import flow_magnitude, psnr
 from svd_core.model.vae import VideoVAE
 from svd_core.pipeline import StableVideo, load_checkpoint
 
 from .autoencoder import image_config
 from .checkpoint import load_tensors
 from .data import as_pixels
-from .measure import angle_between, flow_magnitude, motion_direction, psnr, spearman
+from .measure import angle_between, motion_direction, spearman
 from .reconstruction import difference_loss
 from .world import DEFAULT_FPS, HELD_OUT_SEEDS, KINDS, Scene, draw_scene
 

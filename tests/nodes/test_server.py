@@ -20,6 +20,7 @@ import torch
 from live import FRAMES, HEIGHT, NAMES, PROBE, SMALL_CARD, SMALL_CARD_START, STEPS, WIDTH, tiny, with_files, workflow
 
 from svd_core.demo import DEMO_NAME
+from svd_core.measure import flow_magnitude
 from tools.comfyui_server import (
     PACK_FOLDER,
     STOP_SECONDS,
@@ -34,7 +35,6 @@ from tools.fetch_comfyui import RELEASES
 from tools.make_workflows import WORKFLOWS, render
 from tools.samples import CHECKPOINT_NAME, read_frames
 from tools.workflow_format import read_page, specs
-from training.measure import flow_magnitude
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +47,9 @@ OUR_NODES = (
     "StableVideoGuider",
     "StableVideoDecode",
     "StableVideoImageUnfit",
+    "StableVideoSeedScout",
+    "StableVideoSweep",
+    "StableVideoMotionMeter",
 )
 """Node ids that saved workflows depend on."""
 

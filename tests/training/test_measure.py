@@ -4,35 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from moving import moving, texture
 
 from svd_core.errors import InputError
-from training.measure import angle_between, flow_magnitude, motion_direction, optical_flow, psnr, spearman
+from training.measure import angle_between, motion_direction, spearman
 
 
-def texture(x, y):
-    """A smooth pattern with slopes in every direction, between 0 and 1."""
-    waves = ((0.31, 0.17), (-0.22, 0.36), (0.45, -0.28), (0.11, 0.52))
-    return 0.5 + 0.12 * sum(np.sin(a * x + b * y + 1.7 * k) for k, (a, b) in enumerate(waves))
-
-
-def moving(velocity, frames=3, size=(48, 64)):
-    y, x = np.mgrid[: size[0], : size[1]].astype(float)
-    clip = np.stack([texture(x - velocity[0] * t, y - velocity[1] * t) for t in range(frames)])
-    return np.repeat(clip[..., None], 3, axis=-1).astype(np.float32)
-
-
-@pytest.mark.parametrize("velocity", [(0.1, 0.0), (-0.7, 0.4), (1.8, -1.1), (0.0, 3.0), (-5.0, 2.0)])
-def test_flow_is_the_displacement_per_frame(velocity):
-    flow = optical_flow(moving(velocity))
-    assert flow.shape == (2, 48, 64, 2)
-    inner = flow[:, 8:-8, 8:-8]
-    np.testing.assert_allclose(np.median(inner, axis=(0, 1, 2)), velocity, atol=0.08)
-    np.testing.assert_allclose(flow_magnitude(moving(velocity)).mean(), math.hypot(*velocity), rtol=0.15)
-
-
-def test_nothing_moves_in_a_still_or_in_an_empty_clip():
-    assert flow_magnitude(moving((0, 0))).max() < 1e-3
-    assert flow_magnitude(np.full((3, 32, 32, 3), 0.5, np.float32)).max() == 0
+def test_an_empty_clip_has_no_direction():
     assert motion_direction(np.full((3, 32, 32, 3), 0.5, np.float32)) is None
 
 
@@ -59,14 +37,6 @@ def test_angles(one, other, degrees):
     assert angle_between(one, other) == pytest.approx(degrees)
 
 
-def test_psnr():
-    black, grey = np.zeros((4, 4, 3), np.float32), np.full((4, 4, 3), 0.1)
-    assert psnr(black, grey) == pytest.approx(20)
-    assert psnr(black, black) == math.inf
-    with pytest.raises(InputError, match="one shape"):
-        psnr(black, grey[:1])
-
-
 def test_spearman_ranks_and_shares_ranks_among_ties():
     assert spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
@@ -74,9 +44,3 @@ def test_spearman_ranks_and_shares_ranks_among_ties():
     assert math.isnan(spearman([1, 2, 3], [5, 5, 5]))
     with pytest.raises(InputError, match="two pairs"):
         spearman([1], [1])
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (4, 32, 32), (4, 3, 32, 32)])
-def test_what_is_no_clip_is_refused(shape):
-    with pytest.raises(InputError, match="at least 2 frames"):
-        optical_flow(np.zeros(shape, np.float32))

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from svd_core.errors import InputError
-from training.measure import angle_between, flow_magnitude, motion_direction, optical_flow, spearman
+from svd_core.measure import flow_magnitude, optical_flow
+from training.measure import angle_between, motion_direction, spearman
 from training.world import (
     HELD_OUT_SEEDS,
     KINDS,

@@ -1,0 +1,150 @@
+"""Dense optical flow in torch: where each pixel of a frame is found in the next.
+
+Frames are (T, H, W, 3) in [0, 1]; flow is in pixels a frame, x right and y down. Tensors are (n, channels, h, w).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, grid_sample, interpolate, pad
+
+from ..errors import InputError
+
+LUMA = (0.299, 0.587, 0.114)
+LEAST_CLIP_SIDE = 16
+"""Pixels a side below which there is nothing to see moving."""
+LEAST_SIDE = 12
+"""Pixels along the shorter side of the coarsest level of the pyramid."""
+ITERATIONS = 5
+LONGEST_STEP = 1.0
+"""Pixels of its level that one iteration may correct the flow by."""
+WINDOW = 1.6
+"""Standard deviation in pixels of the neighbourhood that is taken to move as one."""
+STIFFNESS = 2e-4
+"""Added to the structure tensor's diagonal (squared luma per pixel): where nothing can be seen, nothing moves."""
+
+
+def optical_flow(frames: np.ndarray) -> np.ndarray:
+    """Dense flow from each frame to the next -> (T - 1, H, W, 2) float32, pixels a frame.
+
+    Lucas-Kanade, iterated with warping over a pyramid (Bouguet 2001), on luma. Where a neighbourhood has no texture
+    the flow shrinks to 0, so a mean over the picture grows with what is seen to move, not with the empty sky behind.
+    Raises InputError for anything but (T, H, W, 3) with at least 2 frames.
+    """
+    require_clip(frames)
+    levels = _pyramid(luma_of(frames))  # each (T, 1, h, w), finest first
+    flow = _coarse_to_fine([level[:-1] for level in levels], [level[1:] for level in levels])
+    return flow.permute(0, 2, 3, 1).numpy()
+
+
+def flow_between(first: Tensor, second: Tensor) -> Tensor:
+    """Flow (n, 2, H, W) that leads from each picture of luma (n, 1, H, W) to its partner, as `optical_flow` does."""
+    return _coarse_to_fine(_pyramid(first), _pyramid(second))
+
+
+def flow_magnitude(frames: np.ndarray) -> np.ndarray:
+    """Mean length of the flow over the picture -> (T - 1,) float32, pixels a frame."""
+    return np.linalg.norm(optical_flow(frames), axis=-1).mean(axis=(1, 2))
+
+
+def require_clip(frames: np.ndarray) -> None:
+    """Raise InputError for anything but (T, H, W, 3) with at least 2 frames."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 2:
+        raise InputError(f"frames have shape {frames.shape}: need (T, H, W, 3) with at least 2 frames")
+
+
+def luma_of(frames: np.ndarray) -> Tensor:
+    """(T, H, W, 3) in [0, 1] -> (T, 1, H, W) float32 in [0, 1]."""
+    return (torch.as_tensor(np.ascontiguousarray(frames, np.float32)) @ torch.tensor(LUMA))[:, None]
+
+
+def shrunk(frames: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """Frames (T, H, W, 3) averaged over squares so that they have at most `side` pixels a side, and how many pixels the
+    squares have a side. Left as they are where the shorter side would be too short to see motion."""
+    factor = -(-max(frames.shape[1:3]) // side)
+    if factor == 1 or min(frames.shape[1:3]) < factor * LEAST_CLIP_SIDE:
+        return frames, 1
+    planes = (torch.as_tensor(np.ascontiguousarray(frame, np.float32)).movedim(-1, 0) for frame in frames)
+    return np.stack([avg_pool2d(plane, factor).movedim(0, -1).numpy() for plane in planes]), factor
+
+
+def structure(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The structure tensor's xx, xy and yy, (n, 1, h, w) each: squared luma per pixel, averaged over a neighbourhood.
+
+    Its small eigenvalue tells where both parts of the flow can be seen, its large one where at least one can.
+    """
+    gx, gy = _slopes(picture)
+    xx, xy, yy = blurred(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), WINDOW).split(1, dim=1)
+    return xx, xy, yy
+
+
+def warped(picture: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """What the picture (n, c, h, w) shows where the flow (n, 2, h, w) leads, and 1 where that is inside the picture and
+    0 elsewhere (n, 1, h, w)."""
+    height, width = picture.shape[-2:]
+    x = torch.arange(width) + 0.5 + flow[:, 0]
+    y = torch.arange(height)[:, None] + 0.5 + flow[:, 1]
+    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)  # (n, h, w, 2)
+    seen = (grid.abs() <= 1).all(dim=-1)[:, None].to(picture.dtype)
+    return grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False), seen
+
+
+def blurred(picture: Tensor, deviation: float) -> Tensor:
+    """A Gaussian blur of (n, c, h, w), edges repeated."""
+    reach = math.ceil(2.5 * deviation)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation) ** 2)
+    kernel = kernel / kernel.sum()
+    n, c, h, w = picture.shape
+    planes = pad(picture.reshape(n * c, 1, h, w), (reach,) * 4, mode="replicate")
+    return conv2d(conv2d(planes, kernel[None, None, None]), kernel[None, None, :, None]).reshape(n, c, h, w)
+
+
+def _coarse_to_fine(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """The flow (n, 2, h, w) between two pyramids, each finest level first."""
+    flow = torch.zeros(len(first[0]), 2, *first[-1].shape[-2:])
+    for here, there in zip(reversed(first), reversed(second), strict=True):
+        flow = _resized(flow, here.shape[-2], here.shape[-1])
+        flow = _refined(flow, here, there)
+    return flow
+
+
+def _pyramid(luma: Tensor) -> list[Tensor]:
+    levels = [blurred(luma, 0.7)]
+    while min(levels[-1].shape[-2:]) >= 2 * LEAST_SIDE:
+        levels.append(avg_pool2d(blurred(levels[-1], 0.8), 2))
+    return levels
+
+
+def _resized(flow: Tensor, height: int, width: int) -> Tensor:
+    """Flow of a coarser level in this level's pixels."""
+    scale = torch.tensor([width / flow.shape[-1], height / flow.shape[-2]])[:, None, None]
+    return interpolate(flow, (height, width), mode="bilinear", align_corners=False) * scale
+
+
+def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Flow (n, 2, h, w) after the level's iterations; first and second (n, 1, h, w)."""
+    for _ in range(ITERATIONS):
+        there, seen = warped(second, flow)
+        flow = flow + _correction(first, there, seen).clamp(-LONGEST_STEP, LONGEST_STEP)
+    return flow
+
+
+def _correction(first: Tensor, second: Tensor, seen: Tensor) -> Tensor:
+    """The least-squares displacement (n, 2, h, w) of each neighbourhood that is left between two pictures, from those
+    of its pixels that are seen (n, 1, h, w), 1 or 0, in both."""
+    gx, gy = (slope * seen for slope in _slopes((first + second) / 2))
+    change = second - first
+    products = torch.cat([gx * gx, gx * gy, gy * gy, gx * change, gy * change], dim=1)
+    xx, xy, yy, xt, yt = blurred(products, WINDOW).split(1, dim=1)
+    xx, yy = xx + STIFFNESS, yy + STIFFNESS
+    determinant = xx * yy - xy * xy
+    return torch.cat([xy * yt - yy * xt, xy * xt - xx * yt], dim=1) / determinant
+
+
+def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
+    wide = pad(picture, (1, 1, 1, 1), mode="replicate")
+    return (wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2]) / 2, (wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]) / 2

@@ -8,6 +8,7 @@ from .checkpoint import StableVideoCheckpointLoader
 from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
+from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 
@@ -24,6 +25,9 @@ class StableVideoExtension(ComfyExtension):
             StableVideoGuider,
             StableVideoDecode,
             StableVideoImageUnfit,
+            StableVideoWatermark,
+            StableVideoWatermarkDetect,
+            StableVideoContentFilter,
         ]
 
 

@@ -59,7 +59,7 @@ class StableVideoWatermarkDetect(io.ComfyNode):
             inputs=[io.Image.Input("images", tooltip="One picture or the frames of a clip, at their original size.")],
             outputs=[
                 io.String.Output(
-                    display_name="report", tooltip="How many of the 48 bits match, and how likely by chance."
+                    display_name="report", tooltip="How many of 48 bits match, and the odds of chance."
                 ),
                 io.Boolean.Output(display_name="found", tooltip="True where chance is below one in a million."),
             ],

@@ -10,6 +10,7 @@ from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
 from .replacements import register_replacements
+from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 
@@ -32,6 +33,9 @@ class StableVideoExtension(ComfyExtension):
             StableVideoSeedScout,
             StableVideoSweep,
             StableVideoMotionMeter,
+            StableVideoWatermark,
+            StableVideoWatermarkDetect,
+            StableVideoContentFilter,
         ]
 
 

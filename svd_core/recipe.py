@@ -66,7 +66,10 @@ class Versions:
 class Recipe:
     """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
     device and dtype as given to `load_checkpoint`; threads is torch's number on the CPU, where sums depend on
-    how they are split. Chunks and memory budgets never change a pixel and are not here."""
+    how they are split; watermark names the library that marked the frames, with its version, and is empty where none
+    did. Chunks and memory budgets never change a pixel and are not here.
+
+    Fields that came later have defaults, which say what older clips were made with."""
 
     settings: Settings
     playback_fps: int
@@ -78,6 +81,7 @@ class Recipe:
     threads: int
     versions: Versions = field(default_factory=Versions.here)
     format: Literal[1] = 1
+    watermark: str = ""
 
     def to_json(self) -> str:
         """One line of ASCII."""

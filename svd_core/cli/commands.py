@@ -17,7 +17,7 @@ import torch
 from ..checkpoint import inspect_checkpoint
 from ..checkpoint.load import open_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
-from ..config import VARIANTS, ModelConfig, VAEConfig, Variant
+from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig, Variant
 from ..decode.places import free_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
@@ -28,6 +28,7 @@ from ..recipe import DType, Recipe, Source, Versions
 from ..settings import Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
+from .provenance import chosen_filter, marked, require_clean, will_mark
 
 _DTYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -48,8 +49,10 @@ _BESIDE_RECIPE = {
     "chunk",
     "budget",
     "memory",
+    "no_watermark",
+    "content_filter",
 }
-"""What may be given with --recipe: places, the machine, and what changes no pixel."""
+"""What may be given with --recipe: places, the machine, what changes no pixel, and what is asked of it once more."""
 
 _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
@@ -76,15 +79,20 @@ def animate(args: Namespace) -> None:
     _check_settings(order.settings)
     _check_outputs(order, args)
     image_source, image = _picture(order, args)
+    checker = chosen_filter(args)
+    require_clean(checker, image[None], order.image)
     way = _way(order, image, limits["memory"])
     svd, checkpoint_source = _model(order, args, stream_weights=way is not None and way.stream_weights)
     _say_notes(order, svd, image)
+    mark = will_mark(*_clip_size(order.settings, image, svd.config.variant), order.recipe, args)
     with Bars() as bars:
         clip = svd.render(image, order.settings, **limits, callback=bars)
-    recipe = _recipe(order, clip, image_source, checkpoint_source)
+    require_clean(checker, clip.frames, f"the clip of {order.image}")
+    frames, watermark = marked(clip.frames, mark)
+    recipe = _recipe(order, clip, image_source, checkpoint_source, watermark)
     if "save_latents" in args:
         save_latents(clip.latents, args.save_latents, recipe)
-    path = write_clip(clip.frames, args.output, order.playback_fps, recipe)
+    path = write_clip(frames, args.output, order.playback_fps, recipe)
     _say(f"{order.image}: {clip.fit_report}{_rounding(order.settings, clip.settings)}")
     _say_done(path, clip.frames, began)
 
@@ -125,8 +133,16 @@ def decode(args: Namespace) -> None:
     device, dtype = _device(args), getattr(args, "dtype", recipe.dtype if recipe else "float32")
     _use_threads(recipe, device)
     svd = _open(checkpoint, device, dtype, getattr(args, "variant", None))
+    checker = chosen_filter(args)
+    height, width = (cells * PIXELS_PER_LATENT for cells in latents.shape[2:])
+    mark = will_mark(width, height, recipe, args)
     frames = svd.decode_latents(latents, **limits)
-    path = write_clip(frames, args.output, fps, _still_true(recipe, checkpoint, device, dtype, fps))
+    require_clean(checker, frames, f"the clip of {args.latents}")
+    frames, watermark = marked(frames, mark)
+    true_recipe = _still_true(recipe, checkpoint, device, dtype)
+    if true_recipe is not None:
+        true_recipe = dataclasses.replace(true_recipe, playback_fps=fps, watermark=watermark)
+    path = write_clip(frames, args.output, fps, true_recipe)
     _say_done(path, frames, began)
 
 
@@ -275,7 +291,7 @@ def _same_source(path: str, recorded: Source | None, args: Namespace) -> Source:
     )
 
 
-def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source) -> Recipe:
+def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source, watermark: str) -> Recipe:
     return Recipe(
         settings=clip.settings,
         playback_fps=order.playback_fps,
@@ -285,16 +301,17 @@ def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source) -> Rec
         device=order.device,
         dtype=order.dtype,
         threads=torch.get_num_threads(),
+        watermark=watermark,
     )
 
 
-def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DType, fps: int) -> Recipe | None:
+def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DType) -> Recipe | None:
     """The recipe of decoded latents, where rendering it would give these frames."""
     if recipe is None or (recipe.device, recipe.dtype) != (device, dtype):
         return None
     if recipe.checkpoint.sha256 != Source.of(checkpoint).sha256:
         return None
-    return dataclasses.replace(recipe, playback_fps=fps)
+    return recipe
 
 
 def _open(

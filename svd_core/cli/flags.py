@@ -53,6 +53,7 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
     _add_sampling_flags(command.add_argument_group("sampling"))
+    _add_provenance_flags(command)
     _add_machine_flags(command)
 
 
@@ -66,6 +67,7 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
     command.add_argument("latents", metavar="LATENTS", help="file written by animate --save-latents")
     _add_places(command)
     _add_playback_flag(command)
+    _add_provenance_flags(command)
     _add_machine_flags(command)
 
 
@@ -124,6 +126,13 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_playback_flag(group: argparse._ActionsContainer) -> None:
     _flag(group, "--playback-fps", "speed the file plays at (default: --fps)", int, "N")
+
+
+def _add_provenance_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("provenance")
+    text = "leave out the invisible watermark (it needs the package invisible-watermark, and 256x256)"
+    _flag(group, "--no-watermark", text, action="store_true")
+    _flag(group, "--content-filter", "a function that refuses pictures and clips", metavar="MODULE:FUNCTION")
 
 
 def _add_machine_flags(command: ArgumentParser) -> None:

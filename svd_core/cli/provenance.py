@@ -1,0 +1,49 @@
+"""Whether a clip gets the invisible watermark, and the user's own content filter, on the command line."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+import numpy as np
+
+from ..errors import InputError
+from ..media.content_filter import ContentFilter, filter_named
+from ..media.watermark import embed, library, obstacle
+from ..recipe import Recipe
+
+
+def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -> bool:
+    """Whether clips of this size are marked: unless --no-watermark was given, as the recipe says, else wherever they
+    can be, with a note where they cannot.
+
+    Raises InputError where a recipe's clip is marked and ours cannot be, for its bytes would differ.
+    """
+    if "no_watermark" in args or (recipe is not None and not recipe.watermark):
+        return False
+    reason = obstacle(width, height)
+    if recipe is None:
+        if reason:
+            sys.stderr.write(f"note: {reason}; the clip is written without\n")
+        return not reason
+    if reason:
+        raise InputError(f"the recipe's clip is marked, and {reason}, or give --no-watermark for a clip without")
+    if library() != recipe.watermark:
+        sys.stderr.write(f"note: the clip was marked by {recipe.watermark}, bytes may differ: here is {library()}\n")
+    return True
+
+
+def marked(frames: np.ndarray, mark: bool) -> tuple[np.ndarray, str]:
+    """The frames to write, and what marked them, for the recipe."""
+    return (embed(frames), library()) if mark else (frames, "")
+
+
+def chosen_filter(args: Namespace) -> ContentFilter | None:
+    """The function that --content-filter names. Raises InputError where there is none."""
+    return filter_named(args.content_filter) if "content_filter" in args else None
+
+
+def require_clean(chosen: ContentFilter | None, frames: np.ndarray, what: str) -> None:
+    """Raise InputError where a filter was chosen and objects to a frame."""
+    if chosen is not None:
+        chosen.require(frames, what)

@@ -1,0 +1,321 @@
+"""The invisible watermark is found in what was marked and nowhere else, and a content filter keeps clips from disk."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipes import a_recipe
+from synthetic import TINY
+
+from svd_core.cli import commands, main
+from svd_core.errors import InputError
+from svd_core.media import content_filter, read_recipe, watermark, write_clip
+from svd_core.media.content_filter import filter_named, installed_filters
+from svd_core.media.watermark import CERTAIN, MESSAGE, detect, embed, library, obstacle, rank_sum_chance
+from svd_core.pipeline import Clip
+from svd_core.recipe import Recipe
+
+SIDE = 256
+FLAT = np.full((1, SIDE, SIDE, 3), (0.7, 0.5, 0.2), np.float32)
+
+
+def scene(frames=2):
+    """Soft shapes in motion, with the grain of a photograph: (T, 256, 256, 3)."""
+    across, down = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE))
+    still = np.stack([across, down, 0.5 + 0.4 * np.sin(6 * across + 4 * down)], axis=-1)
+    moving = np.stack([np.roll(still, 2 * index, axis=1) for index in range(frames)])
+    grain = np.random.default_rng(0).normal(0, 0.02, moving.shape)
+    return np.clip(moving + grain, 0, 1).astype(np.float32)
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imwatermark", None)
+
+
+# The mark
+
+
+def test_the_message_is_the_reference_s():
+    assert "".join(map(str, MESSAGE)) == "101100111110110010010000011110111011000110011110"
+
+
+def test_a_marked_clip_is_recognised_and_an_unmarked_one_is_not():
+    frames = scene()
+    marked = embed(frames)
+    assert detect(marked).found
+    assert not detect(frames).found
+    assert marked.shape == frames.shape
+    assert marked.dtype == np.float32
+    assert marked.min() >= 0
+    assert marked.max() <= 1
+    assert -10 * math.log10(np.square(marked - frames).mean()) > 33, "decibels: what cannot be seen"
+    np.testing.assert_array_equal(marked, embed(frames))
+
+
+def test_the_mark_is_what_a_file_of_8_bits_holds():
+    marked = embed(FLAT)
+    np.testing.assert_array_equal(marked, (np.rint(marked * 255) / 255).astype(np.float32))
+
+
+def test_a_photograph_whose_bits_all_lean_one_way_is_recognised():
+    data = pytest.importorskip("skimage.data")
+    frame = data.coffee()[None, 100:356, 150:406] / 255
+    found = detect(embed(frame))
+    assert found.found
+    assert found.matched < 41, "counting matches alone would have missed it"
+    assert not detect(frame).found
+
+
+def test_flat_colour_holds_no_mark_and_is_not_taken_for_marked():
+    assert not detect(FLAT).found
+    assert not detect(embed(FLAT)).found
+
+
+def test_the_mark_survives_the_encoder_of_mp4(tmp_path):
+    import av
+
+    path = write_clip(embed(scene(3)), tmp_path / "clip.mp4", 7)
+    with av.open(str(path)) as movie:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in movie.decode(video=0)])
+    assert detect(frames / 255).found
+
+
+def test_our_votes_are_what_the_library_reads():
+    from imwatermark import WatermarkDecoder
+
+    frame = embed(scene(1))
+    bgr = np.ascontiguousarray(np.rint(frame[0] * 255).astype(np.uint8)[..., ::-1])
+    read = WatermarkDecoder("bits", len(MESSAGE)).decode(bgr, "dwtDct")
+    assert detect(frame).matched == int((np.array(read, int) == MESSAGE).sum())
+
+
+def test_the_chance_of_a_rank_sum_is_exact():
+    message = np.array(MESSAGE, float)
+    assert rank_sum_chance(message) == pytest.approx(1 / math.comb(48, sum(MESSAGE)))
+    assert rank_sum_chance(1 - message) == rank_sum_chance(np.zeros(48)) == pytest.approx(1)
+    scipy = pytest.importorskip("scipy.stats")
+    votes = np.random.default_rng(1).random(48)
+    expected = scipy.mannwhitneyu(votes[message == 1], votes[message == 0], alternative="greater", method="exact")
+    assert rank_sum_chance(votes) == pytest.approx(expected.pvalue)
+
+
+def test_a_detection_says_what_it_found():
+    assert str(watermark.Detection(48, 1e-13)) == "watermark found: 48 of 48 bits match, p = 1e-13"
+    assert str(watermark.Detection(25, CERTAIN)) == "no watermark found: 25 of 48 bits match, p = 1e-06"
+
+
+def test_small_frames_and_what_is_no_clip_are_refused():
+    with pytest.raises(InputError, match="frames of 128x64 are too small for a watermark"):
+        embed(np.zeros((1, 64, 128, 3), np.float32))
+    for shape in ((0, SIDE, SIDE, 3), (SIDE, SIDE, 3), (1, SIDE, SIDE, 4)):
+        with pytest.raises(InputError, match="are no clip"):
+            detect(np.zeros(shape, np.float32))
+
+
+def test_without_the_library_one_line_says_what_to_install(no_library):
+    assert library() == ""
+    assert obstacle(1024, 576) == "a watermark needs the package invisible-watermark: pip install invisible-watermark"
+    with pytest.raises(InputError, match="pip install invisible-watermark"):
+        embed(FLAT)
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch):
+    monkeypatch.setattr(watermark, "library", lambda: "invisible-watermark 0.2.0")
+    monkeypatch.setitem(sys.modules, "imwatermark.watermark", None)
+    with pytest.raises(InputError, match=r"does not load \(.*imwatermark.watermark.*\): pip install"):
+        embed(FLAT)
+
+
+# The command line
+
+
+class Renderer:
+    """Stands where a model would."""
+
+    config = TINY
+    variant_note = ""
+
+    def render(self, image, settings, *, callback, **limits):
+        resolved = dataclasses.replace(settings.for_variant(TINY.variant), width=SIDE, height=SIDE)
+        return Clip(scene(), torch.zeros(2, 4, 32, 32), resolved, (700.0, 0.0), "kept")
+
+    def decode_latents(self, latents, **limits):
+        return scene()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "load_checkpoint", lambda path, **options: Renderer())
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "still.png")
+    (tmp_path / "tiny.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def animate(folder, output, *flags):
+    places = ("--checkpoint", f"{folder}/tiny.safetensors", "--output", f"{folder}/{output}", "--device", "cpu")
+    return main(["animate", f"{folder}/still.png", *places, "--size", f"{SIDE}x{SIDE}", *flags])
+
+
+def repeat(folder, recipe, output, *flags):
+    return main(["animate", "--recipe", f"{folder}/{recipe}", "--output", f"{folder}/{output}", *flags])
+
+
+def pngs(path):
+    return np.stack([np.asarray(Image.open(each)) for each in sorted(path.iterdir())]) / 255
+
+
+def test_a_clip_is_marked_unless_asked_otherwise(folder):
+    assert animate(folder, "clip/") == 0
+    assert detect(pngs(folder / "clip")).found
+    assert read_recipe(folder / "clip").watermark == library()
+    assert animate(folder, "plain/", "--no-watermark") == 0
+    np.testing.assert_array_equal(pngs(folder / "plain") * 255, np.rint(scene() * 255))
+    assert read_recipe(folder / "plain").watermark == ""
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-watermark",)])
+def test_a_recipe_repeats_the_mark_or_its_absence(folder, flags):
+    assert animate(folder, "clip.webp", "--save-latents", f"{folder}/latents.safetensors", *flags) == 0
+    assert repeat(folder, "clip.webp", "again.webp") == 0
+    places = ("--checkpoint", f"{folder}/tiny.safetensors", "--device", "cpu", "--output", f"{folder}/decoded.webp")
+    assert main(["decode", f"{folder}/latents.safetensors", *places]) == 0
+    written = {(folder / name).read_bytes() for name in ("clip.webp", "again.webp", "decoded.webp")}
+    assert len(written) == 1
+
+
+def test_a_recipe_s_mark_can_be_left_out(folder):
+    assert animate(folder, "clip.webp") == 0
+    assert repeat(folder, "clip.webp", "plain.webp", "--no-watermark") == 0
+    assert animate(folder, "never.webp", "--no-watermark") == 0
+    assert (folder / "plain.webp").read_bytes() == (folder / "never.webp").read_bytes()
+
+
+def test_without_the_library_a_clip_is_written_with_a_note(folder, capsys, no_library):
+    assert animate(folder, "clip/") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "watermark" in line]
+    assert notes == [f"note: {obstacle(SIDE, SIDE)}; the clip is written without"]
+    assert read_recipe(folder / "clip").watermark == ""
+
+
+def test_without_the_library_a_marked_clip_is_not_repeated_unmarked(folder, capsys, monkeypatch):
+    assert animate(folder, "clip.gif") == 0
+    monkeypatch.setitem(sys.modules, "imwatermark", None)
+    capsys.readouterr()
+    assert repeat(folder, "clip.gif", "again.gif") == 2
+    line = "error: the recipe's clip is marked, and a watermark needs the package invisible-watermark: pip install .*\n"
+    assert re.search(line + "$", capsys.readouterr().err)
+    assert not (folder / "again.gif").exists()
+
+
+def test_a_mark_of_another_version_is_said(folder, capsys):
+    assert animate(folder, "clip.gif") == 0
+    data = json.loads(read_recipe(folder / "clip.gif").to_json())
+    data["watermark"] = "invisible-watermark 0.1"
+    (folder / "old.json").write_text(json.dumps(data))
+    assert repeat(folder, "old.json", "again.gif") == 0
+    assert "note: the clip was marked by invisible-watermark 0.1, bytes may differ" in capsys.readouterr().err
+
+
+def test_a_recipe_from_before_there_was_a_mark_says_that_there_is_none():
+    data = json.loads(a_recipe().to_json())
+    del data["watermark"]
+    assert Recipe.from_json(json.dumps(data)) == dataclasses.replace(a_recipe(), watermark="")
+
+
+# The content filter
+
+
+def nothing(frames):
+    return [False] * len(frames)
+
+
+def second_frame(frames):
+    return np.arange(len(frames)) == 1
+
+
+def everything_blurred(frames):
+    return frames * 0
+
+
+def broken(frames):
+    raise RuntimeError("no model\nfound")
+
+
+def odd(frames):
+    return "yes"
+
+
+@pytest.fixture
+def checkers(monkeypatch):
+    """This module by the name that the flag is given."""
+    monkeypatch.setitem(sys.modules, "my_checkers", sys.modules[__name__])
+
+
+def test_a_checker_that_objects_to_nothing_lets_the_clip_be_written(folder, checkers):
+    assert animate(folder, "clip/", "--content-filter", "my_checkers:nothing") == 0
+    assert (folder / "clip").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("checker", "line"),
+    [
+        (
+            "my_checkers:second_frame",
+            "the clip of .*still.png is refused by the content filter .* in frames 1: ",
+        ),
+        ("my_checkers:everything_blurred", "still.png is refused by the content filter my_checkers:everything_blurred"),
+        ("my_checkers:broken", r"failed \(RuntimeError: no model found\)"),
+        ("my_checkers:odd", r"answered with <U3 of shape \(\): it must give 1 booleans, or frames of shape \(1, 64"),
+        ("my_checkers:absent", "content filter my_checkers:absent cannot be used"),
+        ("no_such_module:flag", "content filter no_such_module:flag cannot be used"),
+        ("my_checkers:SIDE", "is no function"),
+        ("my_checkers", "is not module:function"),
+    ],
+)
+def test_a_checker_that_objects_or_fails_keeps_the_clip_from_disk(folder, checkers, capsys, checker, line):
+    before = sorted(folder.iterdir())
+    assert animate(folder, "clip/", "--no-watermark", "--content-filter", checker) == 2
+    errors = [each for each in capsys.readouterr().err.splitlines() if not each.startswith("note:")]
+    assert len(errors) == 1
+    assert re.search(line, errors[0])
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_checker_cannot_change_the_frames_behind_our_back():
+    frames = scene()
+
+    def scribbles(given):
+        given[:] = 0
+        return nothing(given)
+
+    kept = frames.copy()
+    np.testing.assert_array_equal(content_filter.ContentFilter("scribbles", scribbles).check(frames).frames, kept)
+
+
+def test_blurred_frames_are_told_from_the_others(checkers):
+    frames = scene(3)
+    frames[1] = 0
+    checked = filter_named("my_checkers:everything_blurred").check(frames)
+    assert checked.blurred
+    assert checked.flagged == (0, 2)
+    assert not checked.frames.any()
+
+
+def test_installed_packages_offer_checkers(monkeypatch, checkers):
+    offered = [
+        EntryPoint("b", "my_checkers:nothing", content_filter.GROUP),
+        EntryPoint("a", "my_checkers:second_frame", content_filter.GROUP),
+    ]
+    monkeypatch.setattr(content_filter, "entry_points", lambda group: [each for each in offered if each.group == group])
+    assert [each.name for each in installed_filters()] == ["a", "b"]
+    offered.append(EntryPoint("c", "my_checkers:absent", content_filter.GROUP))
+    with pytest.raises(InputError, match="content filter c cannot be loaded"):
+        installed_filters()

@@ -25,6 +25,7 @@ ARROWS = {
     "demo": set(),
     "conditioning": BASE,
     "sampling": BASE | {"conditioning"},
+    "motion": BASE | {"conditioning", "sampling"},
     "recipe": BASE,
     "media": BASE | {"recipe"},
     "kernels": BASE,
@@ -33,7 +34,9 @@ ARROWS = {
     "checkpoint": BASE | {"model"},
     "meter": set(),
     "planning": BASE | {"decode", "meter", "model"},
-    "pipeline": BASE | {"sampling", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
+    "pipeline": BASE
+    | {"sampling", "motion", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
+    "controls": BASE | {"motion", "sampling", "conditioning", "media", "pipeline"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""
 TOP = {"__init__", "__main__", "cli"}

@@ -61,4 +61,4 @@ def _embedded(curve: Tensor | None, part: Tensor) -> Tensor:
 def _check_range(name: str, curve: Tensor | None, most: float) -> None:
     if curve is not None and not bool(((curve >= 0) & (curve <= most)).all()):
         low, high = curve.min().item(), curve.max().item()
-        raise InputError(f"a {name} curve from {low:g} to {high:g}: values must lie within 0 to {most:g}")
+        raise InputError(f"the {name} curve goes from {low:g} to {high:g}: values must lie within 0 to {most:g}")

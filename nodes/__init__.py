@@ -8,6 +8,14 @@ from .checkpoint import StableVideoCheckpointLoader
 from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
+from .motion import (
+    StableVideoCurves,
+    StableVideoInBetween,
+    StableVideoLongTake,
+    StableVideoLoop,
+    StableVideoMotionBrush,
+    StableVideoUnstick,
+)
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 
@@ -24,6 +32,12 @@ class StableVideoExtension(ComfyExtension):
             StableVideoGuider,
             StableVideoDecode,
             StableVideoImageUnfit,
+            StableVideoMotionBrush,
+            StableVideoInBetween,
+            StableVideoLoop,
+            StableVideoLongTake,
+            StableVideoUnstick,
+            StableVideoCurves,
         ]
 
 

@@ -38,7 +38,7 @@ from .motion import (
     unstuck,
     with_curves,
 )
-from .pipeline import Clip, Progress, ProgressFn, SamplingPlan, StableVideo, draw, plan_sampling
+from .pipeline import Clip, Progress, ProgressFn, SamplingPlan, StableVideo, as_pixels, draw, plan_sampling
 from .sampling import Sampler, noisy_start
 from .settings import Settings
 
@@ -116,7 +116,7 @@ class _Shot:
     svd: StableVideo
     controls: Controls
     settings: Settings
-    pixels: Tensor
+    still: np.ndarray
     end: Tensor | None
     plan: SamplingPlan
     windows: Windows | None
@@ -128,7 +128,7 @@ class _Shot:
         strength = unstuck(controls.unstick, settings.motion_bucket, settings.augmentation)
         chosen = {"motion_bucket": strength.motion_bucket, "augmentation": strength.augmentation}
         settings = dataclasses.replace(settings.for_variant(variant), **chosen)
-        pixels, settings, fit_report = svd.fit(image, settings)
+        still, settings, fit_report = svd.fit(image, settings)
         plan = plan_sampling(settings)
         if controls.unstick > 0:
             plan = dataclasses.replace(plan, sigmas=lowered_sigmas(plan.sigmas, strength.sigma_start))
@@ -136,9 +136,13 @@ class _Shot:
         seen = windows.length if windows else settings.frames
         plan = dataclasses.replace(plan, guidance=_guidance(controls, settings, seen))
         end = _end_pixels(svd, controls, settings)
-        shot = cls(svd, controls, settings, pixels, end, plan, windows, fit_report)
+        shot = cls(svd, controls, settings, still, end, plan, windows, fit_report)
         shot.check()
         return shot
+
+    @property
+    def pixels(self) -> Tensor:
+        return as_pixels(self.still)
 
     def check(self) -> None:
         if self.controls.loop:
@@ -227,9 +231,8 @@ class _Shot:
     def finish(self, frames: np.ndarray) -> np.ndarray:
         if self.brush is None:
             return frames
-        picture = ((self.pixels[0].movedim(0, -1) + 1) / 2).numpy()
         opacity = self.brush.opacity(self.controls.feather).numpy()
-        return composite(frames, picture, opacity[: len(frames)] if len(opacity) > 1 else opacity)
+        return composite(frames, self.still, opacity[: len(frames)] if len(opacity) > 1 else opacity)
 
 
 def _all(wraps: Sequence[Wrap]) -> Wrap:
@@ -266,4 +269,4 @@ def _end_pixels(svd: StableVideo, controls: Controls, settings: Settings) -> Ten
             f"the end picture is {array.shape[1]}x{array.shape[0]} and the clip {settings.width}x{settings.height}: "
             "fit it to the same size"
         )
-    return svd.fit(controls.end, settings)[0]
+    return as_pixels(svd.fit(controls.end, settings)[0])

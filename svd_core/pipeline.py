@@ -264,7 +264,8 @@ class StableVideo:
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
         plan = plan_sampling(settings)
-        pixels, settings, fit_report = self.fit(image, settings)
+        still, settings, fit_report = self.fit(image, settings)
+        pixels = as_pixels(still)
         way = self.plan(settings.frames, settings.width, settings.height, memory)
         if way is not None and memory is not None:
             budget = min(budget or memory, way.decode.device_bytes)
@@ -299,15 +300,14 @@ class StableVideo:
         more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
-    def fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
-        """A picture, as `animate` takes it, as pixels (1, 3, H, W) in [-1, 1], the settings with its size, and what was
-        done to it in words."""
+    def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
+        """A picture, as `animate` takes it, at the size of the clip, (H, W, 3) float32 in [0, 1]; the settings with
+        that size; and in words what was done to it."""
         array = as_image(image, settings.background)
         width, height = default_size(array, self.config.variant)
         width, height = round_size(settings.width or width, settings.height or height)
         fitted = fit_image(array, width, height, settings.fit, settings.background)
-        pixels = torch.from_numpy(fitted.image).permute(2, 0, 1)[None] * 2 - 1
-        return pixels, replace(settings, width=width, height=height), fitted.report
+        return fitted.image, replace(settings, width=width, height=height), fitted.report
 
 
 def load_checkpoint(
@@ -377,6 +377,11 @@ def guidance_for(settings: Settings) -> Tensor:
     if settings.guidance_curve == "constant":
         return constant_guidance(frames, settings.max_guidance)
     return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
+
+
+def as_pixels(image: np.ndarray) -> Tensor:
+    """A picture (H, W, 3) in [0, 1] -> (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
 
 
 def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

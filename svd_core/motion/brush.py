@@ -92,8 +92,18 @@ class Brushed:
         return replace(self, denoise=self.denoise.told(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._hold(self.denoise, x, sigma)
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """For a denoiser that goes both ways, as `Between` does."""
+        return self._hold(self.denoise.forward, x, sigma)
+
+    def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._hold(self.denoise.backward, x, sigma)
+
+    def _hold(self, denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor | float) -> Tensor:
         self._check(x)
-        denoised = self.denoise(x, sigma)
+        denoised = denoise(x, sigma)
         held = (self.freedom < self.remaining(sigma)).to(x.device)
         clips = rearrange(denoised, "(b t) c h w -> b t c h w", b=self.still.shape[0])
         return torch.where(held, self.still.to(denoised)[:, None], clips).flatten(0, 1)

@@ -1,7 +1,6 @@
 """Long Take: windows cover the clip, agree where they overlap, and follow one another."""
 
 from dataclasses import replace
-
 from itertools import pairwise
 
 import pytest

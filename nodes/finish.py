@@ -1,4 +1,4 @@
-"""What a clip still needs once it is decoded, carried by its LATENT from the nodes that know to the one that decodes."""
+"""What a clip needs once it is decoded, carried by its LATENT from the nodes that know to the one that decodes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ def finished(images: Tensor, latent: dict[str, Any]) -> tuple[Tensor, list[str]]
     still = latent.get(KEY, {}).get(STILL)
     if still is not None:
         images = still.over(images)
-    said = (
-        [f"Seam score {seam_score(images.cpu().numpy()):.2f} (1 is a step like any other)."] if is_loop(latent) else []
-    )
-    return images, said
+    if not is_loop(latent):
+        return images, []
+    return images, [f"Seam score {seam_score(images.cpu().numpy()):.2f} (1 is a step like any other)."]

@@ -116,7 +116,7 @@ class StableVideoInBetween(io.ComfyNode):
                 _model_input(),
                 io.Conditioning.Input(
                     "end",
-                    tooltip="Positive of a second Stable Video Conditioning, given the end picture and the same widgets.",
+                    tooltip="Positive of another Stable Video Conditioning, of the end picture with the same widgets.",
                 ),
                 io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
                 _bounded_input(),
@@ -445,8 +445,9 @@ def end_conditioning(end: list, samples: Tensor) -> Conditioning:
 
 
 def bounded(model: ModelPatcher, end: Conditioning | None, method: str) -> ModelPatcher:
-    patched = with_method(model, BetweenMethod(end))
-    if method == _METHODS[1]:
+    sequential = method == _METHODS[1]
+    patched = with_method(model, BetweenMethod(end, sequential))
+    if sequential:
         in_turns(patched)
     return patched
 

@@ -214,11 +214,12 @@ class _Shot:
         return made
 
     def _between(self, cond: Conditioning, still: Tensor) -> Wrap:
-        if self.end is None:
-            return lambda denoise: Between(denoise, cond, (still, still))
-        noise = draw(self.end, self.settings)[0]
-        end, last = self._conditioned(self.end, noise), self._encoded(self.end)
-        return lambda denoise: Between(denoise, end, (still, last))
+        end, last = cond, still
+        if self.end is not None:
+            end = self._conditioned(self.end, draw(self.end, self.settings)[0])
+            last = self._encoded(self.end)
+        held = (still, last) if self.controls.sequential else None
+        return lambda denoise: Between(denoise, end, held, self.controls.loop)
 
     def _long_take(self, still: Tensor) -> Wrap:
         given = None

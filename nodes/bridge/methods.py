@@ -1,7 +1,8 @@
 """Methods of `svd_core.motion` on a native MODEL, for every sampler and guider of ComfyUI.
 
 One protocol for all: a method is a wrapper of a guided denoiser, and ComfyUI's guiders let a MODEL wrap just that
-(PREDICT_NOISE). What a method tells the denoiser about the clip goes into the run's own conditioning for one evaluation.
+(PREDICT_NOISE). What a method tells the denoiser about the clip goes into the run's own conditioning for one
+evaluation.
 """
 
 from __future__ import annotations
@@ -141,16 +142,17 @@ class CurveMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BetweenMethod:
-    """end is the conditioning of the last picture, None that of the first: a loop."""
+    """end is the conditioning of the last picture, None that of the first: a loop. sequential as in `in_turns`."""
 
     end: Conditioning | None
+    sequential: bool
     order = 1
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
         start = host.conditioning
         end = start if self.end is None else self.end
-        held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE)
-        return Between(denoise, end, held)
+        held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE) if self.sequential else None
+        return Between(denoise, end, held, loop=self.end is None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

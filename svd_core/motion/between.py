@@ -2,9 +2,9 @@
 
 A clip played backwards begins with its end. So the model is asked twice: forward from the start, and from the end with
 frames in reverse. Time Reversal Fusion (Feng et al., arXiv 2403.14611) blends both answers at every evaluation;
-ViBiDSampler (Yang et al., arXiv 2410.05651) takes them one after the other, with noise added back between. Both pull to
-their ends; held ends are in addition replaced by the pictures' own latents, which is the closed form of ViBiD's data
-consistency step for a measurement that is a frame.
+ViBiDSampler (Yang et al., arXiv 2410.05651) takes them one after the other, with noise added back between, and holds
+the ends to the pictures' own latents, which is its data consistency step in closed form for a measurement that is a
+frame.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class Between:
 
     end: the conditioning of the picture that the clip ends on; its vector is not read, both ways move alike.
     held: latents (B, 4, h, w) of both pictures, sampler units, that replace the first and the last frame; None leaves
-    the ends to the model. Raises InputError where the two pictures differ in size.
+    the ends to the model, whose neighbours then match them better. loop: both pictures are one, and where the ends are
+    not held they are made equal. Raises InputError where the two pictures differ in size.
     """
 
     denoise: ClipDenoiser
     end: Conditioning
     held: tuple[Tensor, Tensor] | None = None
+    loop: bool = False
 
     def __post_init__(self) -> None:
         if self.held is not None and self.held[0].shape != self.held[1].shape:
@@ -51,9 +53,11 @@ class Between:
         return replace(self, denoise=self.denoise.told(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Each frame is the forward answer's as far as it is from the end, and the backward answer's for the rest."""
+        """Each frame is mostly the answer of the end that is nearer. The paper's shares are straight lines; these leave
+        and arrive level (3 t^2 - 2 t^3), so that the frames beside an end stay free of the other one's ghost."""
         backward = self._answer_from_end(x, sigma)
-        share = torch.linspace(0, 1, self.num_frames, device=x.device).repeat(x.shape[0] // self.num_frames)
+        time = torch.linspace(0, 1, self.num_frames, device=x.device)
+        share = (time**2 * (3 - 2 * time)).repeat(x.shape[0] // self.num_frames)
         return self._hold(torch.lerp(self.denoise(x, sigma), backward, share[:, None, None, None]))
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -77,10 +81,11 @@ class Between:
         return rearrange(x, "(b t) ... -> b t ...", t=self.num_frames).flip(1).flatten(0, 1)
 
     def _hold(self, denoised: Tensor) -> Tensor:
-        if self.held is None:
+        if self.held is None and not self.loop:
             return denoised
         clips = rearrange(denoised, "(b t) c h w -> b t c h w", t=self.num_frames).clone()
-        clips[:, 0], clips[:, -1] = (latent.to(clips) for latent in self.held)
+        mean = (clips[:, 0] + clips[:, -1]) / 2
+        clips[:, 0], clips[:, -1] = (mean, mean) if self.held is None else (each.to(clips) for each in self.held)
         return clips.flatten(0, 1)
 
     def _check(self, x: Tensor) -> None:

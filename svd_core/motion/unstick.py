@@ -66,10 +66,11 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
 def analytic_start(first: Tensor, num_frames: int, seed: int) -> Tensor:
     """Latents (B * T, 4, h, w), sampler units, to be noised to the first level of a lowered schedule.
 
-    first (B, 4, h, w), sampler units, is the picture's latent. Analytic-Init takes mean and variance of clips (section
-    4.1 of the paper); here the mean is the picture, and the variance of a frame about it that of the picture's own
-    cells in each channel: what a frame has about its first one when the two correlate by a half.
+    first (B, 4, h, w), sampler units, is the picture's latent. Analytic-Init takes mean and variance of all clips
+    (section 4.1 of the paper); here they are those of the picture's cells, in each channel. The picture itself as mean
+    would leak it into every frame, which is what is to be cured.
     """
-    spread = first.std(dim=(2, 3), keepdim=True).repeat_interleave(num_frames, dim=0)
-    mean = first.repeat_interleave(num_frames, dim=0)
-    return mean + spread * draw_noise(mean.shape, (seed + 2) % 2**64).to(mean)
+    deviation, mean = torch.std_mean(first, dim=(2, 3), keepdim=True)
+    noise = draw_noise((first.shape[0] * num_frames, *first.shape[1:]), (seed + 2) % 2**64).to(first)
+    mean, deviation = (each.repeat_interleave(num_frames, dim=0) for each in (mean, deviation))
+    return mean + deviation * noise

@@ -31,8 +31,17 @@ def test_each_frame_listens_to_the_nearer_end():
     forward, backward = [0.0, 0.1, 0.2, 0.3, 0.4], [2.4, 2.3, 2.2, 2.1, 2.0]
     assert values(model.forward(x, 1.0)) == pytest.approx(forward)
     assert values(model.backward(x, 1.0)) == pytest.approx(backward)
-    blended = [a + t / 4 * (b - a) for t, (a, b) in enumerate(zip(forward, backward, strict=True))]
+    shares = [0.0, 0.15625, 0.5, 0.84375, 1.0]  # 3 t^2 - 2 t^3 at quarters
+    blended = [a + share * (b - a) for share, a, b in zip(shares, forward, backward, strict=True)]
     assert values(model(x, 1.0)) == pytest.approx(blended)
+
+
+def test_the_ends_of_a_loop_are_one_frame():
+    looped = replace(between(), loop=True)(torch.zeros(FRAMES, 4, 2, 4), 1.0)
+    assert values(looped)[0] == values(looped)[-1] == pytest.approx(1.0)
+    assert values(looped)[1:-1] == values(between()(torch.zeros(FRAMES, 4, 2, 4), 1.0))[1:-1]
+    held = (latent(0.5), latent(0.5))
+    assert values(replace(between(held), loop=True)(torch.zeros(FRAMES, 4, 2, 4), 1.0))[0] == 0.5
 
 
 def test_the_backward_model_sees_the_clip_in_reverse_and_the_end_picture():

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode controls clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ scout: $(STAMP) ## Whether cheap clips rank seeds as full ones do, on the demo m
 
 bench-decode: $(STAMP) ## Decoding beside diffusers and ComfyUI: memory, time and pixels (minutes, about 10 GB)
 	$(RUN) -m benchmarks.decode
+
+controls: $(STAMP) ## Measure control over motion on the demo model: every figure of the help pages (20 minutes)
+	$(RUN) -m benchmarks.controls
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info

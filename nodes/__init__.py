@@ -11,6 +11,14 @@ from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
 from .replacements import register_replacements
 from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
+from .motion import (
+    StableVideoCurves,
+    StableVideoInBetween,
+    StableVideoLongTake,
+    StableVideoLoop,
+    StableVideoMotionBrush,
+    StableVideoUnstick,
+)
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 
@@ -36,6 +44,12 @@ class StableVideoExtension(ComfyExtension):
             StableVideoWatermark,
             StableVideoWatermarkDetect,
             StableVideoContentFilter,
+            StableVideoMotionBrush,
+            StableVideoInBetween,
+            StableVideoLoop,
+            StableVideoLongTake,
+            StableVideoUnstick,
+            StableVideoCurves,
         ]
 
 

@@ -10,9 +10,11 @@ import torch
 from comfy_api.latest import io
 
 from ..svd_core.errors import InputError, precision_notices
+from ..svd_core.motion import require_loop
 from .bridge.plan import decoding_in_words
 from .bridge.vae import StableVideoVAE
 from .checks import damaged_frames, require_latents, require_vae, show, whole_clips
+from .finish import finished, is_loop
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -51,16 +53,22 @@ class StableVideoDecode(io.ComfyNode):
         require_latents(samples)
         require_vae(vae)
         num_frames = latent.get("num_video_frames", samples.shape[0])
-        whole_clips(samples.shape[0], num_frames)
+        clips = whole_clips(samples.shape[0], num_frames)
         require_finite(samples)
-        images = decode(vae, samples, num_frames, tell=partial(show, cls))
+        loop = is_loop(latent)
+        if loop:
+            require_whole_loop(samples.shape[0], clips)
+            samples, num_frames = samples[:-1], num_frames - 1  # the last frame is the first one again
+        images = decode(vae, samples, num_frames, partial(show, cls), circular=loop)
         require_finite_images(images)
+        images, said = finished(images, latent)
+        show(cls, *said)
         return io.NodeOutput(images)
 
 
-def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None]) -> Tensor:
-    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip. `tell`
-    gets the plan before, and once more with what had to be decoded again."""
+def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None], *, circular: bool = False) -> Tensor:
+    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip, and no
+    clip for a loop. `tell` gets the plan before, and once more with what had to be decoded again."""
     if not isinstance(vae, StableVideoVAE):
         return torch.cat([vae.decode(clip) for clip in samples.split(num_frames)])
     said: list[str] = []
@@ -71,10 +79,17 @@ def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None]
 
     notices: list[str] = []
     with precision_notices(notices.append):
-        images = vae.decode_clips(samples, num_frames, planned)
+        images = vae.decode_clips(samples, num_frames, planned, circular=circular)
     if notices:
         tell(*said, *notices)
     return images
+
+
+def require_whole_loop(frames: int, clips: int) -> None:
+    """Raise InputError for what is not one loop."""
+    if clips > 1:
+        raise InputError(f"the latent holds {clips} clips and is marked as a loop: decode one loop at a time")
+    require_loop(frames)
 
 
 def require_finite(samples: Tensor) -> None:

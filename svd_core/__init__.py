@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoint import inspect_checkpoint
     from .conditioning import Conditioning, MicroConditioning
     from .config import VARIANTS, ModelConfig
+    from .controls import Controls, render_controlled
     from .errors import CheckpointError, InputError, OutputError, StableVideoError
     from .pipeline import Clip, Progress, StableVideo, load_checkpoint
     from .sampling import align_your_steps_sigmas, edm_sigmas, linear_guidance
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "Clip",
     "Conditioning",
+    "Controls",
     "InputError",
     "MicroConditioning",
     "ModelConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "inspect_checkpoint",
     "linear_guidance",
     "load_checkpoint",
+    "render_controlled",
 ]
 
 _HOMES = {
@@ -44,6 +47,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "Clip": "pipeline",
     "Conditioning": "conditioning",
+    "Controls": "controls",
     "InputError": "errors",
     "MicroConditioning": "conditioning",
     "ModelConfig": "config",
@@ -57,6 +61,7 @@ _HOMES = {
     "inspect_checkpoint": "checkpoint",
     "linear_guidance": "sampling",
     "load_checkpoint": "pipeline",
+    "render_controlled": "controls",
 }
 """Which module each public name comes from."""
 

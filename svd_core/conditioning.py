@@ -66,8 +66,8 @@ class Conditioning:
     """What one forward pass is conditioned on, a row for each of B clips (or of N frames, after `repeat_frames`).
 
     context (B, L, D) is the still's embedding, L = 1 in released models; first (B, 4, h, w) the still's latent,
-    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning.
-    Raises InputError where ranks or rows disagree.
+    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning, or (B, T, V) where it changes
+    from frame to frame. Raises InputError where ranks or rows disagree.
     """
 
     context: Tensor
@@ -76,9 +76,10 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         shapes = [tuple(tensor.shape) for tensor in (self.context, self.first, self.vector)]
-        if [len(shape) for shape in shapes] != [3, 4, 2] or len({shape[0] for shape in shapes}) != 1:
+        ranks = tuple(len(shape) for shape in shapes)
+        if ranks not in ((3, 4, 2), (3, 4, 3)) or len({shape[0] for shape in shapes}) != 1:
             given = "conditioning of shapes {}, {}, {}".format(*shapes)
-            raise InputError(f"{given}: give context (B, L, D), first (B, 4, h, w), vector (B, V)")
+            raise InputError(f"{given}: give context (B, L, D), first (B, 4, h, w), vector (B, V) or (B, T, V)")
 
     @property
     def rows(self) -> int:
@@ -94,9 +95,22 @@ class Conditioning:
         return Conditioning(*(torch.cat(pair) for pair in pairs))
 
     def repeat_frames(self, num_frames: int) -> Conditioning:
-        """B rows -> N = B * T rows, frame-major: all frames of the first clip, then those of the next."""
-        tensors = (self.context, self.first, self.vector)
-        return Conditioning(*(tensor.repeat_interleave(num_frames, dim=0) for tensor in tensors))
+        """B rows -> N = B * T rows, frame-major: all frames of the first clip, then those of the next.
+
+        Raises InputError where the vector has a row a frame and these are not num_frames.
+        """
+        context, first = (tensor.repeat_interleave(num_frames, dim=0) for tensor in (self.context, self.first))
+        return Conditioning(context, first, self._vector_of_frames(num_frames))
+
+    def _vector_of_frames(self, num_frames: int) -> Tensor:
+        """(B * T, V)."""
+        if self.vector.ndim == 2:
+            return self.vector.repeat_interleave(num_frames, dim=0)
+        if self.vector.shape[1] != num_frames:
+            raise InputError(
+                f"motion settings for {self.vector.shape[1]} frames and a clip of {num_frames}: give one value a frame"
+            )
+        return self.vector.flatten(0, 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
         """All three tensors on another device, in another dtype, or both."""

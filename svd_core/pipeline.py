@@ -22,6 +22,7 @@ from .model.clip_vision import CLIPVision
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
+from .motion import Wrap
 from .planning import Job, Plan, plan_or_leanest, plan_render
 from .sampling import (
     SAMPLERS,
@@ -119,47 +120,60 @@ class StableVideo:
         free = free_bytes(self.device)
         return free and max(free, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
 
-    @torch.inference_mode()
     def sample(
         self,
         noise: Tensor,
         cond: Conditioning,
         sigmas: Tensor,
         guidance: Tensor,
-        sampler: str = "euler",
+        sampler: str | Sampler = "euler",
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
+
+        As `sample_from`, which says what else there is and what is raised, from noise scaled as the reference does.
+        """
+        start = noisy_start(noise.to(self.device), sigmas)
+        return self.sample_from(start, cond, sigmas, guidance, sampler, callback, **how)
+
+    @torch.inference_mode()
+    def sample_from(
+        self,
+        x: Tensor,
+        cond: Conditioning,
+        sigmas: Tensor,
+        guidance: Tensor,
+        sampler: str | Sampler = "euler",
         callback: Callable[[dict[str, Any]], None] | None = None,
         *,
         seed: int = 0,
         joint: bool | None = None,
         interval: GuidanceInterval | None = None,
         stream_weights: bool | None = None,
+        wrap: Wrap | None = None,
         **options: Any,
     ) -> Tensor:
-        """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
+        """Sample from a state x (B * T, 4, h, w) at the level sigmas[0], in sampler units; it stays on its device.
 
-        sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `seed` feeds samplers that add noise;
-        `joint` decides whether both guidance branches share a pass, which changes memory and, up to rounding, not the
-        result; `stream_weights` says whether the UNet's weights visit the device layer by layer, None that they do
-        where they were left on the host; `options` go to the sampler. `callback` has k-diffusion's signature.
+        sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `sampler` is an entry of `SAMPLERS` or a
+        function like those; `seed` feeds samplers that add noise; `joint` decides whether both guidance branches share
+        a pass, which changes memory and, up to rounding, not the result; `stream_weights` says whether the UNet's
+        weights visit the device layer by layer, None that they do where they were left on the host; `wrap` makes
+        another denoiser of this one (`svd_core.motion`); `options` go to the sampler. `callback` is k-diffusion's.
 
         Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
-        bits. Raises InputError when that is not enough, for an unknown sampler and for noise that is not a whole number
-        of the conditioning's clips.
+        bits. Raises InputError when that is not enough, for an unknown sampler and for frames that are not a whole
+        number of the conditioning's clips.
         """
-        run = sampler_named(sampler)
-        x = noisy_start(noise.to(self.device), sigmas)
-        denoise = GuidedDenoiser(
-            unet=self.unet,
-            conditioning=cond.to(self.device),
-            guidance=guidance,
-            joint=_fits_joint(x) if joint is None else joint,
-            interval=interval,
-            dtype=self.dtype,
-        )
-        # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
+        run = sampler_named(sampler) if isinstance(sampler, str) else sampler
+        joint = _fits_joint(cond.rows * len(guidance), x) if joint is None else joint
+        denoise = GuidedDenoiser(self.unet, cond.to(self.device), guidance, joint, interval, self.dtype)
+        # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
         with self._lasting(denoise, stream_weights) as lasting:
-            return run(lasting, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+            model = lasting if wrap is None else wrap(lasting)
+            return run(model, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
 
     @contextmanager
     def _lasting(self, denoise: GuidedDenoiser, stream_weights: bool | None) -> Iterator[SteppingDown]:
@@ -205,8 +219,11 @@ class StableVideo:
         return sum(weight.nbytes for weight in weights if weight.device.type == self.device.type)
 
     @torch.inference_mode()
-    def decode_latents(self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None) -> np.ndarray:
-        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1].
+    def decode_latents(
+        self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None, circular: bool = False
+    ) -> np.ndarray:
+        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular where the clip
+        is a loop.
 
         The same bits for every chunk and budget; without either, what is free on a device with memory of its own is the
         budget. Raises InputError naming the frames where latents are not finite.
@@ -215,7 +232,7 @@ class StableVideo:
         if chunk is None and budget is None:
             budget = free_bytes(self.device)
         z = (latents.float() / LATENT_SCALE).to(self.device)
-        pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget)
+        pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget, circular=circular)
         return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
     def animate(
@@ -254,12 +271,13 @@ class StableVideo:
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
         plan = plan_sampling(settings)
-        pixels, settings, fit_report = self._fit(image, settings)
+        still, settings, fit_report = self.fit(image, settings)
+        pixels = as_pixels(still)
         way = self.plan(settings.frames, settings.width, settings.height, memory)
         encoding = None
         if way is not None and memory is not None:
             encoding, budget = way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
-        pixel_noise, noise = _draw(pixels, settings)
+        pixel_noise, noise = draw(pixels, settings)
 
         report(Progress("condition", 0, 1))
         micro = (settings.fps, settings.motion_bucket, settings.augmentation)
@@ -291,14 +309,14 @@ class StableVideo:
         more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
-    def _fit(self, image: Any, settings: Settings) -> tuple[Tensor, Settings, str]:
-        """The picture as pixels (1, 3, H, W), the settings with its size, and what was done to it."""
+    def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
+        """A picture, as `animate` takes it, at the size of the clip, (H, W, 3) float32 in [0, 1]; the settings with
+        that size; and in words what was done to it."""
         array = as_image(image, settings.background)
         width, height = default_size(array, self.config.variant)
         width, height = round_size(settings.width or width, settings.height or height)
         fitted = fit_image(array, width, height, settings.fit, settings.background)
-        pixels = torch.from_numpy(fitted.image).permute(2, 0, 1)[None] * 2 - 1
-        return pixels, replace(settings, width=width, height=height), fitted.report
+        return fitted.image, replace(settings, width=width, height=height), fitted.report
 
 
 def load_checkpoint(
@@ -370,7 +388,12 @@ def guidance_for(settings: Settings) -> Tensor:
     return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
 
 
-def _draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def as_pixels(image: np.ndarray) -> Tensor:
+    """A picture (H, W, 3) in [0, 1] -> (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
+
+
+def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """The noise on the still, like pixels, and the clip's, (T, 4, h, w): one generator on the CPU draws them in the
     reference's order (spec 6)."""
     generator = seeded_generator(settings.seed)
@@ -379,8 +402,9 @@ def _draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
 
 
-def _fits_joint(x: Tensor) -> bool:
-    return x.shape[0] * x.shape[2] * x.shape[3] <= JOINT_GUIDANCE_CELLS
+def _fits_joint(frames: int, x: Tensor) -> bool:
+    """Whether both branches of the frames that the network sees at once are few enough to share a pass."""
+    return frames * x.shape[2] * x.shape[3] <= JOINT_GUIDANCE_CELLS
 
 
 def _check_finite(latents: Tensor) -> None:

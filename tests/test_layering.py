@@ -26,6 +26,7 @@ ARROWS = {
     "conditioning": BASE,
     "sampling": BASE | {"conditioning"},
     "measure": BASE | {"conditioning", "sampling"},
+    "motion": BASE | {"conditioning", "sampling"},
     "recipe": BASE,
     "media": BASE | {"recipe"},
     "kernels": BASE,
@@ -34,7 +35,9 @@ ARROWS = {
     "checkpoint": BASE | {"model"},
     "meter": set(),
     "planning": BASE | {"decode", "meter", "model"},
-    "pipeline": BASE | {"sampling", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
+    "pipeline": BASE
+    | {"sampling", "motion", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
+    "controls": BASE | {"motion", "sampling", "conditioning", "media", "pipeline"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""
 TOP = {"__init__", "__main__", "cli"}

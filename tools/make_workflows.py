@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # `python tools/make_workflows.py` puts tools/ th
 from svd_core.demo import DEMO_NAME  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
 from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.samples import CLIP_NAME, DEMO_PICTURE, PICTURE  # noqa: E402
+from tools.samples import CLIP_NAME, DEMO_PICTURE, MASK, PICTURE  # noqa: E402
 from tools.thumbnails import Card, draw_card  # noqa: E402
 from tools.workflow_format import RANDOMIZE, Graph, Info, Model, Node, Output, api_format, page_format  # noqa: E402
 
@@ -40,12 +40,13 @@ FPS = 7
 SEED = 42
 
 SCOUT, SWEEP, METER = "Seeds", "Settings", "Measurements"
-MODEL, PICTURE_IN, STILL, CLIP_IN, MOTION, SAMPLE, SAVE = (
+MODEL, PICTURE_IN, STILL, CLIP_IN, MOTION, CONTROL, SAMPLE, SAVE = (
     "Model",
     "Your picture",
     "Still from text",
     "Your clip",
     "Motion",
+    "Control",
     "Sampling",
     "Video",
 )
@@ -306,6 +307,144 @@ def motion_meter() -> Graph:
     return graph
 
 
+def motion_brush() -> Graph:
+    graph = Graph(
+        "motion_brush",
+        "Motion brush",
+        "## Motion brush\n\nWhat is white in the mask moves, grey moves a little, black stands still and keeps the "
+        "picture's own pixels.\n\nThe mask goes through a **Fit Picture** with the same widgets as the picture's, so "
+        "that both are cut alike. Paint your own in any program, or with ComfyUI's mask editor: then connect **MASK** "
+        "of **Load Image** to **Convert Mask to Image** and that to the mask's **Fit Picture**.\n\n`rocket_mask.png` "
+        "lies in this pack's `workflows/assets`; if **Load Image** does not know it, drop it there.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    painted = _fitted(graph, _picture(graph, MASK.name)["IMAGE"])
+    mask = graph.add("ImageToMask", 1, MOTION, image=painted["image"], channel="red")
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    brushed = graph.add(
+        "StableVideoMotionBrush",
+        2,
+        CONTROL,
+        model=loader["MODEL"],
+        vae=loader["VAE"],
+        latent=conditioning["latent"],
+        image=fitted["image"],
+        mask=mask["MASK"],
+    )
+    _controlled(graph, loader, brushed, conditioning, "motion_brush")
+    return graph
+
+
+def in_between() -> Graph:
+    graph = Graph(
+        "in_between",
+        "In-between",
+        "## In-between\n\nFrom a start picture to an end picture, here the first and the last frame of a clip. Put two "
+        "**Load Image** nodes in their place for pictures of your own; both **Fit Picture** nodes need the same "
+        "widgets, and so do both conditionings.\n\nWorks where both pictures show the same scene with small changes. "
+        "Takes twice as long as a clip from one picture.\n\n`rocket.mp4` comes with `make serve`.",
+    )
+    loader = _load(graph, SVD)
+    clip = graph.add("LoadVideo", 0, CLIP_IN, file=CLIP_NAME)
+    parts = graph.add("GetVideoComponents", 0, CLIP_IN, video=clip["VIDEO"])
+    start, end = (
+        graph.add("ImageFromBatch", 0, CLIP_IN, image=parts["images"], batch_index=index) for index in (0, 13)
+    )
+    conditioning, last = (
+        _condition(graph, loader, _fitted(graph, each["IMAGE"])["image"], 14) for each in (start, end)
+    )
+    bounded = graph.add(
+        "StableVideoInBetween",
+        2,
+        CONTROL,
+        model=loader["MODEL"],
+        end=last["positive"],
+        latent=conditioning["latent"],
+    )
+    _controlled(graph, loader, bounded, conditioning, "in_between")
+    return graph
+
+
+def loop() -> Graph:
+    graph = Graph(
+        "loop",
+        "Loop",
+        "## Loop\n\nA clip that plays round and round without a cut: it leaves its picture and comes back to it, with "
+        "motion of its own on both ways.\n\n**Decode** leaves out the last frame, which is the first one again, and "
+        "shows the seam score: 1 is a step like any other.\n\nSmoke, water, hair and cloth loop well; what flies off "
+        "does not come back by itself. Takes twice as long.",
+    )
+    loader = _load(graph, SVD)
+    conditioning = _condition(graph, loader, _fitted(graph, _picture(graph)["IMAGE"])["image"], 14)
+    looped = graph.add("StableVideoLoop", 2, CONTROL, model=loader["MODEL"], latent=conditioning["latent"])
+    _controlled(graph, loader, looped, conditioning, "loop")
+    return graph
+
+
+def long_take() -> Graph:
+    graph = Graph(
+        "long_take",
+        "Long take",
+        "## Long take\n\nA clip of any length in the memory of a short one. Windows of **window** frames overlap; each "
+        "goes on from what the one before it predicts. Time grows with the number of windows.\n\nThe picture wears out "
+        "along the way: detail goes first. Keep to two or three windows where it matters.\n\nTo go on from a clip, "
+        "connect its frames to **continued** and show the conditioning the frame that lies **overlap** frames before "
+        "its end.",
+    )
+    loader = _load(graph, SVD)
+    conditioning = _condition(graph, loader, _fitted(graph, _picture(graph)["IMAGE"])["image"], 14)
+    taken = graph.add(
+        "StableVideoLongTake",
+        2,
+        CONTROL,
+        model=loader["MODEL"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        latent=conditioning["latent"],
+        frames=35,
+        window=14,
+    )
+    _controlled(graph, loader, taken, taken, "long_take")
+    return graph
+
+
+def unstick() -> Graph:
+    graph = Graph(
+        "unstick",
+        "Un-stick",
+        "## Un-stick\n\nFor pictures that will not move. **strength** is the one control: 0 changes nothing, 1 moves "
+        "most and keeps least to the picture.\n\nThe node sets the model up to start at a lower noise level and hands "
+        "motion bucket and augmentation to the conditioning.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    freed = graph.add("StableVideoUnstick", 1, MOTION, model=loader["MODEL"], strength=0.7)
+    moved = {"motion_bucket": freed["motion_bucket"], "augmentation": freed["augmentation"]}
+    conditioning = _condition(graph, loader, fitted["image"], 14, **moved)
+    sampled = _sample(graph, {"MODEL": freed["model"]}, conditioning, conditioning["latent"])
+    _finish(graph, loader, sampled["latent"], "unstick")
+    return graph
+
+
+def curves() -> Graph:
+    graph = Graph(
+        "curves",
+        "Curves",
+        "## Curves\n\nSettings that change along the clip, as position:value with position 0 the first frame and 1 the "
+        "last. Here the motion begins calm and grows.\n\nThe model learned with constants, so this is an experiment: "
+        "neighbouring frames pull each other along, and a curve shows as a tendency.",
+    )
+    loader = _load(graph, SVD)
+    conditioning = _condition(graph, loader, _fitted(graph, _picture(graph)["IMAGE"])["image"], 14)
+    curved = graph.add(
+        "StableVideoCurves", 2, CONTROL, model=loader["MODEL"], motion_bucket_points="0:20, 0.5:80, 1:200"
+    )
+    sampled = _sample(graph, {"MODEL": curved["model"]}, conditioning, conditioning["latent"], column=3)
+    _finish(graph, loader, sampled["latent"], "curves", column=4)
+    return graph
+
+
 WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (demo_model, Card("demo model")),
     (image_to_video_14, Card("14 frames")),
@@ -318,6 +457,12 @@ WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (seed_scout, Card("seed scout")),
     (sweep, Card("sweep")),
     (motion_meter, Card("motion\nmeter")),
+    (motion_brush, Card("motion\nbrush")),
+    (in_between, Card("in-between")),
+    (loop, Card("loop")),
+    (long_take, Card("long take")),
+    (unstick, Card("un-stick")),
+    (curves, Card("curves")),
 )
 
 
@@ -351,9 +496,15 @@ def _condition(graph: Graph, loader: Node, image: Output, frames: int, *, column
     )
 
 
+def _controlled(graph: Graph, loader: Node, control: Node, conditioning: Node, prefix: str) -> None:
+    """From a node that controls motion, with outputs model and latent, to a saved clip."""
+    sampled = _sample(graph, {"MODEL": control["model"]}, conditioning, control["latent"], column=3)
+    _finish(graph, loader, sampled["latent"], prefix, column=4)
+
+
 def _sample(
     graph: Graph,
-    loader: Node,
+    loader: Node | Mapping[str, Output],
     conditioning: Node,
     latent: Output,
     *,

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +36,9 @@ PICTURE = ASSETS / "rocket.jpg"
 
 DEMO_PICTURE = ASSETS / "demo_rocket.png"
 """The shipped picture for the demo model, 512x256; `python tools/samples.py` drew it."""
+
+MASK = ASSETS / "rocket_mask.png"
+"""What may move in the sample picture, white on black; `python tools/samples.py` drew it."""
 
 DEMO_SEED = HELD_OUT_SEEDS[4056]
 """Of its scene, which the demo model was not trained on."""
@@ -67,6 +70,9 @@ SHEET_COLUMNS = 5
 SHEET_GAP = 6
 SHEET_BACKGROUND = (24, 24, 28)
 
+PAINTED = (0.28, -0.1, 0.64, 1.1)
+"""Left, top, right and bottom of what the mask frees, as parts of the sample picture."""
+
 ZOOM = 0.25
 """How far the sample clip moves in, as a fraction of the picture."""
 
@@ -97,7 +103,7 @@ def _weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
 
 def copy_pictures(folder: Path) -> None:
     """The sample pictures in a folder, under their own names."""
-    for picture in (PICTURE, DEMO_PICTURE):
+    for picture in (PICTURE, DEMO_PICTURE, MASK):
         shutil.copy(picture, folder)
 
 
@@ -108,6 +114,17 @@ def demo_scene() -> Scene:
 
 def draw_demo_picture() -> Image.Image:
     return Image.fromarray((demo_scene().still * 255).round().astype(np.uint8))
+
+
+def draw_mask() -> Image.Image:
+    """An upright ellipse around the rocket and its smoke."""
+    with Image.open(PICTURE) as picture:
+        mask = Image.new("L", picture.size)
+    width, height = mask.size
+    ImageDraw.Draw(mask).ellipse(
+        [int(part * side) for part, side in zip(PAINTED, (width, height) * 2, strict=True)], fill=255
+    )
+    return mask
 
 
 def write_clip(path: Path, frames: int = 14, fps: int = 7, size: tuple[int, int] | None = None) -> Path:
@@ -148,4 +165,5 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = SHEET_COLUMNS) ->
 
 if __name__ == "__main__":
     draw_demo_picture().save(DEMO_PICTURE, optimize=True)
-    print(DEMO_PICTURE)
+    draw_mask().save(MASK, optimize=True)
+    print(DEMO_PICTURE, MASK)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
@@ -18,7 +19,9 @@ import torch
 
 from ...svd_core.config import PIXELS_PER_LATENT
 from ...svd_core.errors import InputError
+from ...svd_core.motion import curve_values
 from ..checks import damaged_frames, require_latents, whole_clips
+from .methods import guidance_of, windows_of
 from .model import StableVideoModel
 
 if TYPE_CHECKING:
@@ -56,7 +59,8 @@ class ClipGuider(comfy.samplers.CFGGuider):
         require_video_model(patcher)
         super().__init__(patcher)
         self.set_conds(positive, negative)
-        self.weights = weights
+        drawn = guidance_of(patcher)
+        self.weights = weights if drawn is None else partial(curve_values, drawn)
 
     def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning and model
@@ -77,6 +81,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
         positive = self.original_conds["positive"][0]
         num_frames = positive.get("num_video_frames", latent.shape[0])
         clips = Clips(whole_clips(latent.shape[0], num_frames), num_frames)
+        require_one_window(clips, self.model_patcher)
         require_same_clips(positive, latent, clips)
         require_embedding(positive, self.model_patcher)
         require_memory(latent, self.model_patcher)
@@ -84,7 +89,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
 
     def _guided(self, given: dict[str, Any], clips: Clips) -> dict[str, Any]:
         """The model's options for one run."""
-        weights = self.weights(clips.num_frames)
+        weights = self.weights(frames_at_once(self.model_patcher, clips.num_frames))
         options = comfy.model_patcher.create_model_options_clone(given)
         options.pop("sampler_cfg_function", None)
         self.set_cfg(weights.max().item())
@@ -165,6 +170,24 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
         )
 
 
+def require_one_window(clips: Clips, patcher: ModelPatcher) -> None:
+    """Raise InputError for several clips in the windows of a long one, and for a clip shorter than those."""
+    windows = windows_of(patcher)
+    if windows is None:
+        return
+    if clips.count > 1:
+        raise InputError(
+            f"the latent holds {clips.count} clips and the model is set up for one Long Take: give one clip"
+        )
+    windows.starts(clips.num_frames)
+
+
+def frames_at_once(patcher: ModelPatcher, frames: int) -> int:
+    """How many frames of a clip the network is shown."""
+    windows = windows_of(patcher)
+    return frames if windows is None else windows.length
+
+
 def require_embedding(positive: dict[str, Any], patcher: ModelPatcher) -> None:
     """Raise InputError where the picture's embedding has another width than the model reads."""
     width, needed = positive["cross_attn"].shape[-1], patcher.model.model_config.unet_config["context_dim"]
@@ -186,8 +209,8 @@ def require_memory(latent: Tensor, patcher: ModelPatcher) -> None:
     channels = model.model_config.unet_config["model_channels"]
     frames, _, height, width = latent.shape
     one = WIDEST * channels * height * width * model.get_dtype_inference().itemsize
-    windows = patcher.model_options.get("context_handler")
-    at_once = frames if windows is None else min(frames, windows.context_length)
+    native = patcher.model_options.get("context_handler")
+    at_once = frames_at_once(patcher, frames) if native is None else min(frames, native.context_length)
     whole = comfy.model_management.get_total_memory(patcher.load_device)
     if at_once * one > whole:
         raise InputError(

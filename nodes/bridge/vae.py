@@ -65,20 +65,25 @@ class StableVideoVAE(comfy.sd.VAE):
         return self.decode_clips(*_clips(samples_in))
 
     def decode_clips(
-        self, latents: Tensor, num_frames: int, planned: Callable[[DecodePlan], None] | None = None
+        self,
+        latents: Tensor,
+        num_frames: int,
+        planned: Callable[[DecodePlan], None] | None = None,
+        *,
+        circular: bool = False,
     ) -> Tensor:
-        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]. Free memory picks where
-        activations stay, which changes no bit of the result; `planned` is told before the work begins."""
+        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]; circular where a clip is a loop. Free
+        memory picks where activations stay, which changes no bit of the result; `planned` is told before the work."""
         network, latents = self.first_stage_model, latents.to(self.vae_dtype)
         shape = (num_frames, *latents.shape[1:])
-        quick = network.decode_plan(shape, num_frames, self.device, chunk=1)
+        quick = network.decode_plan(shape, num_frames, self.device, chunk=1, circular=circular)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=int(quick.device_bytes / USABLE))
         free = int(USABLE * self.patcher.get_free_memory(self.device))
         # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
-        budget = max(free, network.least_plan(shape, num_frames, self.device).device_bytes)
+        budget = max(free, network.least_plan(shape, num_frames, self.device, circular=circular).device_bytes)
         if planned is not None:
-            planned(network.decode_plan(shape, num_frames, self.device, budget=budget))
-        pixels = network.decode(latents.to(self.device), num_frames, budget=budget)
+            planned(network.decode_plan(shape, num_frames, self.device, budget=budget, circular=circular))
+        pixels = network.decode(latents.to(self.device), num_frames, budget=budget, circular=circular)
         return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
 
     def decode_tiled(self, samples: Tensor, **_tiling: Any) -> Tensor:

@@ -47,17 +47,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TimeConvolution:
-    """A (3,1,1) convolution that keeps the channels."""
+    """A (3,1,1) convolution that keeps the channels; `circular` as in `over_frames`."""
 
     conv: nn.Module
+    circular: bool = False
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         for strip in _strips(clip):
             own = place.load(strip)
-            place.save(strip, _clip_tokens(self.conv(rearrange(own, "t s c -> 1 c t s"))))
+            place.save(strip, _clip_tokens(over_frames(self.conv, rearrange(own, "t s c -> 1 c t s"), self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        return (2 if staged else 1) * itemsize * strip_values(shape, frames)
+        values = strip_values(shape, frames)
+        return itemsize * ((2 if staged else 1) * values + wrapped_values(values, frames, self.circular))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class TimeResidual:
     norm2: nn.Module
     conv2: nn.Module
     alpha: Tensor
+    circular: bool = False
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         """Adds in place. The hidden results of `keep` frames' worth of pixels stay, in `place`, from the first sweep;
@@ -91,7 +94,7 @@ class TimeResidual:
         gathering = copied + ungathered + moments_bytes(values, itemsize)
         hidden = copied  # on the device it is one of those that are kept
         finishing = copied + hidden + max(affine_bytes(values, itemsize), 2 * itemsize * values)
-        return max(gathering, finishing)
+        return max(gathering, finishing) + itemsize * wrapped_values(values, frames, self.circular)
 
     def _gather(self, place: Place, strip: Tensor, first: Affine, kept: list[Tensor], staying: int) -> Moments:
         hidden = self._hidden(place.load(strip), first)
@@ -102,12 +105,26 @@ class TimeResidual:
     def _finish(self, place: Place, strip: Tensor, kept: Tensor | None, first: Affine, second: Affine) -> None:
         own = place.load(strip)
         hidden = self._hidden(own, first) if kept is None else place.load(kept)
-        branch = self.conv2(rearrange(second.silu(hidden), "t s c -> 1 c t s"))
+        branch = over_frames(self.conv2, rearrange(second.silu(hidden), "t s c -> 1 c t s"), self.circular)
         place.save(strip, own.addcmul_(_clip_tokens(branch), self.alpha.to(own)))
 
     def _hidden(self, strip: Tensor, affine: Affine) -> Tensor:
         """strip (T, s, C) -> the same shape."""
-        return _clip_tokens(self.conv1(rearrange(affine.silu(strip), "t s c -> 1 c t s")))
+        return _clip_tokens(over_frames(self.conv1, rearrange(affine.silu(strip), "t s c -> 1 c t s"), self.circular))
+
+
+def over_frames(conv: nn.Module, clips: Tensor, circular: bool) -> Tensor:
+    """A (3,1,1) convolution of clips (B, C, T, S). circular: the last frame comes before the first and the first after
+    the last, where zeros stand otherwise. Done by the layer as it is, on a frame more on each side, so that a host's
+    layers need know nothing about it."""
+    if not circular:
+        return conv(clips)
+    return conv(torch.cat([clips[:, :, -1:], clips, clips[:, :, :1]], dim=2))[:, :, 1:-1]
+
+
+def wrapped_values(values: int, frames: int, circular: bool) -> int:
+    """What `over_frames` holds beside a strip of so many values: the longer one, and what comes of its two frames."""
+    return values + 4 * -(-values // frames) if circular else 0
 
 
 @torch.no_grad()

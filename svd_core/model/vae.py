@@ -7,7 +7,7 @@ N = B * T frame-major; the layers across frames read them as clips (B, C, T, H*W
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from ..decode.places import MODES, Mode, has_own_memory
 from ..decode.plan import DecodePlan, choose_decode, decode_plan
 from ..decode.rescue import rescued
 from ..decode.run import run_plan
-from ..decode.stream import Stage, TimeConvolution, TimeResidual
+from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..errors import InputError
 from .backend import TORCH, Backend
 from .layout import from_clips, to_clips, to_images, to_tokens
@@ -73,9 +73,11 @@ class TimeStack(nn.Module):
         # The identity keeps the official index 3 of the convolution; a dropout was there in training.
         self.out_layers = nn.Sequential(norms[1], nn.SiLU(inplace=True), nn.Identity(), convs[1])
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H*W) -> the same shape, the residual branch alone."""
-        return self.out_layers(self.in_layers(clips))
+    def forward(self, clips: Tensor, circular: bool = False) -> Tensor:
+        """(B, C, T, H*W) -> the same shape, the residual branch alone; `circular` as in `decode.stream.over_frames`."""
+        for *before, conv in (self.in_layers, self.out_layers):
+            clips = over_frames(conv, _run(before, clips), circular)
+        return clips
 
 
 class VideoBlock(ConvBlock):
@@ -89,10 +91,10 @@ class VideoBlock(ConvBlock):
         self.time_stack = TimeStack(outputs, backend=backend)
         self.mix_factor = backend.parameter(1)
 
-    def forward(self, images: Tensor, num_frames: int) -> Tensor:
+    def forward(self, images: Tensor, num_frames: int, circular: bool = False) -> Tensor:
         """(N, C, H, W) -> (N, C', H, W), N = B * num_frames."""
         images = self.spatial(images)
-        hidden = from_clips(self.time_stack(to_clips(images, num_frames)), images.shape[-2])
+        hidden = from_clips(self.time_stack(to_clips(images, num_frames), circular), images.shape[-2])
         return torch.addcmul(images, hidden, self.alpha.to(images))
 
     @property
@@ -100,11 +102,11 @@ class VideoBlock(ConvBlock):
         """(1,) in float32: the share of the temporal path."""
         return self.mix_factor.float().sigmoid()
 
-    def across_frames(self) -> TimeResidual:
+    def across_frames(self, circular: bool = False) -> TimeResidual:
         """The temporal path in parts, for a decoder that cannot hold the whole clip several times."""
         norm1, _, conv1 = self.time_stack.in_layers
         norm2, _, _, conv2 = self.time_stack.out_layers
-        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha)
+        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha, circular)
 
 
 class AttnBlock(nn.Module):
@@ -253,19 +255,20 @@ class Decoder(nn.Module):
         """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
         return self.conv_out(_norm_silu(self.norm_out, images))
 
-    def stages(self) -> list[Stage]:
-        """The same computation as runs of layers inside a frame, each ended by a layer across frames."""
+    def stages(self, circular: bool = False) -> list[Stage]:
+        """The same computation as runs of layers inside a frame, each ended by a layer across frames. circular: the
+        clip is a loop, and its last frame the neighbour of its first."""
         first, *others = self.layers()
         stages, inside = [], [Convolution(first)]
         for layer in others:
             inside.append(layer.in_bands())
             if isinstance(layer, VideoBlock):
-                stages.append(Stage(tuple(inside), layer.across_frames()))
+                stages.append(Stage(tuple(inside), layer.across_frames(circular)))
                 inside = []
         inside.append(Convolution(self.conv_out, self.norm_out))
-        return [*stages, Stage(tuple(inside), self.last_across_frames())]
+        return [*stages, Stage(tuple(inside), self.last_across_frames(circular))]
 
-    def last_across_frames(self) -> TimeConvolution | None:
+    def last_across_frames(self, circular: bool) -> TimeConvolution | None:
         """What follows the head, if anything."""
         return None
 
@@ -276,8 +279,8 @@ class ImageDecoder(Decoder):
     def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
         super().__init__(config, ResnetBlock, backend=backend)
 
-    def forward(self, z: Tensor, num_frames: int = 1) -> Tensor:
-        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` changes nothing here."""
+    def forward(self, z: Tensor, num_frames: int = 1, circular: bool = False) -> Tensor:
+        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` and `circular` change nothing here."""
         return self.head(_run(self.layers(), _channels_last(z)))
 
 
@@ -289,19 +292,20 @@ class TemporalDecoder(Decoder):
         # Official key conv_out.time_mix_conv: a child of the convolution that it follows.
         self.conv_out.time_mix_conv = backend.frame_conv(PIXEL_CHANNELS, PIXEL_CHANNELS)
 
-    def forward(self, z: Tensor, num_frames: int) -> Tensor:
+    def forward(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
         """z (N, 4, h, w), N = B * num_frames -> (N, 3, 8h, 8w) in about [-1, 1]. Holds the whole clip several times.
 
         This is the reference expression; `decode.stream` computes the same in little memory.
         """
         images = _channels_last(z)
         for layer in self.layers():
-            images = layer(images, num_frames) if isinstance(layer, VideoBlock) else layer(images)
+            images = layer(images, num_frames, circular) if isinstance(layer, VideoBlock) else layer(images)
         pixels = self.head(images)
-        return from_clips(self.conv_out.time_mix_conv(to_clips(pixels, num_frames)), pixels.shape[-2])
+        mixed = over_frames(self.conv_out.time_mix_conv, to_clips(pixels, num_frames), circular)
+        return from_clips(mixed, pixels.shape[-2])
 
-    def last_across_frames(self) -> TimeConvolution:
-        return TimeConvolution(self.conv_out.time_mix_conv)
+    def last_across_frames(self, circular: bool) -> TimeConvolution:
+        return TimeConvolution(self.conv_out.time_mix_conv, circular)
 
 
 class VideoVAE(nn.Module):
@@ -381,27 +385,34 @@ class VideoVAE(nn.Module):
         return min(plans, key=lambda plan: plan.device_bytes)
 
     def decode(
-        self, z: Tensor, num_frames: int, chunk: int | None = None, budget: int | None = None, mode: Mode | None = None
+        self,
+        z: Tensor,
+        num_frames: int,
+        chunk: int | None = None,
+        budget: int | None = None,
+        mode: Mode | None = None,
+        circular: bool = False,
     ) -> Tensor:
         """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped.
 
         Streamed, with the same bits for every `chunk`, `budget` and `mode`: `chunk` is how many frames' worth of
         intermediate results may be kept (at least one; all by default), `budget` is bytes of the device's memory beside
-        the weights and picks the rest, `mode` says what the device holds (`decode.places.Mode`). Pixels are on z's
+        the weights and picks the rest, `mode` says what the device holds (`decode.places.Mode`). `circular` decodes a
+        loop: where convolutions across frames see zeros beyond the ends, they see the other end. Pixels are on z's
         device where the clip fitted there, else in the host's memory. What overflows 16 bits is decoded again in
         float32, with a PrecisionWarning. Records no gradients. Raises InputError when N is not a whole number of clips,
         a number is below 1 or the budget holds nothing.
         """
-        plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode)
+        plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode, circular)
         clips = self._latents(z, num_frames).split(num_frames)
-        return torch.cat([self._decode_clip(clip, plan, budget) for clip in clips])
+        return torch.cat([self._decode_clip(clip, plan, budget, circular) for clip in clips])
 
-    def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None) -> Tensor:
+    def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None, circular: bool) -> Tensor:
         """Latents (T, 4, h, w) of one clip, which went through `post_quant_conv`."""
-        pixels = run_plan(self.decoder.stages(), latents, plan)
+        pixels = run_plan(self.decoder.stages(circular), latents, plan)
 
         def precise(latents: Tensor) -> Tensor:
-            stages = copy.deepcopy(self.decoder).float().stages()
+            stages = copy.deepcopy(self.decoder).float().stages(circular)
             shape, own = tuple(latents.shape), has_own_memory(latents.device)
             if budget is None:
                 return run_plan(stages, latents, decode_plan(stages, shape, 4, plan.mode, 1))
@@ -417,12 +428,13 @@ class VideoVAE(nn.Module):
         chunk: int | None = None,
         budget: int | None = None,
         mode: Mode | None = None,
+        circular: bool = False,
     ) -> DecodePlan:
         """How `decode` runs latents of a shape (N, 4, h, w) on a device, and in how much memory. Raises as it does."""
         _check_latents(shape, num_frames, self.config.latent_channels)
         _check_positive(chunk, "chunk", "frames")
         _check_positive(budget, "budget", "bytes")
-        stages, itemsize = self.decoder.stages(), self.decoder.conv_in.weight.element_size()
+        stages, itemsize = self.decoder.stages(circular), self.decoder.conv_in.weight.element_size()
         clip = (num_frames, *shape[1:])
         if budget is None:
             mode = mode or "device"
@@ -431,15 +443,17 @@ class VideoVAE(nn.Module):
         own = has_own_memory(device)
         return choose_decode(stages, clip, itemsize, budget, own_memory=own, keep=chunk, mode=mode)
 
-    def least_plan(self, shape: Sequence[int], num_frames: int, device: torch.device) -> DecodePlan:
+    def least_plan(
+        self, shape: Sequence[int], num_frames: int, device: torch.device, circular: bool = False
+    ) -> DecodePlan:
         """The `decode_plan` that takes the least of a device's memory."""
         mode = "bands" if has_own_memory(device) else "device"
-        return self.decode_plan(shape, num_frames, device, chunk=1, mode=mode)
+        return self.decode_plan(shape, num_frames, device, chunk=1, mode=mode, circular=circular)
 
-    def decode_whole(self, z: Tensor, num_frames: int) -> Tensor:
+    def decode_whole(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
         """`decode` as the reference writes it, each layer on all frames at once: for training, which needs gradients,
         and as the oracle of the streamed form, which it equals up to rounding."""
-        return self.decoder(self._latents(z, num_frames), num_frames)
+        return self.decoder(self._latents(z, num_frames), num_frames, circular)
 
     def _latents(self, z: Tensor, num_frames: int) -> Tensor:
         _check_latents(z.shape, num_frames, self.config.latent_channels)
@@ -455,7 +469,7 @@ def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _run(layers: Iterator[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
+def _run(layers: Iterable[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
     return reduce(lambda value, layer: layer(value), layers, images)
 
 

@@ -7,8 +7,8 @@ released models are therefore run with weights that rise from the first frame to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -152,6 +152,10 @@ class GuidedDenoiser:
     @property
     def num_frames(self) -> int:
         return len(self.guidance)
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> GuidedDenoiser:
+        """The same denoiser with its conditioning changed."""
+        return replace(self, conditioning=change(self.conditioning))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x (N, 4, h, w) with N = clips * num_frames, sigma (N,) or one number above 0 -> (N, 4, h, w) in float32.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..errors import InputError, out_of_memory
 from .guidance import GuidedDenoiser
+
+if TYPE_CHECKING:
+    from ..conditioning import Conditioning
 
 SPENT = (
     "the device's memory ran out while sampling, and nothing more can be moved off it: close other programs that use "
@@ -26,6 +30,14 @@ class SteppingDown:
 
     denoise: GuidedDenoiser
     ways: Iterator[None]
+
+    @property
+    def num_frames(self) -> int:
+        return self.denoise.num_frames
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> SteppingDown:
+        """The same with the conditioning changed; what was given up stays given up."""
+        return replace(self, denoise=self.denoise.told(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """As the denoiser's own."""

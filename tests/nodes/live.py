@@ -33,6 +33,7 @@ TINY = {
     "frames": FRAMES,
     "video_frames": FRAMES,
     "length": FRAMES,
+    "window": FRAMES,
     "steps": STEPS,
     "width": WIDTH,
     "height": HEIGHT,

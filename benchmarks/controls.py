@@ -1,0 +1,306 @@
+"""`python -m benchmarks.controls`: what control over motion achieves on the demo model, against fixed bars.
+
+Every figure is measured from decoded frames of held-out drawn scenes that are taken as they come; nothing is picked.
+Writes one JSON file for each part and prints the table of all parts there are. Some 20 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from svd_core.config import PIXELS_PER_LATENT
+from svd_core.controls import Controls, render_controlled
+from svd_core.demo import DEMO_MODEL
+from svd_core.meter import LiveBytes
+from svd_core.model.vae import VideoVAE
+from svd_core.motion import Windows, seam_score, unstuck
+from svd_core.motion.loop import frame_steps
+from svd_core.pipeline import StableVideo, load_checkpoint
+from svd_core.settings import Settings
+from training.measure import flow_magnitude, optical_flow, psnr, spearman
+from training.world import HELD_OUT_SEEDS, Scene, draw_scene
+
+from .device_bytes import device_bytes
+
+FIRST_SEED = 4000
+"""Held-out scenes from here on are no other measurement's."""
+
+TAKE = 100
+"""Frames of a Long Take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured value, and the bar it is held to from below (`least`) or above (`most`), if any."""
+
+    name: str
+    value: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+    detail: str = ""
+
+    @property
+    def bar(self) -> str:
+        if self.least is not None:
+            return f"at least {self.least:g}"
+        return "no bar" if self.most is None else f"at most {self.most:g}"
+
+    @property
+    def verdict(self) -> str:
+        low = self.least is None or self.value >= self.least
+        high = self.most is None or self.value <= self.most
+        if self.least is None and self.most is None:
+            return ""
+        return "reached" if low and high else "MISSED"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """The model, and how many scenes each figure is taken on."""
+
+    svd: StableVideo
+    scenes: int
+    steps: int | None
+
+    def scene(self, number: int, kind: str | None = None) -> Scene:
+        variant = self.svd.config.variant
+        size = {"frames": variant.frames, "width": variant.width, "height": variant.height}
+        return draw_scene(HELD_OUT_SEEDS[FIRST_SEED + number], kind=kind, **size)
+
+    def render(
+        self, scene: Scene, settings: dict[str, Any] | None = None, seed: int = 0, **controls: Any
+    ) -> np.ndarray:
+        given = Settings(steps=self.steps, seed=seed, **(settings or {}))
+        return render_controlled(self.svd, scene.still, given, Controls(**controls)).frames
+
+
+# Parts
+
+
+def brush(bench: Bench) -> Iterable[Figure]:
+    """The half of the picture in which more truly moves is free, the other stands still."""
+    equal, ratios = [], []
+    for number in range(bench.scenes):
+        scene = bench.scene(number)
+        free = _busier_half(scene.frames)
+        frames = bench.render(scene, brush=free, feather=0)
+        equal.append(float((frames == scene.still)[:, free == 0].mean()))
+        flow = np.linalg.norm(optical_flow(frames), axis=-1).mean(axis=0)
+        ratios.append(float(flow[free == 1].mean() / max(flow[free == 0].mean(), 1e-9)))
+    yield Figure("brush: still pixels bit-equal", 100 * min(equal), "percent", least=100, detail=f"{len(equal)} scenes")
+    yield Figure("brush: flow inside over outside", float(np.median(ratios)), "times", least=5, detail=_each(ratios))
+
+
+def _busier_half(frames: np.ndarray) -> np.ndarray:
+    """(H, W): 1 in the half, left or right, in which the drawn scene moves more."""
+    flow = np.linalg.norm(optical_flow(frames), axis=-1).mean(axis=0)
+    middle = flow.shape[1] // 2
+    free = np.zeros(flow.shape, np.float32)
+    free[:, slice(None, middle) if flow[:, :middle].sum() > flow[:, middle:].sum() else slice(middle, None)] = 1
+    return free
+
+
+def between(bench: Bench) -> Iterable[Figure]:
+    """From the first to the last frame of the drawn scene."""
+    for name, sequential in (("fusion", False), ("in turns", True)):
+        ends, spreads = [], []
+        for number in range(bench.scenes):
+            scene = bench.scene(number)
+            frames = bench.render(scene, end=scene.frames[-1], sequential=sequential)
+            ends.append(psnr(frames[-1], scene.frames[-1]))
+            spreads.append(spread(flow_magnitude(frames)))
+        yield Figure(f"in-between ({name}): last frame", float(np.median(ends)), "dB", least=22, detail=_each(ends))
+        detail = f"{_each(spreads)}; 1 is even, {1 / 13:.2f} all in one step; bar set by us before measuring"
+        yield Figure(f"in-between ({name}): flow spread", float(np.median(spreads)), "", least=0.7, detail=detail)
+
+
+def spread(flow: np.ndarray) -> float:
+    """How evenly flow (T - 1,) is spread over a clip: the number of equal steps of the same entropy, over T - 1."""
+    part = flow / flow.sum()
+    entropy = -float((part * np.log(np.maximum(part, 1e-12))).sum())
+    return float(np.exp(entropy) / len(flow))
+
+
+def loop(bench: Bench) -> Iterable[Figure]:
+    """The seam, and how much moves beside the plain clip of the same seed."""
+    for name, sequential in (("fusion", False), ("in turns", True)):
+        seams, moving = [], []
+        for number in range(bench.scenes):
+            scene = bench.scene(number)
+            frames = bench.render(scene, loop=True, sequential=sequential)
+            seams.append(seam_score(frames))
+            if not sequential:
+                moving.append(float(flow_magnitude(frames).mean() / flow_magnitude(bench.render(scene)).mean()))
+        detail = _each(seams)
+        yield Figure(f"loop ({name}): seam over median step", float(np.median(seams)), "times", most=1.2, detail=detail)
+        if moving:
+            yield Figure("loop: flow over the plain clip's", float(np.median(moving)), "times", detail=_each(moving))
+
+
+def long_take(bench: Bench) -> Iterable[Figure]:
+    """A hundred frames. A border is where the windows that cover a frame change."""
+    windows = Windows(bench.svd.config.variant.frames, bench.svd.config.variant.frames // 2)
+    starts = windows.starts(TAKE)
+    borders = sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
+    jumps, drifts = [], []
+    for number in range(min(bench.scenes, 2)):
+        frames = bench.render(bench.scene(number), {"frames": TAKE}, window=0)
+        steps = frame_steps(frames)
+        jumps.append(float(max(steps[border - 1] for border in borders) / np.median(steps)))
+        drifts.append(100 * colour_drift(frames))
+    name = f"long take, {TAKE} frames"
+    yield Figure(f"{name}: largest step at a border", max(jumps), "medians", most=1.3, detail=_each(jumps))
+    yield Figure(f"{name}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
+
+
+def colour_drift(frames: np.ndarray) -> float:
+    """The furthest that a colour channel's mean goes from the first frame's, as a part of its range."""
+    means = frames.mean(axis=(1, 2))
+    return float(np.abs(means - means[0]).max())
+
+
+def memory(bench: Bench) -> Iterable[Figure]:
+    """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
+    what the decoder holds on a device of its own."""
+    usual = bench.svd.config.variant.frames
+    clip, take = (_step_bytes(bench, frames) for frames in (usual, TAKE))
+    detail = f"{clip / 2**20:.1f} and {take / 2**20:.1f} MiB"
+    yield Figure("long take: memory of a step, over 14 frames'", take / clip, "times", most=1.05, detail=detail)
+    short, long = (_decode_bytes(bench.svd, frames) for frames in (usual, TAKE))
+    detail = f"{short / 2**20:.1f} and {long / 2**20:.1f} MiB, in bands"
+    yield Figure("long take: device memory of decode", long / short, "times", most=1.05, detail=detail)
+
+
+def _step_bytes(bench: Bench, frames: int) -> int:
+    live = LiveBytes(bench.svd.unet)
+    peaks: list[int] = []
+
+    def sampled(progress: Any) -> None:
+        if progress.stage == "sample" and progress.index == 0:
+            live.__enter__()
+        if progress.stage == "decode" and progress.index == 0:
+            live.__exit__(None, None, None)
+            peaks.append(live.peak)
+            raise _Measured
+
+    window = {} if frames == bench.svd.config.variant.frames else {"window": 0}
+    try:
+        given = Settings(steps=1, frames=frames)
+        render_controlled(bench.svd, bench.scene(0).still, given, Controls(**window), callback=sampled)
+    except _Measured:
+        return peaks[0]
+    raise RuntimeError("the clip was never sampled")
+
+
+class _Measured(Exception):
+    """Ends a render whose rest is of no interest."""
+
+
+def _decode_bytes(svd: StableVideo, frames: int) -> int:
+    with torch.device("meta"):
+        network = VideoVAE(svd.config.vae).eval()
+        size = (svd.config.variant.height // PIXELS_PER_LATENT, svd.config.variant.width // PIXELS_PER_LATENT)
+        latents = torch.empty(frames, 4, *size)
+    with device_bytes(network) as live:
+        network.decode(latents, frames, chunk=1, mode="bands")
+    return live.peak
+
+
+def unstick(bench: Bench) -> Iterable[Figure]:
+    """Of three times as many scenes and seeds the third that moves least, at strength 1, and with the motion bucket
+    alone."""
+    candidates = [(bench.scene(number), number) for number in range(3 * bench.scenes)]
+    plain = [float(flow_magnitude(bench.render(scene, seed=seed)).mean()) for scene, seed in candidates]
+    frozen = sorted(range(len(candidates)), key=plain.__getitem__)[: bench.scenes]
+    bucket = {"motion_bucket": unstuck(1.0).motion_bucket}
+    for name, settings, strength in (("un-stick at 1", {}, 1.0), ("its motion bucket alone", bucket, 0.0)):
+        gains = []
+        for index in frozen:
+            scene, seed = candidates[index]
+            frames = bench.render(scene, settings, seed=seed, unstick=strength)
+            gains.append(float(flow_magnitude(frames).mean() / plain[index]))
+        least = 1.5 if strength else None
+        detail = f"{_each(gains)}; of {len(candidates)} the {len(frozen)} that move least"
+        yield Figure(f"{name}: flow on frozen seeds", float(np.median(gains)), "times", least=least, detail=detail)
+
+
+def curves(bench: Bench) -> Iterable[Figure]:
+    """How flow follows a motion bucket that rises along the clip, and one that falls."""
+    for name, points in (("rising", [(0, 16), (1, 240)]), ("falling", [(0, 240), (1, 16)])):
+        follows = []
+        for number in range(bench.scenes):
+            flow = flow_magnitude(bench.render(bench.scene(number), motion_bucket=points))
+            wanted = np.linspace(points[0][1], points[1][1], len(flow))
+            follows.append(spearman(wanted.tolist(), flow.tolist()))
+        yield Figure(
+            f"curves: flow along a {name} bucket", float(np.median(follows)), "Spearman", detail=_each(follows)
+        )
+
+
+PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
+    "long_take": long_take,
+    "unstick": unstick,
+    "between": between,
+    "loop": loop,
+    "curves": curves,
+    "brush": brush,
+    "memory": memory,
+}
+"""The longest first, so that processes share them well."""
+
+
+def _each(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def measure(part: str, checkpoint: Path, scenes: int, steps: int | None, folder: Path) -> None:
+    """One part, on one thread, into its file."""
+    torch.set_num_threads(1)
+    bench = Bench(load_checkpoint(checkpoint), scenes, steps)
+    figures = [{**asdict(figure), "verdict": figure.verdict} for figure in PARTS[part](bench)]
+    said = {"part": part, "checkpoint": checkpoint.name, "scenes": scenes, "steps": steps, "figures": figures}
+    (folder / f"{part}.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def table(folder: Path) -> str:
+    """All parts that lie there, as Markdown."""
+    lines = ["| what | measured | bar | | seen |", "|---|---|---|---|---|"]
+    for part in PARTS:
+        path = folder / f"{part}.json"
+        made = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else []
+        for verdict, figure in ((each.pop("verdict"), Figure(**each)) for each in made):
+            value = f"{figure.value:.2f} {figure.unit}".strip()
+            lines.append(f"| {figure.name} | {value} | {figure.bar} | {verdict} | {figure.detail} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.controls", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure, by default everything")
+    parser.add_argument("--checkpoint", type=Path, default=DEMO_MODEL)
+    parser.add_argument("--scenes", type=int, default=4, help="scenes a figure (default 4)")
+    parser.add_argument("--steps", type=int, help="sampling steps, by default the model's own")
+    parser.add_argument("--folder", type=Path, default=Path("output/controls"))
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+        how = (given.checkpoint, given.scenes, given.steps, given.folder)
+        for done in [pool.submit(measure, part, *how) for part in given.parts or PARTS]:
+            done.result()
+    print(table(given.folder))
+
+
+if __name__ == "__main__":
+    main()

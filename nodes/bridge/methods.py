@@ -1,0 +1,326 @@
+"""Methods of `svd_core.motion` on a native MODEL, for every sampler and guider of ComfyUI.
+
+One protocol for all: a method is a wrapper of a guided denoiser, and ComfyUI's guiders let a MODEL wrap just that
+(PREDICT_NOISE). What a method tells the denoiser about the clip goes into the run's own conditioning for one
+evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Protocol
+
+import comfy.conds
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...svd_core.conditioning import Conditioning
+from ...svd_core.config import LATENT_SCALE
+from ...svd_core.errors import InputError
+from ...svd_core.motion import (
+    Between,
+    Brush,
+    Brushed,
+    ClipDenoiser,
+    LongTake,
+    Statistics,
+    Windows,
+    analytic_start,
+    curve_values,
+    lowered_sigmas,
+    sample_sequential,
+    with_curves,
+)
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from torch import Tensor
+
+KEY = "stable_video_motion"
+WAY = "stable_video_way"
+"""In the options of one evaluation: "forward" or "backward" where a sampler asks for one answer only."""
+
+Change = Callable[[Conditioning], Conditioning]
+Values = float | list
+"""What `svd_core.motion.curve_values` takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostDenoiser:
+    """The rest of a run of ComfyUI's as `model(x, sigma) -> denoised`, which may be told something else.
+
+    clip_frames is how long one clip of the run is, num_frames how many frames the network is shown of it.
+    """
+
+    executor: Callable[..., Tensor]
+    options: dict[str, Any]
+    seed: int | None
+    clip_frames: int
+    num_frames: int
+    changes: tuple[Change, ...] = field(default=())
+
+    def told(self, change: Change) -> HostDenoiser:
+        return replace(self, changes=(*self.changes, change))
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        guider = self.executor.class_obj
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        before = guider.conds
+        guider.conds = self._changed(before)
+        try:
+            return self.executor(x, sigma, self.options, self.seed)
+        finally:
+            guider.conds = before
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """A row a clip, without what methods have changed."""
+        return read_conditioning(self.executor.class_obj.conds, self.clip_frames)
+
+    def _changed(self, conds: dict[str, list]) -> dict[str, list]:
+        if not self.changes and self.num_frames == self.clip_frames:
+            return conds
+        told = reduce(lambda given, change: change(given), self.changes, self.conditioning)
+        return write_conditioning(conds, told.repeat_frames(self.num_frames), self.num_frames)
+
+
+def read_conditioning(conds: dict[str, list], clip_frames: int) -> Conditioning:
+    """What ComfyUI made of the positive conditioning of a run: one row for each clip."""
+    made = conds["positive"][0]["model_conds"]
+    context, first, vector = (made[name].cond for name in ("c_crossattn", "c_concat", "y"))
+    first = first[::clip_frames]
+    rows = [each if len(each) in (1, len(first)) else each[::clip_frames] for each in (context, vector)]
+    context, vector = (each.expand(len(first), *each.shape[1:]) for each in rows)
+    return Conditioning(context, first, vector)
+
+
+def write_conditioning(conds: dict[str, list], told: Conditioning, num_frames: int) -> dict[str, list]:
+    """The run's conditioning with what is told, (N, ...) rows, in its place; the negative takes the vector alone."""
+    both = {"y": comfy.conds.CONDRegular(told.vector), "num_video_frames": comfy.conds.CONDConstant(num_frames)}
+    picture = {
+        "c_crossattn": comfy.conds.CONDCrossAttn(told.context),
+        "c_concat": comfy.conds.CONDNoiseShape(told.first),
+    }
+    positive = [_with(entry, {**both, **picture}) for entry in conds["positive"]]
+    return {**conds, "positive": positive, "negative": [_with(entry, both) for entry in conds.get("negative") or ()]}
+
+
+def _with(entry: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "model_conds": {**entry["model_conds"], **made}}
+
+
+# Methods
+
+
+class Method(Protocol):
+    """One method as a node sets it up. `order` says how far out it wraps."""
+
+    order: int
+
+    def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CurveMethod:
+    """Settings for each frame. guidance is for the guider to read."""
+
+    guidance: Values | None
+    motion_bucket: Values | None
+    augmentation: Values | None
+    order = 0
+
+    def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        curves = [
+            None if given is None else curve_values(given, host.clip_frames)
+            for given in (self.motion_bucket, self.augmentation)
+        ]
+        return denoise.told(lambda told: with_curves(told, *curves))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BetweenMethod:
+    """end is the conditioning of the last picture, None that of the first: a loop. sequential as in `in_turns`."""
+
+    end: Conditioning | None
+    sequential: bool
+    order = 1
+
+    def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        start = host.conditioning
+        end = start if self.end is None else self.end
+        held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE) if self.sequential else None
+        return Between(denoise, end, held, loop=self.end is None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LongTakeMethod:
+    """colour_hold from 0 to 1; continued as in `svd_core.motion.LongTake`."""
+
+    windows: Windows
+    colour_hold: float
+    continued: Tensor | None
+    order = 2
+
+    def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        colour = Statistics.of(host.conditioning.first * LATENT_SCALE)
+        device = host.executor.class_obj.model_patcher.load_device
+        return LongTake(denoise, self.windows, device, colour, self.colour_hold, self.continued)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BrushMethod:
+    """still (1, 4, h, w), sampler units, is what is held."""
+
+    brush: Brush
+    still: Tensor
+    order = 3
+
+    def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        sigmas = host.options["transformer_options"]["sample_sigmas"]
+        levels = sigmas[sigmas > 0]
+        return Brushed(denoise, self.brush.cells(), self.still, float(levels[-1]), float(levels[0]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Methods:
+    """What a MODEL carries: ComfyUI calls it in place of the guider's own evaluation."""
+
+    methods: tuple[Method, ...]
+
+    def __call__(
+        self, executor: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: int | None
+    ) -> Tensor:
+        positive = executor.class_obj.conds["positive"][0]
+        clip_frames = positive.get("num_video_frames", x.shape[0])
+        windows = self.windows
+        seen = windows.length if windows else clip_frames
+        host = HostDenoiser(executor, options, seed, clip_frames, seen)
+        denoise = reduce(lambda inner, method: method.wrap(inner, host), self.methods, host)
+        way = options.get(WAY)
+        return (denoise if way is None else getattr(denoise, way))(x, sigma)
+
+    @property
+    def windows(self) -> Windows | None:
+        return next((method.windows for method in self.methods if isinstance(method, LongTakeMethod)), None)
+
+
+def methods_of(patcher: ModelPatcher) -> tuple[Method, ...]:
+    carried = patcher.get_wrappers(WrappersMP.PREDICT_NOISE, KEY)
+    return carried[0].methods if carried else ()
+
+
+def windows_of(patcher: ModelPatcher) -> Windows | None:
+    """The windows that a MODEL is run in, if any."""
+    return Methods(methods_of(patcher)).windows
+
+
+def guidance_of(patcher: ModelPatcher) -> Values | None:
+    """The guidance curve that a MODEL carries, if any."""
+    curves = (method.guidance for method in methods_of(patcher) if isinstance(method, CurveMethod))
+    return next(curves, None)
+
+
+def with_method(patcher: ModelPatcher, method: Method) -> ModelPatcher:
+    """A copy of the MODEL that carries one more method; one of the same kind is replaced.
+
+    Raises InputError for methods that cannot be together.
+    """
+    others = [each for each in methods_of(patcher) if type(each) is not type(method)]
+    methods = tuple(sorted([*others, method], key=lambda each: each.order))
+    kinds = {type(each) for each in methods}
+    if {BetweenMethod, LongTakeMethod} <= kinds:
+        raise InputError(
+            "Long Take looks forward only and In-between or Loop needs the end: put only one of them on a model"
+        )
+    patched = patcher.clone()
+    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, Methods(methods))
+    return patched
+
+
+# What happens around a run
+
+
+def in_turns(patched: ModelPatcher) -> None:
+    """Replace whatever sampler the MODEL is run with by ViBiDSampler."""
+    patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _sample_in_turns)
+
+
+def _sample_in_turns(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return comfy.samplers.KSAMPLER(_sample_both_ways).sample(*args, **kwargs)
+
+
+def _sample_both_ways(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    return sample_sequential(_BothWays(model, extra_args), x, sigmas, extra_args, callback, disable)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _BothWays:
+    """ComfyUI's model of a run, asked for one answer."""
+
+    model: Callable[..., Tensor]
+    extra_args: dict[str, Any]
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._ask("forward", x, sigma)
+
+    def backward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._ask("backward", x, sigma)
+
+    def _ask(self, way: str, x: Tensor, sigma: Tensor) -> Tensor:
+        options = {**self.extra_args["model_options"], WAY: way}
+        return self.model(x, sigma, **{**self.extra_args, "model_options": options})
+
+
+def in_windows(patched: ModelPatcher, length: int) -> None:
+    """Let ComfyUI make room for one window, where it would for the whole clip."""
+
+    def prepare(executor: Callable[..., Any], model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        shown = [min(noise_shape[0], length), *noise_shape[1:]]
+        return executor(model, shown, *args, **kwargs)
+
+    patched.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
+
+
+def from_lower(patched: ModelPatcher, sigma_start: float) -> None:
+    """Let every run of the MODEL start at a lower noise level, and a new clip from its picture (Analytic-Init)."""
+
+    def sample(
+        executor: Callable[..., Tensor],
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[..., Any] | None = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+        **more: Any,
+    ) -> Tensor:
+        if sigmas[0] > sigma_start and not bool(latent.any()):
+            latent = _picture_start(executor.class_obj.conds["positive"][0], latent, seed or 0)
+        lowered = lowered_sigmas(sigmas, sigma_start)
+        return executor(noise, latent, sampler, lowered, denoise_mask, callback, disable_pbar, seed, **more)
+
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+
+
+def _picture_start(positive: dict[str, Any], latent: Tensor, seed: int) -> Tensor:
+    """Latents like the given ones, unscaled."""
+    frames = positive.get("num_video_frames", latent.shape[0])
+    first = positive["concat_latent_image"].float()
+    first = first[::frames] if len(first) > 1 else first.expand(latent.shape[0] // frames, -1, -1, -1)
+    return (analytic_start(first * LATENT_SCALE, frames, seed) / LATENT_SCALE).to(latent)

@@ -1,0 +1,56 @@
+"""What a clip needs once it is decoded, carried by its LATENT from the nodes that know to the one that decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..svd_core.errors import InputError
+from ..svd_core.motion import composite, seam_score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "stable_video"
+LOOP, STILL = "loop", "still"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """What stands still: the picture (H, W, 3) in [0, 1] and the clip's opacity over it, (T or 1, H, W)."""
+
+    picture: Tensor
+    opacity: Tensor
+
+    def over(self, images: Tensor) -> Tensor:
+        """The frames (T, H, W, 3) over the picture. Raises InputError for another size or number."""
+        opacity = self.opacity[: len(images)] if len(self.opacity) > 1 else self.opacity
+        if images.shape[1:3] != self.picture.shape[:2] or len(opacity) not in (1, len(images)):
+            given = f"{len(images)} frames of {images.shape[2]}x{images.shape[1]}"
+            raise InputError(
+                f"{given} do not fit the motion brush's picture of {self.picture.shape[1]}x{self.picture.shape[0]}: "
+                "decode the whole clip at its own size"
+            )
+        done = composite(images.cpu().numpy(), self.picture.numpy(), opacity.numpy())
+        return torch.from_numpy(done).to(images)
+
+
+def finishing(latent: dict[str, Any], what: str, how: object) -> dict[str, Any]:
+    """The LATENT with one more thing to do after decoding."""
+    return {**latent, KEY: {**latent.get(KEY, {}), what: how}}
+
+
+def is_loop(latent: dict[str, Any]) -> bool:
+    return bool(latent.get(KEY, {}).get(LOOP))
+
+
+def finished(images: Tensor, latent: dict[str, Any]) -> tuple[Tensor, list[str]]:
+    """The decoded frames as they are meant to be seen, and sentences about them."""
+    still = latent.get(KEY, {}).get(STILL)
+    if still is not None:
+        images = still.over(images)
+    if not is_loop(latent):
+        return images, []
+    return images, [f"Seam score {seam_score(images.cpu().numpy()):.2f} (1 is a step like any other)."]

@@ -1,0 +1,484 @@
+"""Control over what moves, where and for how long: each node sets up a MODEL, and a LATENT where the clip changes.
+
+They can follow one another in any order, and any sampler runs what comes out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+
+from ..svd_core.conditioning import MAX_AUGMENTATION, MAX_MOTION_BUCKET, Conditioning
+from ..svd_core.config import LATENT_SCALE, PIXELS_PER_LATENT
+from ..svd_core.errors import InputError
+from ..svd_core.motion import Brush, Windows, curve_values, require_loop, unstuck
+from ..svd_core.settings import MAX_FRAMES
+from .bridge.guider import require_video_model
+from .bridge.methods import (
+    BetweenMethod,
+    BrushMethod,
+    CurveMethod,
+    LongTakeMethod,
+    from_lower,
+    in_turns,
+    in_windows,
+    with_method,
+)
+from .bridge.variant import model_variant
+from .checks import require_latents, require_vae, verdict, whole_clips
+from .finish import LOOP, STILL, Still, finishing
+from .sampling import parse_points
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+    from torch import Tensor
+
+MAX_FEATHER = 256
+
+
+class StableVideoMotionBrush(io.ComfyNode):
+    """Paint what moves."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoMotionBrush",
+            display_name="Stable Video Motion Brush",
+            category="video/stable video",
+            description=(
+                "Paint what moves and how much: white is free, grey moves little, black stands still and keeps the "
+                "picture's own pixels. Put it between conditioning and sampler; decode with Stable Video Decode."
+            ),
+            search_aliases=["motion mask", "motion brush", "svd mask", "cinemagraph", "freeze background"],
+            inputs=[
+                _model_input(),
+                io.Vae.Input("vae", tooltip="From the video checkpoint."),
+                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
+                io.Image.Input("image", tooltip="The fitted picture that the conditioning was given."),
+                io.Mask.Input(
+                    "mask", tooltip="At the picture's size: one mask for all frames, or one for each. 0 stands still."
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=8,
+                    min=0,
+                    max=MAX_FEATHER,
+                    tooltip="Pixels over which the clip fades in beside what stands still. 0 is a hard edge.",
+                ),
+                io.Boolean.Input(
+                    "invert", default=False, tooltip="Turn on where the mask shows what stands still.", advanced=True
+                ),
+            ],
+            outputs=[_model_output(), _latent_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: VAE,
+        latent: dict[str, Any],
+        image: Tensor,
+        mask: Tensor,
+        feather: int,
+        invert: bool = False,
+    ) -> io.NodeOutput:
+        frames = one_clip(model, latent)
+        require_vae(vae)
+        brush = Brush((1 - mask.float() if invert else mask.float()).cpu())
+        height, width = (PIXELS_PER_LATENT * side for side in latent["samples"].shape[-2:])
+        require_one_picture(image, height, width)
+        brush.check(frames, height, width)
+        picture = image[..., :3].float().cpu()
+        method = BrushMethod(brush, vae.encode(picture).float().cpu() * LATENT_SCALE)
+        still = Still(picture[0], brush.opacity(feather))
+        return io.NodeOutput(with_method(model, method), finishing(latent, STILL, still))
+
+
+class StableVideoInBetween(io.ComfyNode):
+    """From one picture to another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoInBetween",
+            display_name="Stable Video In-Between",
+            category="video/stable video",
+            description=(
+                "Moves from the picture of the sampler's conditioning to that of another one: start frame, end frame "
+                "and the motion between. Two model calls for one, so it takes twice as long."
+            ),
+            search_aliases=["end frame", "first last frame", "interpolation", "keyframes", "tween", "flf2v"],
+            inputs=[
+                _model_input(),
+                io.Conditioning.Input(
+                    "end",
+                    tooltip="Positive of another Stable Video Conditioning, of the end picture with the same widgets.",
+                ),
+                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
+                _bounded_input(),
+            ],
+            outputs=[_model_output(), _latent_output()],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, end: list, latent: dict[str, Any], method: str) -> io.NodeOutput:
+        one_clip(model, latent)
+        last = end_conditioning(end, latent["samples"])
+        return io.NodeOutput(bounded(model, last, method), latent)
+
+
+class StableVideoLoop(io.ComfyNode):
+    """A clip that ends where it begins."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoLoop",
+            display_name="Stable Video Loop",
+            category="video/stable video",
+            description=(
+                "Makes a clip that plays round and round without a cut: it leaves its picture and comes back to it. "
+                "Stable Video Decode leaves out the repeated last frame and shows how well the ends meet. Takes twice "
+                "as long."
+            ),
+            search_aliases=["seamless loop", "gif loop", "cinemagraph", "looping video", "cyclic"],
+            inputs=[
+                _model_input(),
+                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
+                _bounded_input(),
+            ],
+            outputs=[_model_output(), _latent_output()],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, latent: dict[str, Any], method: str) -> io.NodeOutput:
+        require_loop(one_clip(model, latent))
+        return io.NodeOutput(bounded(model, None, method), finishing(latent, LOOP, True))
+
+
+class StableVideoLongTake(io.ComfyNode):
+    """Clips longer than the model's own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoLongTake",
+            display_name="Stable Video Long Take",
+            category="video/stable video",
+            description=(
+                "Makes a clip of any length in the memory of a short one: overlapping windows, each going on from the "
+                "one before. Give it the end of an existing clip to continue that."
+            ),
+            search_aliases=["long video", "extend video", "continue video", "context windows", "more frames"],
+            inputs=[
+                _model_input(),
+                io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning."),
+                io.Conditioning.Input("negative", tooltip="From Stable Video Conditioning."),
+                io.Latent.Input("latent", tooltip="From Stable Video Conditioning; its size is kept."),
+                io.Int.Input("frames", default=50, min=2, max=MAX_FRAMES, tooltip="Length of the whole clip."),
+                *_window_inputs(),
+                io.Image.Input(
+                    "continued",
+                    optional=True,
+                    tooltip=(
+                        "A clip to go on from. Its last frames, as many as overlap, begin the new one; show the first "
+                        "of those to the conditioning."
+                    ),
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Needed where a clip is continued."),
+            ],
+            outputs=[
+                _model_output(),
+                io.Conditioning.Output(display_name="positive", tooltip="The same, for the whole clip."),
+                io.Conditioning.Output(display_name="negative", tooltip="The same, for the whole clip."),
+                _latent_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        latent: dict[str, Any],
+        frames: int,
+        window: int,
+        overlap: int,
+        colour_hold: float,
+        continued: Tensor | None = None,
+        vae: VAE | None = None,
+    ) -> io.NodeOutput:
+        one_clip(model, latent)
+        windows = windows_for(window or model_variant(model).frames, overlap, frames)
+        given = None if continued is None else last_latents(continued, vae, windows.overlap, latent["samples"])
+        patched = with_method(model, LongTakeMethod(windows, colour_hold, given))
+        in_windows(patched, windows.length)
+        samples = torch.zeros(frames, *latent["samples"].shape[1:])
+        longer = {**latent, "samples": samples, "num_video_frames": frames}
+        return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), longer)
+
+
+class StableVideoUnstick(io.ComfyNode):
+    """One control against clips that stand still."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoUnstick",
+            display_name="Stable Video Un-stick",
+            category="video/stable video",
+            description=(
+                "For clips that will not move: starts sampling at a lower noise level, from the picture, and raises "
+                "motion bucket and augmentation along with it. Connect those two to Stable Video Conditioning."
+            ),
+            search_aliases=["more motion", "frozen video", "motion slider", "static video", "motion strength"],
+            inputs=[
+                _model_input(),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="0 changes nothing. The higher, the more moves and the less the clip keeps to its picture.",
+                ),
+                io.Int.Input(
+                    "motion_bucket",
+                    default=127,
+                    min=0,
+                    max=MAX_MOTION_BUCKET,
+                    tooltip="At strength 0; rises to 255 at strength 1.",
+                ),
+                io.Float.Input(
+                    "augmentation",
+                    default=0.02,
+                    min=0.0,
+                    max=MAX_AUGMENTATION,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="At strength 0; rises with the strength.",
+                ),
+            ],
+            outputs=[
+                _model_output(),
+                io.Int.Output(display_name="motion_bucket", tooltip="For Stable Video Conditioning."),
+                io.Float.Output(display_name="augmentation", tooltip="For Stable Video Conditioning."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, strength: float, motion_bucket: int, augmentation: float) -> io.NodeOutput:
+        require_video_model(model)
+        settings = unstuck(strength, motion_bucket, augmentation)
+        patched = model.clone()
+        if strength > 0:
+            from_lower(patched, settings.sigma_start)
+        return io.NodeOutput(patched, settings.motion_bucket, settings.augmentation)
+
+
+class StableVideoCurves(io.ComfyNode):
+    """Settings that change along the clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StableVideoCurves",
+            display_name="Stable Video Curves",
+            category="video/stable video",
+            description=(
+                "Guidance, motion bucket and augmentation for each frame, drawn as points or connected as lists of "
+                "numbers. The model learned with constants: keep changes gentle."
+            ),
+            search_aliases=["motion curve", "keyframe", "schedule", "ease in", "float list", "cfg curve"],
+            inputs=[_model_input(), *[each for name in CURVED for each in _curve_inputs(name)]],
+            outputs=[_model_output()],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        guidance_points: str | None = "",
+        motion_bucket_points: str | None = "",
+        augmentation_points: str | None = "",
+    ) -> bool | str:
+        texts = (guidance_points, motion_bucket_points, augmentation_points)
+        return verdict(lambda: [parse_points(text) for text in texts])
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        guidance_points: str = "",
+        guidance_values: Any = None,
+        motion_bucket_points: str = "",
+        motion_bucket_values: Any = None,
+        augmentation_points: str = "",
+        augmentation_values: Any = None,
+    ) -> io.NodeOutput:
+        require_video_model(model)
+        drawn = (
+            (guidance_points, guidance_values),
+            (motion_bucket_points, motion_bucket_values),
+            (augmentation_points, augmentation_values),
+        )
+        return io.NodeOutput(with_method(model, CurveMethod(*(curve_of(*each) for each in drawn))))
+
+
+# Sockets and widgets that several nodes have
+
+CURVED = ("guidance", "motion_bucket", "augmentation")
+_METHODS = ("fusion", "in turns")
+
+
+def _model_input() -> io.Model.Input:
+    return io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's.")
+
+
+def _model_output() -> io.Model.Output:
+    return io.Model.Output(display_name="model", tooltip="For a sampler, or another node of this kind.")
+
+
+def _latent_output() -> io.Latent.Output:
+    return io.Latent.Output(display_name="latent", tooltip="For the sampler.")
+
+
+def _bounded_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "method",
+        options=list(_METHODS),
+        default="fusion",
+        tooltip=(
+            "fusion blends both directions at every step and runs with any sampler; in turns takes them one after the "
+            "other with Euler steps and fresh noise between, in place of the sampler."
+        ),
+    )
+
+
+def _window_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "window",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames at a time; what memory and time for a step depend on. 0 is what the checkpoint learned.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames that neighbouring windows share; more is smoother and slower. 0 is half a window.",
+        ),
+        io.Float.Input(
+            "colour_hold",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How firmly colours are held to the first frame's. Lower it where the light is meant to change.",
+        ),
+    ]
+
+
+def _curve_inputs(name: str) -> list[io.Input]:
+    return [
+        io.String.Input(
+            f"{name}_points",
+            default="",
+            optional=True,
+            tooltip=f"The {name} along the clip as position:value, such as 0:1, 0.5:3, 1:2. Empty leaves it alone.",
+        ),
+        io.Float.Input(
+            f"{name}_values",
+            optional=True,
+            force_input=True,
+            tooltip="A list of numbers, one for each frame, or one for all. Replaces the points.",
+        ),
+    ]
+
+
+# What nodes make
+
+
+def one_clip(model: ModelPatcher, latent: dict[str, Any]) -> int:
+    """Frames of the one clip that a LATENT holds. Raises InputError for several, and for what is no video."""
+    require_video_model(model)
+    samples = latent["samples"]
+    require_latents(samples)
+    frames = latent.get("num_video_frames", samples.shape[0])
+    clips = whole_clips(samples.shape[0], frames)
+    if clips > 1:
+        raise InputError(f"the latent holds {clips} clips: control one at a time, from one picture")
+    return frames
+
+
+def require_one_picture(image: Tensor, height: int, width: int) -> None:
+    """Raise InputError unless there is one picture of the clip's size."""
+    if image.shape[0] != 1 or image.shape[1:3] != (height, width):
+        count, given_height, given_width = image.shape[:3]
+        raise InputError(
+            f"{count} pictures of {given_width}x{given_height} for a clip of {width}x{height}: connect the one fitted "
+            "picture that the conditioning was given"
+        )
+
+
+def end_conditioning(end: list, samples: Tensor) -> Conditioning:
+    """The end picture as the model is told of it. Raises InputError where it does not fit the clip."""
+    context, numbers = end[0]
+    first = numbers.get("concat_latent_image")
+    if first is None:
+        raise InputError("end holds no picture: connect positive of a Stable Video Conditioning with the end picture")
+    if first.shape[-2:] != samples.shape[-2:]:
+        given, needed = (
+            f"{PIXELS_PER_LATENT * each.shape[-1]}x{PIXELS_PER_LATENT * each.shape[-2]}" for each in (first, samples)
+        )
+        raise InputError(f"the end picture is {given} and the clip {needed}: fit both pictures to the same size")
+    if len(first) > 1:
+        raise InputError("end holds several pictures: give one end picture")
+    return Conditioning(context[:1].float(), first.float(), torch.zeros(1, 3))
+
+
+def bounded(model: ModelPatcher, end: Conditioning | None, method: str) -> ModelPatcher:
+    sequential = method == _METHODS[1]
+    patched = with_method(model, BetweenMethod(end, sequential))
+    if sequential:
+        in_turns(patched)
+    return patched
+
+
+def windows_for(length: int, overlap: int, frames: int) -> Windows:
+    """Raises InputError where windows do not fit the clip."""
+    windows = Windows(length, overlap or max(1, length // 2))
+    windows.starts(frames)
+    return windows
+
+
+def last_latents(clip: Tensor, vae: VAE | None, count: int, samples: Tensor) -> Tensor:
+    """The last `count` frames (n, H, W, 3) of a clip as latents in sampler units. Raises InputError."""
+    if vae is None:
+        raise InputError("a clip is continued and vae is not connected: connect that of the video checkpoint")
+    require_vae(vae)
+    height, width = (PIXELS_PER_LATENT * side for side in samples.shape[-2:])
+    if clip.shape[1:3] != (height, width) or len(clip) < count:
+        given = f"{len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}"
+        raise InputError(f"{given} to continue: give at least {count} of {width}x{height}, or a smaller overlap")
+    return vae.encode(clip[-count:, ..., :3].float()).float().cpu() * LATENT_SCALE
+
+
+def for_frames(conditioning: list, frames: int) -> list:
+    return [[context, {**numbers, "num_video_frames": frames}] for context, numbers in conditioning]
+
+
+def curve_of(points: str, values: Any) -> float | list | None:
+    """What a curve's two inputs say, None where both are empty. Raises InputError."""
+    if values is not None:
+        listed = values.tolist() if isinstance(values, torch.Tensor) else values
+        curve_values(listed, len(listed) if isinstance(listed, list | tuple) else 1)
+        return listed
+    return parse_points(points) or None

@@ -1,0 +1,273 @@
+"""Clips with control over what moves, where and for how long: the pipeline with the methods of `motion` in it.
+
+    clip = render_controlled(svd, picture, Settings(seed=3), Controls(brush=mask, unstick=0.5))
+
+Controls can be combined, with two exceptions that are named when they are met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .conditioning import Conditioning
+from .config import LATENT_SCALE
+from .errors import InputError
+from .motion import (
+    Between,
+    Brush,
+    Brushed,
+    ClipDenoiser,
+    LongTake,
+    Statistics,
+    Windows,
+    Wrap,
+    analytic_start,
+    composite,
+    curve_values,
+    lowered_sigmas,
+    require_loop,
+    sample_sequential,
+    unstuck,
+    with_curves,
+)
+from .pipeline import Clip, Progress, ProgressFn, SamplingPlan, StableVideo, as_pixels, draw, plan_sampling
+from .sampling import Sampler, noisy_start
+from .settings import Settings
+
+Curve = float | Sequence[float] | Sequence[tuple[float, float]]
+"""What `motion.curve_values` takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controls:
+    """What to control; the defaults control nothing.
+
+    brush: mask (H, W) or (T, H, W) in [0, 1] at the clip's size, 0 is still; feather: pixels over which the clip rises
+    beside still ones. end: the picture to end on, of the size of the first. loop: end on the first picture and drop its
+    repetition, which leaves a frame less. sequential: reach the end in turns (ViBiDSampler) instead of blending (TRF).
+    window, overlap: frames of the windows that a clip longer than the model's own is made in; 0 takes the model's
+    number and half of it. colour_hold: 0 to 1. continued: a clip (T, H, W, 3) in [0, 1] to go on from, whose last
+    `overlap` frames begin the new one. unstick: strength 0 to 1. guidance, motion_bucket, augmentation: curves.
+    """
+
+    brush: Any | None = None
+    feather: int = 4
+    end: Any | None = None
+    loop: bool = False
+    sequential: bool = False
+    window: int | None = None
+    overlap: int = 0
+    colour_hold: float = 1.0
+    continued: np.ndarray | None = None
+    unstick: float = 0.0
+    guidance: Curve | None = None
+    motion_bucket: Curve | None = None
+    augmentation: Curve | None = None
+
+    def __post_init__(self) -> None:
+        if self.loop and self.end is not None:
+            raise InputError("a loop ends on its first picture and an end picture was given: choose one of them")
+        if self.bounded and self.window is not None:
+            raise InputError("an end is not known to windows that look forward only: leave out window, or loop and end")
+        if self.continued is not None and self.window is None:
+            raise InputError("a clip is continued in windows: give a window, 0 for the model's own length")
+
+    @property
+    def bounded(self) -> bool:
+        return self.loop or self.end is not None
+
+
+def render_controlled(
+    svd: StableVideo,
+    image: Any,
+    settings: Settings,
+    controls: Controls,
+    *,
+    chunk: int | None = None,
+    budget: int | None = None,
+    callback: ProgressFn | None = None,
+) -> Clip:
+    """`StableVideo.render` under controls; without any, the same bits. Raises InputError for controls that do not fit
+    the clip, before any network runs where that can be known."""
+    report = callback or (lambda _: None)
+    shot = _Shot.of(svd, image, settings, controls)
+    cond = shot.condition(report)
+    latents = shot.sample(cond, report)
+    report(Progress("decode", 0, 1))
+    kept = latents[:-1] if controls.loop else latents
+    frames = svd.decode_latents(kept, chunk=chunk, budget=budget, circular=controls.loop)
+    frames = shot.finish(frames)
+    report(Progress("decode", 1, 1))
+    return Clip(frames, kept, shot.settings, tuple(shot.plan.sigmas.tolist()), shot.fit_report)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shot:
+    """One clip being made: what was asked for, checked, with every default filled in."""
+
+    svd: StableVideo
+    controls: Controls
+    settings: Settings
+    still: np.ndarray
+    end: Tensor | None
+    plan: SamplingPlan
+    windows: Windows | None
+    fit_report: str
+
+    @classmethod
+    def of(cls, svd: StableVideo, image: Any, settings: Settings, controls: Controls) -> _Shot:
+        variant = svd.config.variant
+        strength = unstuck(controls.unstick, settings.motion_bucket, settings.augmentation)
+        chosen = {"motion_bucket": strength.motion_bucket, "augmentation": strength.augmentation}
+        settings = dataclasses.replace(settings.for_variant(variant), **chosen)
+        still, settings, fit_report = svd.fit(image, settings)
+        plan = plan_sampling(settings)
+        if controls.unstick > 0:
+            plan = dataclasses.replace(plan, sigmas=lowered_sigmas(plan.sigmas, strength.sigma_start))
+        windows = _windows(controls, variant.frames, settings.frames)
+        seen = windows.length if windows else settings.frames
+        plan = dataclasses.replace(plan, guidance=_guidance(controls, settings, seen))
+        end = _end_pixels(svd, controls, settings)
+        shot = cls(svd, controls, settings, still, end, plan, windows, fit_report)
+        shot.check()
+        return shot
+
+    @property
+    def pixels(self) -> Tensor:
+        return as_pixels(self.still)
+
+    def check(self) -> None:
+        if self.controls.loop:
+            require_loop(self.settings.frames)
+        if self.brush is not None:
+            self.brush.check(self.settings.frames, self.settings.height, self.settings.width)
+        for curve in (self.controls.motion_bucket, self.controls.augmentation):
+            if curve is not None:
+                curve_values(curve, self.settings.frames)
+
+    @property
+    def brush(self) -> Brush | None:
+        mask = self.controls.brush
+        return None if mask is None else Brush(torch.as_tensor(np.asarray(mask, np.float32)))
+
+    def condition(self, report: ProgressFn) -> Conditioning:
+        settings, frames = self.settings, self.settings.frames
+        report(Progress("condition", 0, 1))
+        noise = draw(self.pixels, settings)[0]
+        cond = self._conditioned(self.pixels, noise)
+        curves = [None if each is None else curve_values(each, frames) for each in self._motion_curves]
+        report(Progress("condition", 1, 1))
+        return with_curves(cond, *curves)
+
+    @property
+    def _motion_curves(self) -> tuple[Curve | None, Curve | None]:
+        return self.controls.motion_bucket, self.controls.augmentation
+
+    def _conditioned(self, pixels: Tensor, noise: Tensor) -> Conditioning:
+        chosen = self.settings
+        return self.svd.condition(pixels, chosen.fps, chosen.motion_bucket, chosen.augmentation, noise)
+
+    def sample(self, cond: Conditioning, report: ProgressFn) -> Tensor:
+        settings, plan, steps = self.settings, self.plan, len(self.plan.sigmas) - 1
+        noise = draw(self.pixels, settings)[1]
+        report(Progress("sample", 0, steps))
+
+        def step_done(state: dict[str, Any]) -> None:
+            report(Progress("sample", state["i"] + 1, steps))
+
+        still = self._encoded(self.pixels)
+        latent = analytic_start(still, settings.frames, settings.seed) if self.controls.unstick > 0 else None
+        start = noisy_start(noise, plan.sigmas, latent).to("cpu" if self.windows else self.svd.device)
+        wrap = _all(self._wraps(cond, still))
+        more = {"seed": settings.seed, "interval": plan.interval, "wrap": wrap, **plan.options}
+        return self.svd.sample_from(start, cond, plan.sigmas, plan.guidance, self._sampler, step_done, **more).cpu()
+
+    @property
+    def _sampler(self) -> str | Sampler:
+        return sample_sequential if self.controls.sequential and self.controls.bounded else self.settings.sampler
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) in [-1, 1] -> clean latents in sampler units, on the CPU."""
+        with torch.inference_mode():
+            return torch.cat(
+                [self.svd.vae.encode(one.to(self.svd.device)).float().cpu() for one in pixels.split(1)]
+            ) * (LATENT_SCALE)
+
+    def _wraps(self, cond: Conditioning, still: Tensor) -> list[Wrap]:
+        """From the inside out."""
+        made = []
+        if self.controls.bounded:
+            made.append(self._between(cond, still))
+        if self.windows:
+            made.append(self._long_take(still))
+        if self.brush is not None:
+            cells, levels = self.brush.cells(), self.plan.sigmas[:-1].tolist()
+            made.append(lambda denoise: Brushed(denoise, cells, still, levels[-1], levels[0]))
+        return made
+
+    def _between(self, cond: Conditioning, still: Tensor) -> Wrap:
+        end, last = cond, still
+        if self.end is not None:
+            end = self._conditioned(self.end, draw(self.end, self.settings)[0])
+            last = self._encoded(self.end)
+        held = (still, last) if self.controls.sequential else None
+        return lambda denoise: Between(denoise, end, held, self.controls.loop)
+
+    def _long_take(self, still: Tensor) -> Wrap:
+        given = None
+        if self.controls.continued is not None:
+            frames = torch.from_numpy(self.controls.continued[-self.windows.overlap :])
+            given = self._encoded(frames.float().movedim(-1, 1) * 2 - 1)
+        colour, hold = Statistics.of(still), self.controls.colour_hold
+        return lambda denoise: LongTake(denoise, self.windows, self.svd.device, colour, hold, given)
+
+    def finish(self, frames: np.ndarray) -> np.ndarray:
+        if self.brush is None:
+            return frames
+        opacity = self.brush.opacity(self.controls.feather).numpy()
+        return composite(frames, self.still, opacity[: len(frames)] if len(opacity) > 1 else opacity)
+
+
+def _all(wraps: Sequence[Wrap]) -> Wrap:
+    def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
+        return reduce(lambda inner, method: method(inner), wraps, denoise)
+
+    return wrap
+
+
+def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
+    """Checked against the clip's length."""
+    if controls.window is None:
+        return None
+    length = controls.window or trained
+    windows = Windows(length, controls.overlap or max(1, length // 2))
+    windows.starts(frames)
+    return windows
+
+
+def _guidance(controls: Controls, settings: Settings, frames: int) -> Tensor:
+    """(frames,) for as many as the network sees at once."""
+    if controls.guidance is not None:
+        return curve_values(controls.guidance, frames)
+    return plan_sampling(dataclasses.replace(settings, frames=frames)).guidance
+
+
+def _end_pixels(svd: StableVideo, controls: Controls, settings: Settings) -> Tensor | None:
+    """The end picture (1, 3, H, W). Raises InputError where it would have to be fitted, unlike the first."""
+    if controls.end is None:
+        return None
+    array = np.asarray(controls.end)
+    if array.shape[:2] != (settings.height, settings.width):
+        raise InputError(
+            f"the end picture is {array.shape[1]}x{array.shape[0]} and the clip {settings.width}x{settings.height}: "
+            "fit it to the same size"
+        )
+    return as_pixels(svd.fit(controls.end, settings)[0])

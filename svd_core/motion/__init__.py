@@ -1,0 +1,24 @@
+"""Control over what moves, where and for how long: wrappers of a denoiser, for every sampler and with each other.
+
+Each takes a `ClipDenoiser` and is one itself. Where several are used, this order is meant, from the inside out:
+`Between`, `LongTake`, `Brushed`. None imports a model.
+"""
+
+from .between import Between as Between
+from .between import sample_sequential as sample_sequential
+from .brush import Brush as Brush
+from .brush import Brushed as Brushed
+from .brush import composite as composite
+from .curves import curve_values as curve_values
+from .curves import with_curves as with_curves
+from .denoiser import ClipDenoiser as ClipDenoiser
+from .denoiser import Wrap as Wrap
+from .loop import require_loop as require_loop
+from .loop import seam_score as seam_score
+from .unstick import Unstuck as Unstuck
+from .unstick import analytic_start as analytic_start
+from .unstick import lowered_sigmas as lowered_sigmas
+from .unstick import unstuck as unstuck
+from .windows import LongTake as LongTake
+from .windows import Statistics as Statistics
+from .windows import Windows as Windows

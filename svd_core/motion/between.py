@@ -1,0 +1,134 @@
+"""In-between: motion from one picture to another, and loops, by a model that knows the first frame only.
+
+A clip played backwards begins with its end. So the model is asked twice: forward from the start, and from the end with
+frames in reverse. Time Reversal Fusion (Feng et al., arXiv 2403.14611) blends both answers at every evaluation;
+ViBiDSampler (Yang et al., arXiv 2410.05651) takes them one after the other, with noise added back between, and holds
+the ends to the pictures' own latents, which is its data consistency step in closed form for a measurement that is a
+frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..errors import InputError
+from ..sampling.samplers import Callback, NoiseSampler, seeded_noise
+from .denoiser import ClipDenoiser
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Between:
+    """A denoiser bounded on both sides. Two model calls for one.
+
+    end: the conditioning of the picture that the clip ends on; its vector is not read, both ways move alike.
+    held: latents (B, 4, h, w) of both pictures, sampler units, that replace the first and the last frame; None leaves
+    the ends to the model, whose neighbours then match them better. loop: both pictures are one, and where the ends are
+    not held they are made equal. Raises InputError where the two pictures differ in size.
+    """
+
+    denoise: ClipDenoiser
+    end: Conditioning
+    held: tuple[Tensor, Tensor] | None = None
+    loop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.held is not None and self.held[0].shape != self.held[1].shape:
+            first, last = (tuple(latent.shape) for latent in self.held)
+            raise InputError(f"start latent {first} and end latent {last}: bring both pictures to one size")
+
+    @property
+    def num_frames(self) -> int:
+        return self.denoise.num_frames
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> Between:
+        """Changes what the forward pass knows; the end stays the end."""
+        return replace(self, denoise=self.denoise.told(change))
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Each frame is mostly the answer of the end that is nearer. The paper's shares are straight lines; these leave
+        and arrive level (3 t^2 - 2 t^3), so that the frames beside an end stay free of the other one's ghost."""
+        backward = self._answer_from_end(x, sigma)
+        time = torch.linspace(0, 1, self.num_frames, device=x.device)
+        share = (time**2 * (3 - 2 * time)).repeat(x.shape[0] // self.num_frames)
+        return self._hold(torch.lerp(self.denoise(x, sigma), backward, share[:, None, None, None]))
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """What the start alone says."""
+        return self._hold(self.denoise(x, sigma))
+
+    def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """What the end alone says; frames in, and out, in the order in which they are played."""
+        return self._hold(self._answer_from_end(x, sigma))
+
+    def _answer_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        self._check(x)
+        return self._reversed(self.denoise.told(self._from_end)(self._reversed(x), sigma))
+
+    def _from_end(self, told: Conditioning) -> Conditioning:
+        vector = told.vector.flip(1) if told.vector.ndim == 3 else told.vector
+        end = self.end.to(told.first.device)
+        return Conditioning(end.context, end.first, vector)
+
+    def _reversed(self, x: Tensor) -> Tensor:
+        return rearrange(x, "(b t) ... -> b t ...", t=self.num_frames).flip(1).flatten(0, 1)
+
+    def _hold(self, denoised: Tensor) -> Tensor:
+        if self.held is None and not self.loop:
+            return denoised
+        clips = rearrange(denoised, "(b t) c h w -> b t c h w", t=self.num_frames).clone()
+        mean = (clips[:, 0] + clips[:, -1]) / 2
+        clips[:, 0], clips[:, -1] = (mean, mean) if self.held is None else (each.to(clips) for each in self.held)
+        return clips.flatten(0, 1)
+
+    def _check(self, x: Tensor) -> None:
+        if self.end.first.shape[-2:] != x.shape[-2:]:
+            end, clip = (tuple(8 * side for side in each.shape[-2:]) for each in (self.end.first, x))
+            raise InputError(f"the end picture is {end} and the clip {clip} (height, width): fit it to the same size")
+
+
+class BothWays(Protocol):
+    """What `sample_sequential` walks with; `Between` is one."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+    def backward(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+@torch.no_grad()
+def sample_sequential(
+    model: BothWays,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """ViBiDSampler (arXiv 2410.05651, algorithm 1) with Euler steps: down one level with the forward answer, noise
+    added back to the level before, down again with the backward answer. Two model calls a step.
+
+    Guidance is the model's own, not the paper's CFG++. Otherwise as the samplers of `svd_core.sampling`.
+    """
+    sigmas, x = sigmas.cpu(), x.float()
+    noise = noise_sampler or seeded_noise(((extra_args or {}).get("seed") or 0) + 1, x)
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
+        level = sigma * x.new_ones(x.shape[0])
+        denoised = model.forward(x, level).to(x)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = _down(x, denoised, sigma, sigma_next)
+        x = x + (sigma**2 - sigma_next**2) ** 0.5 * noise(sigma_next, sigma)
+        x = _down(x, model.backward(x, level).to(x), sigma, sigma_next)
+    return x
+
+
+def _down(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    return denoised if sigma_next == 0 else denoised + (x - denoised) * (sigma_next / sigma)

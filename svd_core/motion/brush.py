@@ -1,0 +1,131 @@
+"""Motion Brush: a painted mask says how much each region may move.
+
+The change map of Differential Diffusion (Levin and Fried, arXiv 2306.00950), with the first frame as what is kept: a
+pixel of grey g is held to it while the remaining noise is above g, and free below. Holding replaces the denoised
+latent, which moves a sampler exactly along the noised still.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
+
+from ..conditioning import Conditioning
+from ..config import PIXELS_PER_LATENT
+from ..errors import InputError
+from .denoiser import ClipDenoiser
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Brush:
+    """How much may move where: mask (H, W) or (T, H, W) in pixels, from 0, which is still, to 1, which is free.
+
+    Raises InputError for another shape or values outside 0 to 1.
+    """
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim not in (2, 3) or 0 in self.mask.shape:
+            raise InputError(
+                f"a mask of shape {tuple(self.mask.shape)}: give (height, width) or (frames, height, width)"
+            )
+        if not bool(((self.mask >= 0) & (self.mask <= 1)).all()):
+            raise InputError("the mask holds values outside 0 to 1: 0 is still, 1 moves freely")
+
+    def check(self, frames: int, height: int, width: int) -> None:
+        """Raise InputError unless the mask fits a clip of this size, in pixels."""
+        mask = self._by_frame
+        if mask.shape[1:] != (height, width):
+            given = f"{mask.shape[2]}x{mask.shape[1]}"
+            raise InputError(
+                f"the mask is {given} and the clip {width}x{height}: paint it on the fitted picture, or scale it"
+            )
+        if len(mask) not in (1, frames):
+            raise InputError(f"{len(mask)} masks for {frames} frames: give one mask, or one for each frame")
+
+    @property
+    def _by_frame(self) -> Tensor:
+        """(T or 1, H, W)."""
+        return self.mask.float() if self.mask.ndim == 3 else self.mask.float()[None]
+
+    def cells(self) -> Tensor:
+        """(T or 1, 1, h, w): a latent cell may move as much as its freest pixel."""
+        return max_pool2d(self._by_frame[:, None], PIXELS_PER_LATENT)
+
+    def opacity(self, feather: int) -> Tensor:
+        """(T or 1, H, W): the clip's share over the still picture. Exactly 0 where the mask is; beside that it rises
+        over `feather` pixels."""
+        free = (self._by_frame > 0).float()[:, None]
+        if feather < 1:
+            return free[:, 0]
+        near = avg_pool2d(free, 2 * feather + 1, stride=1, padding=feather, count_include_pad=False)
+        return ((2 * near - 1).clamp(0, 1) * free)[:, 0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Brushed:
+    """A denoiser whose still regions are held to `still` (B, 4, h, w), sampler units, as `freedom` (T or 1, 1, h, w)
+    says. The noise that remains counts in its logarithm, from 1 at the sigma `highest` to 0 at `lowest`.
+
+    Costs no model call. Raises InputError for frames or a size that freedom and still do not fit.
+    """
+
+    denoise: ClipDenoiser
+    freedom: Tensor
+    still: Tensor
+    lowest: float
+    highest: float
+
+    @property
+    def num_frames(self) -> int:
+        return self.denoise.num_frames
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> Brushed:
+        return replace(self, denoise=self.denoise.told(change))
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._hold(self.denoise, x, sigma)
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """For a denoiser that goes both ways, as `Between` does."""
+        return self._hold(self.denoise.forward, x, sigma)
+
+    def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._hold(self.denoise.backward, x, sigma)
+
+    def _hold(self, denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor | float) -> Tensor:
+        self._check(x)
+        denoised = denoise(x, sigma)
+        held = (self.freedom < self.remaining(sigma)).to(x.device)
+        clips = rearrange(denoised, "(b t) c h w -> b t c h w", b=self.still.shape[0])
+        return torch.where(held, self.still.to(denoised)[:, None], clips).flatten(0, 1)
+
+    def remaining(self, sigma: Tensor | float) -> float:
+        """The part of the noise that is left, above 0 while there is any: freedom 0 is always held."""
+        level = float(torch.as_tensor(sigma).max())
+        span = math.log(self.highest / self.lowest)
+        part = math.log(max(level, self.lowest) / self.lowest) / span if span > 0 else 0.0
+        return min(max(part, torch.finfo(torch.float32).tiny), 1.0)
+
+    def _check(self, x: Tensor) -> None:
+        clips, frames = self.still.shape[0], len(self.freedom)
+        if x.shape[0] % clips or frames not in (1, x.shape[0] // clips):
+            raise InputError(f"{frames} masks for {x.shape[0] // clips} frames: give one mask, or one for each frame")
+        if x.shape[-2:] != self.freedom.shape[-2:] or x.shape[-2:] != self.still.shape[-2:]:
+            sizes = [tuple(PIXELS_PER_LATENT * side for side in each.shape[-2:]) for each in (self.freedom, x)]
+            raise InputError(f"the mask is {sizes[0]} and the clip {sizes[1]} (height, width): paint it at that size")
+
+
+def composite(frames: np.ndarray, picture: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """The frames (T, H, W, 3) over the picture (H, W, 3), opacity (T or 1, H, W); where it is 0, the picture's bits."""
+    alpha = opacity[..., None]
+    blended = picture + alpha * (frames - picture)
+    return np.where(alpha == 0, picture, np.where(alpha == 1, frames, blended)).astype(np.float32)

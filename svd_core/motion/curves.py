@@ -1,0 +1,64 @@
+"""Curves: settings that change from frame to frame.
+
+The network adds its embedded micro-conditioning to every frame by itself, so motion bucket and augmentation can have a
+value each. It was trained on constants: this is outside what it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..conditioning import MAX_AUGMENTATION, MAX_MOTION_BUCKET, Conditioning
+from ..errors import InputError
+from ..sampling.guidance import curve_guidance
+from ..sinusoid import sinusoid
+
+
+def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]], num_frames: int) -> Tensor:
+    """(T,) float32 from one number, a number for each frame, or points (position, value), position 0 the first frame
+    and 1 the last. Raises InputError for another count and for points that are no curve."""
+    if isinstance(given, int | float):
+        return torch.full((num_frames,), float(given))
+    values = list(given)
+    if values and isinstance(values[0], tuple | list):
+        return curve_guidance(num_frames, [(float(x), float(y)) for x, y in values])
+    if len(values) == 1:
+        return curve_values(float(values[0]), num_frames)
+    if len(values) != num_frames:
+        raise InputError(f"{len(values)} values for {num_frames} frames: give one value, or one for each frame")
+    return torch.tensor([float(value) for value in values])
+
+
+def with_curves(told: Conditioning, motion_bucket: Tensor | None, augmentation: Tensor | None) -> Conditioning:
+    """The conditioning with a motion bucket, an augmentation or both for each frame, (T,); None leaves one as it is.
+
+    Raises InputError for values out of range and for two curves of different length.
+    """
+    lengths = {len(curve) for curve in (motion_bucket, augmentation) if curve is not None}
+    if not lengths:
+        return told
+    if len(lengths) > 1:
+        raise InputError(f"curves of {' and '.join(map(str, sorted(lengths)))} frames: give both for the same clip")
+    _check_range("motion bucket", motion_bucket, MAX_MOTION_BUCKET)
+    _check_range("augmentation", augmentation, MAX_AUGMENTATION)
+    vector = told.vector if told.vector.ndim == 3 else told.vector[:, None].expand(-1, lengths.pop(), -1)
+    fps, bucket, level = vector.chunk(3, dim=-1)
+    parts = [fps, _embedded(motion_bucket, bucket), _embedded(augmentation, level)]
+    return replace(told, vector=torch.cat(parts, dim=-1))
+
+
+def _embedded(curve: Tensor | None, part: Tensor) -> Tensor:
+    """(B, T, V / 3): the curve's sinusoids in the place of `part`."""
+    if curve is None:
+        return part
+    return sinusoid(curve.to(part.device), part.shape[-1]).to(part).expand_as(part)
+
+
+def _check_range(name: str, curve: Tensor | None, most: float) -> None:
+    if curve is not None and not bool(((curve >= 0) & (curve <= most)).all()):
+        low, high = curve.min().item(), curve.max().item()
+        raise InputError(f"the {name} curve goes from {low:g} to {high:g}: values must lie within 0 to {most:g}")

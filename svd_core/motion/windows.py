@@ -1,0 +1,141 @@
+"""Long Take: any length in the memory of one window.
+
+At every evaluation overlapping windows of the clip go through the network one by one and are blended where they overlap
+(MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). Each window after the first takes for its picture what
+the window before has just predicted for that frame. The clip's latents may stay on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..config import LATENT_SCALE
+from ..errors import InputError
+from .denoiser import ClipDenoiser
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of `length` frames of which neighbours share `overlap`. Raises InputError unless
+    1 <= overlap < length."""
+
+    length: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.overlap < self.length:
+            raise InputError(
+                f"windows of {self.length} frames that overlap by {self.overlap}: the overlap must be at least 1 and "
+                "shorter than the window; half of it is usual"
+            )
+
+    def starts(self, total: int) -> list[int]:
+        """First frames of the windows of a clip; the last window ends with it. Raises InputError for a clip shorter
+        than a window."""
+        if self.length > total:
+            raise InputError(
+                f"windows of {self.length} frames are longer than the clip of {total}: ask for at least {self.length} "
+                "frames, or for shorter windows"
+            )
+        last = total - self.length
+        return [*range(0, last, self.length - self.overlap), last]
+
+    def shares(self, start: int, total: int) -> Tensor:
+        """(length,) weights of a window: rising over the frames it shares with the one before, falling over those it
+        shares with the next."""
+        rise = torch.arange(1, self.length + 1) / (self.overlap + 1)
+        ones = torch.ones(self.length)
+        left = ones if start == 0 else rise
+        right = ones if start + self.length == total else rise.flip(0)
+        return torch.minimum(left, right).clamp(max=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Mean and standard deviation of each latent channel, (1, 4, 1, 1) both."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor) -> Statistics:
+        """Over all frames and cells of (n, 4, h, w)."""
+        deviation, mean = torch.std_mean(latents, dim=(0, 2, 3), keepdim=True)
+        return cls(mean, deviation)
+
+    def impose(self, latents: Tensor, amount: float) -> Tensor:
+        """Latents (n, 4, h, w), each frame's mean moved to this one by `amount`, from 0 to 1, and all frames' spread
+        likewise where it has grown."""
+        mean = latents.mean(dim=(2, 3), keepdim=True)
+        spread = (latents - mean).std(dim=(0, 2, 3), keepdim=True)
+        calmed = torch.clamp(self.deviation.to(latents) / spread.clamp(min=1e-6), max=1.0)
+        held = (latents - mean) * calmed + self.mean.to(latents)
+        return torch.lerp(latents, held, amount)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LongTake:
+    """A denoiser of a clip of any length, of one that sees `windows.length` frames. One model call a window.
+
+    device: where a window is worked on; x may lie elsewhere. colour: what the first frame's statistics are, None leaves
+    colours free; colour_hold from 0 to 1, how firmly. continued: latents (K, 4, h, w), sampler units, of frames that
+    are there already and begin the clip. Raises InputError for a clip shorter than a window, and for several clips.
+    """
+
+    denoise: ClipDenoiser
+    windows: Windows
+    device: torch.device | str
+    colour: Statistics | None = None
+    colour_hold: float = 1.0
+    continued: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.continued is not None and len(self.continued) >= self.windows.length:
+            raise InputError(
+                f"{len(self.continued)} given frames fill a window of {self.windows.length}: continue from fewer"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return self.windows.length
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> LongTake:
+        return replace(self, denoise=self.denoise.told(change))
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        total = x.shape[0]
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(total)
+        blended, weight = torch.zeros_like(x), torch.zeros(total, 1, 1, 1)
+        anchor: Tensor | None = None
+        starts = self.windows.starts(total)
+        for start, following in zip(starts, [*starts[1:], total], strict=True):
+            frames = slice(start, start + self.windows.length)
+            denoised = self._window(x[frames], sigma[frames], anchor, frames, total)
+            share = self.windows.shares(start, total)[:, None, None, None]
+            blended[frames] += (share.to(denoised) * denoised).to(x)
+            weight[frames] += share
+            anchor = None if following == total else denoised[following - start]
+        return blended / weight.to(x)
+
+    def _window(self, x: Tensor, sigma: Tensor, anchor: Tensor | None, frames: slice, total: int) -> Tensor:
+        def change(told: Conditioning) -> Conditioning:
+            first = told.first if anchor is None else (anchor[None] / LATENT_SCALE).to(told.first)
+            return Conditioning(told.context, first, _vector_in(told.vector, frames, total))
+
+        denoised = self.denoise.told(change)(x.to(self.device), sigma.to(self.device))
+        if self.colour is not None:
+            denoised = self.colour.impose(denoised, self.colour_hold)
+        if self.continued is not None and frames.start < len(self.continued):
+            given = self.continued[frames.start :].to(denoised)
+            denoised = torch.cat([given, denoised[len(given) :]])
+        return denoised
+
+
+def _vector_in(vector: Tensor, frames: slice, total: int) -> Tensor:
+    """The part of a vector that changes along the whole clip; one that does not, or changes along a window, stays."""
+    return vector[:, frames] if vector.ndim == 3 and vector.shape[1] == total else vector

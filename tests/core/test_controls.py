@@ -1,0 +1,170 @@
+"""Controls in the whole way from a picture to frames, on a model of random weights."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from synthetic import write_checkpoint
+
+import svd_core
+from benchmarks.controls import colour_drift, spread
+from svd_core import Controls, render_controlled
+from svd_core.errors import InputError
+from svd_core.settings import Settings
+
+FRAMES, STEPS, WIDTH, HEIGHT = 4, 2, 128, 64
+GIVEN = Settings(frames=FRAMES, width=WIDTH, height=HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory):
+    return svd_core.load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).random((2, HEIGHT, WIDTH, 3), np.float32)
+
+
+@pytest.fixture
+def render(svd, pictures):
+    """The clip, and the frames of each pass through the network: one pass holds both branches of guidance."""
+
+    def run(settings=GIVEN, callback=None, image=None, **controls):
+        rows = []
+        with torch.inference_mode():
+            hook = svd.unet.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+        try:
+            still = pictures[0] if image is None else image
+            return render_controlled(svd, still, settings, Controls(**controls), callback=callback), rows
+        finally:
+            hook.remove()
+
+    return run
+
+
+def test_without_controls_it_is_render_to_the_bit(svd, render, pictures):
+    clip, rows = render()
+    plain = svd.render(pictures[0], GIVEN)
+    assert (clip.frames == plain.frames).all()
+    assert torch.equal(clip.latents, plain.latents)
+    assert clip.settings == plain.settings
+    assert rows == [2 * FRAMES] * STEPS
+
+
+def half(count=None):
+    mask = np.zeros((HEIGHT, WIDTH), np.float32)
+    mask[:, WIDTH // 2 :] = 1
+    return mask if count is None else np.stack([mask] * count)
+
+
+def test_still_pixels_are_the_fitted_pictures(render, pictures):
+    clip, rows = render(brush=half(FRAMES))
+    assert (clip.frames[:, :, : WIDTH // 2] == pictures[0][:, : WIDTH // 2]).all()
+    assert (clip.frames[:, :, WIDTH // 2 :] != pictures[0][:, WIDTH // 2 :]).mean() > 0.9
+    assert rows == [2 * FRAMES] * STEPS
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_bounded_clips_take_two_model_calls_for_one(render, pictures, sequential):
+    between, rows = render(end=pictures[1], sequential=sequential)
+    assert between.frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert rows == [2 * FRAMES] * 2 * STEPS
+    loop, rows = render(loop=True, sequential=sequential)
+    assert loop.frames.shape == (FRAMES - 1, HEIGHT, WIDTH, 3)
+    assert len(loop.latents) == FRAMES - 1
+    assert rows == [2 * FRAMES] * 2 * STEPS
+
+
+def test_a_long_take_calls_the_model_once_for_each_window(render):
+    clip, rows = render(dataclasses.replace(GIVEN, frames=9), window=4, overlap=2)
+    assert clip.frames.shape[0] == 9
+    assert rows == [2 * 4] * 4 * STEPS
+    own, rows = render(dataclasses.replace(GIVEN, frames=6), window=0)
+    assert rows == [2 * 3] * 3 * STEPS  # this model's own three frames, overlapping by one
+    assert own.frames.shape[0] == 6
+
+
+def test_an_existing_clip_is_continued(render, svd, pictures):
+    clip = np.stack([pictures[0], pictures[1], pictures[0]])
+    longer, _ = render(dataclasses.replace(GIVEN, frames=6), window=4, overlap=2, continued=clip, image=pictures[1])
+    with torch.inference_mode():
+        wanted = svd.vae.encode(torch.from_numpy(clip[1:]).movedim(-1, 1) * 2 - 1) * 0.18215
+    torch.testing.assert_close(longer.latents[:2], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_unstick_and_curves_cost_nothing_and_change_the_clip(render):
+    plain, rows = render()
+    for controls in (
+        {"unstick": 1.0},
+        {"motion_bucket": [(0, 10), (1, 250)]},
+        {"augmentation": [0.0, 0.1, 0.2, 0.3]},
+        {"guidance": [1.0, 1.0, 1.0, 4.0]},
+    ):
+        clip, own = render(**controls)
+        assert own == rows
+        assert not np.allclose(clip.frames, plain.frames, atol=1e-4)
+    assert render(unstick=1.0)[0].sigmas[0] == pytest.approx(50.0)
+    assert render(unstick=1.0)[0].settings.motion_bucket == 255
+
+
+def test_controls_go_together(render, pictures):
+    clip, rows = render(brush=half(), loop=True, unstick=0.5, motion_bucket=[1, 2, 3, 4], sequential=True)
+    assert (clip.frames[:, :, : WIDTH // 2] == pictures[0][:, : WIDTH // 2]).all()
+    assert clip.frames.shape[0] == FRAMES - 1
+    assert rows == [2 * FRAMES] * 2 * STEPS
+
+
+@pytest.mark.parametrize("controls", [{"brush": half()}, {"loop": True}, {"loop": True, "sequential": True}])
+def test_cancelling_stops_within_the_step(render, controls):
+    passes = []
+
+    def cancel(progress):
+        if progress.stage == "sample" and progress.index == 1:
+            raise KeyboardInterrupt
+        passes.append(progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        render(dataclasses.replace(GIVEN, steps=8), callback=cancel, **controls)
+    assert [progress.index for progress in passes if progress.stage == "sample"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("frames", "controls", "message"),
+    [
+        (FRAMES, {"brush": np.ones((8, 8))}, "the mask is 8x8 and the clip 128x64"),
+        (FRAMES, {"brush": half(3)}, "3 masks for 4 frames"),
+        (FRAMES, {"end": np.zeros((64, 64, 3))}, "the end picture is 64x64 and the clip 128x64: fit it to the same"),
+        (2, {"loop": True}, "a loop of 2 frames cannot leave the picture"),
+        (FRAMES, {"window": 5}, "windows of 5 frames are longer than the clip of 4"),
+        (FRAMES, {"window": 4, "overlap": 4}, "overlap must be at least 1 and shorter"),
+        (FRAMES, {"loop": True, "end": np.zeros((64, 128, 3))}, "choose one of them"),
+        (FRAMES, {"loop": True, "window": 3}, "leave out window, or loop and end"),
+        (FRAMES, {"continued": np.zeros((2, 64, 128, 3))}, "a clip is continued in windows"),
+        (FRAMES, {"unstick": 2.0}, "un-stick strength 2.0 is outside 0 to 1"),
+        (FRAMES, {"guidance": [1.0, 2.0]}, "2 values for 4 frames"),
+        (FRAMES, {"motion_bucket": [1.0, 2.0]}, "2 values for 4 frames"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_network_runs(svd, pictures, monkeypatch, frames, controls, message):
+    monkeypatch.setattr(type(svd.unet), "forward", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(type(svd.vae), "encode", lambda *_: pytest.fail("the autoencoder ran"))
+    with pytest.raises(InputError, match=message) as caught:
+        render_controlled(svd, pictures[0], dataclasses.replace(GIVEN, frames=frames), Controls(**controls))
+    assert "\n" not in str(caught.value)
+
+
+# What the benchmark measures with
+
+
+def test_spread_counts_equal_steps():
+    assert spread(np.ones(13)) == pytest.approx(1.0)
+    assert spread(np.eye(13)[0]) == pytest.approx(1 / 13)
+    assert spread(np.repeat([1.0, 0.0], 4)) == pytest.approx(0.5)
+
+
+def test_colour_drift_is_of_the_mean_in_parts_of_its_range():
+    frames = np.full((3, 4, 4, 3), 0.5)
+    frames[2, ..., 1] = 0.53
+    assert colour_drift(frames) == pytest.approx(0.03)

@@ -1,0 +1,98 @@
+"""Long Take: windows cover the clip, agree where they overlap, and follow one another."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from fake_clips import Drifting, conditioning
+
+from svd_core.errors import InputError
+from svd_core.motion import LongTake, Statistics, Windows
+from svd_core.sampling import SAMPLERS, edm_sigmas, noisy_start
+
+LENGTH, OVERLAP, TOTAL = 4, 2, 9
+
+
+def long_take(**changes):
+    inner = Drifting(conditioning(0.0), LENGTH, drift=1.0)
+    return replace(LongTake(inner, Windows(LENGTH, OVERLAP), "cpu"), **changes)
+
+
+@pytest.mark.parametrize(("length", "overlap", "total"), [(4, 2, 4), (4, 2, 9), (4, 1, 11), (14, 7, 100), (5, 4, 6)])
+def test_windows_cover_every_frame_with_the_overlap_or_more(length, overlap, total):
+    windows = Windows(length, overlap)
+    starts = windows.starts(total)
+    assert starts[0] == 0
+    assert starts[-1] + length == total
+    assert all(0 < after - before <= length - overlap for before, after in pairwise(starts))
+    weight = torch.zeros(total)
+    for start in starts:
+        share = windows.shares(start, total)
+        assert (share > 0).all()
+        weight[start : start + length] += share
+    assert (weight > 0).all()
+
+
+def test_shares_of_neighbours_add_up_to_one_in_the_overlap():
+    windows = Windows(4, 2)
+    torch.testing.assert_close(windows.shares(0, 8)[2:] + windows.shares(2, 8)[:2], torch.ones(2))
+
+
+def test_each_window_goes_on_from_what_the_one_before_predicted():
+    """A model that drifts by one a frame from its picture drifts evenly over the whole clip."""
+    drifting = long_take()(torch.zeros(TOTAL, 4, 2, 4), torch.ones(TOTAL))
+    assert drifting[:, 0, 0, 0].tolist() == pytest.approx(list(range(TOTAL)))
+
+
+def test_one_window_is_the_model_itself():
+    x = torch.randn(LENGTH, 4, 2, 4)
+    take = long_take()
+    assert torch.equal(take(x, 1.0), take.denoise(x, 1.0))
+
+
+def test_the_network_sees_one_window_at_a_time_and_is_asked_once_for_each():
+    take, sigmas = long_take(), edm_sigmas(3)
+    SAMPLERS["euler"](take, noisy_start(torch.randn(TOTAL, 4, 2, 4), sigmas), sigmas)
+    assert [rows for rows, _ in take.denoise.asked] == [LENGTH] * len(take.windows.starts(TOTAL)) * 3
+
+
+def test_settings_for_the_whole_clip_are_cut_into_windows():
+    curve = torch.arange(TOTAL).float()[None, :, None].expand(1, TOTAL, 12)
+    take = long_take().told(lambda given: replace(given, vector=curve))
+    take(torch.zeros(TOTAL, 4, 2, 4), 1.0)
+    seen = [given.vector[0, :, 0].tolist() for _, given in take.denoise.asked]
+    assert seen == [list(range(start, start + LENGTH)) for start in take.windows.starts(TOTAL)]
+
+
+def test_colours_are_held_to_the_first_frame():
+    still = torch.randn(1, 4, 2, 4)
+    held = long_take(colour=Statistics.of(still))(torch.randn(TOTAL, 4, 2, 4), 1.0)
+    torch.testing.assert_close(held.mean(dim=(2, 3)), still.mean(dim=(2, 3)).expand(TOTAL, -1), rtol=1e-4, atol=1e-5)
+    loose = long_take(colour=Statistics.of(still), colour_hold=0.0)
+    x = torch.randn(TOTAL, 4, 2, 4)
+    assert torch.equal(loose(x, 1.0), long_take()(x, 1.0))
+
+
+def test_statistics_leave_a_frame_of_the_same_statistics_alone():
+    frames = torch.randn(3, 4, 8, 8)
+    frames = frames - frames.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(Statistics.of(frames).impose(frames, 1.0), frames, rtol=1e-2, atol=1e-2)
+
+
+def test_an_existing_clip_is_continued():
+    given = torch.tensor([5.0, 6.0])[:, None, None, None].expand(2, 4, 2, 4)
+    sigmas = edm_sigmas(3)
+    take = long_take(continued=given)
+    sampled = SAMPLERS["euler"](take, noisy_start(torch.randn(TOTAL, 4, 2, 4), sigmas), sigmas)
+    assert torch.equal(sampled[:2], given)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="windows of 14 frames are longer than the clip of 9: ask for at least 14"):
+        Windows(14, 7).starts(9)
+    for overlap in (0, 4, 5):
+        with pytest.raises(InputError, match="overlap must be at least 1 and shorter than the window"):
+            Windows(4, overlap)
+    with pytest.raises(InputError, match="4 given frames fill a window of 4: continue from fewer"):
+        long_take(continued=torch.zeros(4, 4, 2, 4))

@@ -1,0 +1,397 @@
+"""Control over motion in the real ComfyUI: what the core makes, on our model and the native one, with every sampler."""
+
+import importlib
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from native_pair import native_trio
+from torch import Tensor
+from weights import relative
+
+FRAMES, SEED = 5, 11
+HEIGHT, WIDTH = 64, 128
+
+
+@pytest.fixture(scope="module")
+def native(pack, checkpoint):
+    from comfy.model_base import Timestep
+
+    trio = native_trio(pack, checkpoint)
+    trio.model.model.embedder = Timestep(16)
+    return trio
+
+
+@pytest.fixture(scope="module")
+def condition(call, loaded):
+    def run(image: Tensor, **inputs) -> tuple:
+        given = {"clip_vision": loaded.clip_vision, "vae": loaded.vae, "image": image, "frames": FRAMES}
+        return call("StableVideoConditioning", **(given | inputs))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def conds(condition, pictures):
+    return condition(pictures[:1])
+
+
+@pytest.fixture
+def sample(call, loaded, conds):
+    def run(model=None, latent=None, positive=None, negative=None, **inputs) -> dict:
+        given = {
+            "model": model or loaded.model,
+            "positive": positive or conds[0],
+            "negative": negative or conds[1],
+            "latent": latent or conds[2],
+            "seed": SEED,
+        }
+        return call("StableVideoSampler", **(given | inputs))
+
+    return run
+
+
+def counted(model) -> tuple:
+    """The model and a list that grows by the rows of each pass through its network."""
+    rows = []
+
+    def wrapper(apply, args):
+        rows.append(args["input"].shape[0])
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(wrapper)
+    return patched, rows
+
+
+def ksampled(model, conds, latent, sampler="euler", steps=2) -> Tensor:
+    """The same through ComfyUI's own KSampler and guider."""
+    sampler_node = importlib.import_module("nodes").KSampler()
+    with torch.inference_mode():
+        given = {"model": model, "positive": conds[0], "negative": conds[1], "latent_image": latent}
+        how = {"seed": SEED, "steps": steps, "cfg": 2.0, "sampler_name": sampler, "scheduler": "karras"}
+        return sampler_node.sample(**given, **how)[0]["samples"]
+
+
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm")
+
+
+# Motion Brush
+
+
+@pytest.fixture
+def brushed(call, loaded, conds, pictures):
+    def run(mask=None, model=None, latent=None, **inputs):
+        mask = right_half() if mask is None else mask
+        given = {"model": model or loaded.model, "vae": loaded.vae, "latent": latent or conds[2]}
+        return call("StableVideoMotionBrush", **given, image=pictures[:1], mask=mask, **inputs)
+
+    return run
+
+
+def right_half(count=1) -> Tensor:
+    mask = torch.zeros(count, HEIGHT, WIDTH)
+    mask[..., WIDTH // 2 :] = 1
+    return mask
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_still_pixels_keep_their_bits_with_every_sampler(brushed, sample, call, loaded, pictures, sampler):
+    model, latent = brushed()
+    done = sample(model, latent, sampler_name=sampler)
+    images = call("StableVideoDecode", latent=done, vae=loaded.vae)
+    assert images.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert torch.equal(images[:, :, : WIDTH // 2], pictures[:1, :, : WIDTH // 2].expand(FRAMES, -1, -1, -1))
+    assert not torch.allclose(images[0, :, WIDTH // 2 :], images[-1, :, WIDTH // 2 :], atol=1e-3)
+    still = loaded.vae.encode(pictures[:1])[..., : WIDTH // 16].expand(FRAMES, -1, -1, -1)
+    torch.testing.assert_close(done["samples"][..., : WIDTH // 16], still, rtol=1e-4, atol=1e-4)
+
+
+def test_the_brush_works_with_native_samplers_on_the_native_model(brushed, conds, native, loaded, pictures, call):
+    model, latent = brushed(model=native.model)
+    samples = ksampled(model, conds, latent)
+    images = call("StableVideoDecode", latent={**latent, "samples": samples}, vae=native.vae)
+    assert torch.equal(images[:, :, : WIDTH // 2], pictures[:1, :, : WIDTH // 2].expand(FRAMES, -1, -1, -1))
+
+
+def test_masks_for_each_frame_and_the_other_way_round(brushed, sample, call, loaded, pictures):
+    masks = right_half(FRAMES)
+    masks[0] = 0
+    model, latent = brushed(masks, feather=0)
+    images = call("StableVideoDecode", latent=sample(model, latent), vae=loaded.vae)
+    assert torch.equal(images[0], pictures[0])
+    assert not torch.equal(images[1, :, WIDTH // 2 :], pictures[0, :, WIDTH // 2 :])
+    model, latent = brushed(right_half(), invert=True)
+    images = call("StableVideoDecode", latent=sample(model, latent), vae=loaded.vae)
+    assert torch.equal(images[2, :, WIDTH // 2 :], pictures[0, :, WIDTH // 2 :])
+
+
+def test_a_white_mask_changes_no_bit_and_costs_no_call(brushed, sample, loaded):
+    model, rows = counted(loaded.model)
+    patched, latent = brushed(torch.ones(1, HEIGHT, WIDTH), model=model)
+    assert torch.equal(sample(patched, latent)["samples"], sample()["samples"])
+    assert rows == [FRAMES] * 2 * 2
+
+
+def test_masks_that_do_not_fit_are_refused_in_the_node(brushed, input_error):
+    with pytest.raises(input_error, match="the mask is 64x64 and the clip 128x64: paint it on the fitted picture"):
+        brushed(torch.ones(1, 64, 64))
+    with pytest.raises(input_error, match="2 masks for 5 frames: give one mask, or one for each frame"):
+        brushed(right_half(2))
+
+
+# In-between and Loop
+
+
+@pytest.fixture
+def between(call, loaded, conds, condition, pictures):
+    def run(model=None, image=None, **inputs):
+        end = condition(pictures[1:] if image is None else image)[0]
+        return call("StableVideoInBetween", model=model or loaded.model, end=end, latent=conds[2], **inputs)
+
+    return run
+
+
+def test_in_between_and_loop_are_the_cores(between, call, loaded, sample, conds, condition, pictures, reference):
+    from svd_core.conditioning import Conditioning
+    from svd_core.motion import Between
+    from svd_core.sampling import edm_sigmas, linear_guidance
+
+    vector = reference.condition(torch.zeros(1, 3, HEIGHT, WIDTH)).vector
+    told = [cond[0][0] for cond in (conds, condition(pictures[1:]))]
+    start, end = (Conditioning(context, numbers["concat_latent_image"], vector) for context, numbers in told)
+    noise = torch.randn(FRAMES, 4, 8, 16, generator=torch.Generator().manual_seed(SEED))
+    looped = call("StableVideoLoop", model=loaded.model, latent=conds[2])
+    for last, loop, made in ((end, False, between()), (start, True, looped)):
+        given = (noise, start, edm_sigmas(2), linear_guidance(FRAMES, 1.0, 2.0))
+        wanted = reference.sample(*given, wrap=partial(Between, end=last, loop=loop)) / 0.18215
+        assert relative(sample(*made)["samples"], wanted) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_both_ends_are_looked_at_with_every_sampler(between, sample, sampler):
+    one = sample(*between(), sampler_name=sampler)["samples"]
+    alone = sample(sampler_name=sampler)["samples"]
+    assert one.isfinite().all()
+    assert relative(one[-1], alone[-1]) > 1e-3
+
+
+@pytest.mark.parametrize(("method", "calls"), [("fusion", 2), ("in turns", 2)])
+def test_two_model_calls_for_one(between, sample, loaded, method, calls):
+    model, rows = counted(loaded.model)
+    sample(*between(model, method=method), steps=3)
+    assert rows == [FRAMES] * 2 * calls * 3  # two branches of guidance
+
+
+def test_in_turns_holds_both_ends(between, sample, conds, condition, pictures):
+    samples = sample(*between(method="in turns"), steps=3)["samples"]
+    first, last = (cond[0][0][1]["concat_latent_image"] for cond in (conds, condition(pictures[1:])))
+    torch.testing.assert_close(samples[:1], first, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(samples[-1:], last, rtol=1e-3, atol=1e-3)
+
+
+def test_the_native_model_and_sampler_make_the_same(between, sample, conds, native, loaded):
+    ours = ksampled(between()[0], conds, conds[2])
+    assert relative(ksampled(between(native.model)[0], conds, conds[2]), ours) < 1e-3
+
+
+def test_ends_that_do_not_fit_are_refused_in_the_node(between, call, loaded, conds, condition, pictures, input_error):
+    with pytest.raises(input_error, match="the end picture is 128x128 and the clip 128x64: fit both pictures"):
+        between(image=torch.rand(1, 128, 128, 3))
+    with pytest.raises(input_error, match="end holds several pictures"):
+        between(image=pictures)
+    with pytest.raises(input_error, match="end holds no picture"):
+        call("StableVideoInBetween", model=loaded.model, end=[[torch.zeros(1, 1, 32), {}]], latent=conds[2])
+
+
+def test_a_loop_drops_its_repeated_frame_and_decodes_around(call, loaded, conds, sample):
+    model, latent = call("StableVideoLoop", model=loaded.model, latent=conds[2])
+    done = sample(model, latent)
+    torch.testing.assert_close(done["samples"][0], done["samples"][-1], rtol=1e-4, atol=1e-4)
+    images = call("StableVideoDecode", latent=done, vae=loaded.vae)
+    assert images.shape[0] == FRAMES - 1
+    turned = {**done, "samples": torch.cat([done["samples"][1:], done["samples"][1:2]])}
+    assert relative(call("StableVideoDecode", latent=turned, vae=loaded.vae), images.roll(-1, 0)) < 1e-4
+
+
+def test_the_decode_node_shows_the_seam_score(part, pictures):
+    finish = part("nodes.finish")
+    frames = pictures[:1].expand(4, -1, -1, -1) * torch.tensor([1.0, 0.9, 0.8, 0.9])[:, None, None, None]
+    latent = finish.finishing({}, finish.LOOP, True)
+    assert finish.finished(frames, latent)[1] == ["Seam score 1.00 (1 is a step like any other)."]
+    assert finish.finished(frames, {})[1] == []
+
+
+def test_a_loop_of_two_frames_and_of_several_clips_is_refused(call, loaded, condition, pictures, input_error):
+    short = condition(pictures[:1], frames=2)[2]
+    with pytest.raises(input_error, match="a loop of 2 frames cannot leave the picture and come back"):
+        call("StableVideoLoop", model=loaded.model, latent=short)
+    with pytest.raises(input_error, match="the latent holds 2 clips: control one at a time"):
+        call("StableVideoLoop", model=loaded.model, latent=condition(pictures)[2])
+
+
+# Long Take
+
+
+@pytest.fixture
+def longer(call, loaded, conds):
+    def run(model=None, frames=8, window=4, overlap=2, **inputs):
+        given = {"positive": conds[0], "negative": conds[1], "latent": conds[2], "frames": frames}
+        outputs = call(
+            "StableVideoLongTake", model=model or loaded.model, window=window, overlap=overlap, **given, **inputs
+        )
+        return dict(zip(("model", "positive", "negative", "latent"), outputs, strict=True))
+
+    return run
+
+
+def test_a_long_take_shows_the_network_one_window_at_a_time(longer, sample, loaded):
+    model, rows = counted(loaded.model)
+    done = sample(**longer(model), steps=3)["samples"]
+    assert done.shape == (8, 4, 8, 16)
+    assert rows == [4] * 3 * 2 * 3  # windows, branches, steps
+
+
+def test_one_window_is_the_clip_itself(longer, sample, condition, pictures):
+    conds = condition(pictures[:1], frames=4)
+    plain = sample(positive=conds[0], negative=conds[1], latent=conds[2])["samples"]
+    assert relative(sample(**longer(frames=4, colour_hold=0.0))["samples"], plain) < 1e-5
+
+
+def test_a_long_take_runs_on_native_nodes(longer, native, sample):
+    ours, theirs = (longer(model) for model in (None, native.model))
+    made = [ksampled(each["model"], (each["positive"], each["negative"]), each["latent"]) for each in (ours, theirs)]
+    assert made[0].shape == (8, 4, 8, 16)
+    assert relative(made[1], made[0]) < 1e-3
+
+
+def test_an_existing_clip_is_continued(longer, sample, loaded, pictures):
+    clip = pictures[:1].expand(3, -1, -1, -1) * torch.tensor([1.0, 0.8, 0.6])[:, None, None, None]
+    done = sample(**longer(continued=clip, vae=loaded.vae))["samples"]
+    torch.testing.assert_close(done[:2], loaded.vae.encode(clip[1:]), rtol=1e-3, atol=1e-3)
+
+
+def test_windows_that_do_not_fit_are_refused_in_the_node(longer, between, call, loaded, pictures, input_error):
+    with pytest.raises(input_error, match="windows of 9 frames are longer than the clip of 8"):
+        longer(window=9)
+    with pytest.raises(input_error, match="the overlap must be at least 1 and shorter than the window"):
+        longer(window=4, overlap=4)
+    with pytest.raises(input_error, match="vae is not connected"):
+        longer(continued=pictures)
+    with pytest.raises(input_error, match="1 frames of 128x64 to continue: give at least 2"):
+        longer(continued=pictures[:1], vae=loaded.vae)
+    with pytest.raises(input_error, match="put only one of them on a model"):
+        longer(between()[0])
+
+
+# Un-stick and Curves
+
+
+def test_unstick_starts_lower_from_the_picture(call, loaded, sample, conds):
+    model, bucket, augmentation = call("StableVideoUnstick", model=loaded.model, strength=1.0)
+    assert (bucket, augmentation) == (255, pytest.approx(0.2))
+    seen = []
+
+    def watch(apply, args):
+        seen.append(args["timestep"])
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(watch)
+    sample(watched, steps=3)
+    assert seen[0].max().item() == pytest.approx(50.0, rel=1e-4)
+    assert len(seen) == 3 * 2
+    assert not torch.equal(sample(model)["samples"], sample()["samples"])
+    unchanged = call("StableVideoUnstick", model=loaded.model, strength=0.0)
+    assert torch.equal(sample(unchanged[0])["samples"], sample()["samples"])
+    assert unchanged[1:] == (127, 0.02)
+
+
+def test_curves_of_a_constant_are_the_constant(call, loaded, sample, conds):
+    plain = sample(max_guidance=2.0)["samples"]
+    same = call("StableVideoCurves", model=loaded.model, motion_bucket_points="0:127", augmentation_values=[0.02])
+    assert relative(sample(same, max_guidance=2.0)["samples"], plain) < 1e-4
+    other = call("StableVideoCurves", model=loaded.model, motion_bucket_points="0:10, 1:250")
+    assert relative(sample(other)["samples"], plain) > 1e-3
+
+
+def test_a_guidance_curve_replaces_the_samplers(call, loaded, sample):
+    drawn = sample(guidance_points="0:1, 1:3")["samples"]
+    for given in ({"guidance_points": "0:1, 1:3"}, {"guidance_values": [1.0, 1.5, 2.0, 2.5, 3.0]}):
+        curved = call("StableVideoCurves", model=loaded.model, **given)
+        assert torch.equal(sample(curved)["samples"], drawn)
+
+
+def test_curves_that_do_not_fit_are_refused(call, loaded, sample, input_error):
+    for name in ("guidance_values", "motion_bucket_values"):
+        curved = call("StableVideoCurves", model=loaded.model, **{name: [1.0, 2.0]})
+        with pytest.raises(input_error, match="2 values for 5 frames: give one value, or one for each frame"):
+            sample(curved)
+    curved = call("StableVideoCurves", model=loaded.model, motion_bucket_points="0:-5")
+    with pytest.raises(input_error, match="the motion bucket curve goes from -5 to -5"):
+        sample(curved)
+
+
+# Together
+
+
+def test_methods_go_together_in_any_order(brushed, call, loaded, conds, sample, pictures):
+    one, first = brushed()
+    one, first = call("StableVideoLoop", model=one, latent=first)
+    two, second = call("StableVideoLoop", model=loaded.model, latent=conds[2])
+    two, second = brushed(model=two, latent=second)
+    both = [sample(model, latent) for model, latent in ((one, first), (two, second))]
+    assert torch.equal(both[0]["samples"], both[1]["samples"])
+    images = call("StableVideoDecode", latent=both[0], vae=loaded.vae)
+    assert torch.equal(images[:, :, : WIDTH // 2], pictures[:1, :, : WIDTH // 2].expand(FRAMES - 1, -1, -1, -1))
+
+
+def test_a_brush_in_a_loop_in_turns(brushed, call, conds, sample, pictures, loaded):
+    model, latent = brushed()
+    model, latent = call("StableVideoLoop", model=model, latent=latent, method="in turns")
+    samples = sample(model, latent, steps=3)["samples"]
+    still = loaded.vae.encode(pictures[:1])[..., : WIDTH // 16].expand(FRAMES, -1, -1, -1)
+    torch.testing.assert_close(samples[..., : WIDTH // 16], still, rtol=1e-3, atol=1e-3)
+
+
+def test_models_are_left_as_they_were(brushed, between, longer, call, loaded, sample):
+    plain = sample()["samples"]
+    for make in (brushed, between, longer):
+        made = make()
+        sample(**made) if isinstance(made, dict) else sample(*made)
+    assert torch.equal(sample()["samples"], plain)
+
+
+@pytest.mark.parametrize("method", ["fusion", "in turns"])
+def test_cancel_acts_within_a_step_and_leaves_the_run_clean(between, call, loaded, conds, part, method):
+    import comfy.model_management as management
+    import comfy.samplers
+
+    model, rows = counted(loaded.model)
+    model, latent = between(model, method=method)
+    guider = call("StableVideoGuider", model=model, positive=conds[0], negative=conds[1])
+    samples = latent["samples"]
+    noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(1))
+
+    def cancel(step, x0, x, total):
+        if step == 1:
+            management.interrupt_current_processing()
+        management.throw_exception_if_processing_interrupted()
+
+    sigmas = call("StableVideoSigmas", model=loaded.model, steps=8)
+    euler = comfy.samplers.sampler_object("euler")
+    with torch.inference_mode(), pytest.raises(management.InterruptProcessingException):
+        guider.sample(noise, samples, euler, sigmas, callback=cancel)
+    assert len(rows) <= 2 * 2 * 2  # two steps of two calls with two branches
+    with torch.inference_mode():
+        again = guider.sample(noise, samples, euler, sigmas[-3:])
+    assert again.isfinite().all()
+
+
+def test_other_models_and_latents_are_named(call, loaded, conds, input_error):
+    other = SimpleNamespace(model=type("SDXL", (), {})(), model_options={})
+    with pytest.raises(input_error, match="this MODEL is SDXL, not Stable Video Diffusion"):
+        call("StableVideoLoop", model=other, latent=conds[2])
+    with pytest.raises(input_error, match=r"the latent is shape \(1, 16, 8, 16\)"):
+        call("StableVideoLoop", model=loaded.model, latent={"samples": torch.zeros(1, 16, 8, 16)})

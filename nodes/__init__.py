@@ -9,8 +9,6 @@ from .clips import StableVideoMotionMeter, StableVideoSeedScout, StableVideoSwee
 from .conditioning import StableVideoConditioning
 from .decoding import StableVideoDecode
 from .image import StableVideoImageFit, StableVideoImageUnfit
-from .replacements import register_replacements
-from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
 from .motion import (
     StableVideoCurves,
     StableVideoInBetween,
@@ -19,6 +17,8 @@ from .motion import (
     StableVideoMotionBrush,
     StableVideoUnstick,
 )
+from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
+from .replacements import register_replacements
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 
 

@@ -272,9 +272,9 @@ def sweep() -> Graph:
         "sweep",
         "Sweep",
         "## Sweep\n\nOne clip for every combination of two settings' values, in a labelled grid: here six clips, three "
-        "motion buckets by two seeds. Choose the settings and write the values with commas between.\n\nThen set what "
-        "you like in **Stable Video Conditioning** and **Stable Video Sampler** on the right; that clip is made too.\n\n"
-        "Needs `svd.safetensors` in `models/checkpoints`.",
+        "motion buckets by two seeds. Choose the settings and write the values with commas between.\n\nThen set "
+        "what you like in **Stable Video Conditioning** and **Stable Video Sampler** on the right; that clip is made "
+        "too.\n\nNeeds `svd.safetensors` in `models/checkpoints`.",
     )
     loader = _load(graph, SVD)
     fitted = _fitted(graph, _picture(graph)["IMAGE"])

@@ -27,6 +27,7 @@ from .planning import Job, Plan, plan_or_leanest, plan_render
 from .sampling import (
     SAMPLERS,
     GuidanceInterval,
+    GuidanceSplit,
     GuidedDenoiser,
     Sampler,
     SteppingDown,
@@ -152,6 +153,7 @@ class StableVideo:
         interval: GuidanceInterval | None = None,
         stream_weights: bool | None = None,
         wrap: Wrap | None = None,
+        split: GuidanceSplit | None = None,
         **options: Any,
     ) -> Tensor:
         """Sample from a state x (B * T, 4, h, w) at the level sigmas[0], in sampler units; it stays on its device.
@@ -160,7 +162,8 @@ class StableVideo:
         function like those; `seed` feeds samplers that add noise; `joint` decides whether both guidance branches share
         a pass, which changes memory and, up to rounding, not the result; `stream_weights` says whether the UNet's
         weights visit the device layer by layer, None that they do where they were left on the host; `wrap` makes
-        another denoiser of this one (`svd_core.motion`); `options` go to the sampler. `callback` is k-diffusion's.
+        another denoiser of this one (`svd_core.motion`); `split` runs one branch here and the other in another process,
+        with the bits that `joint` False has; `options` go to the sampler. `callback` is k-diffusion's.
 
         Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
         bits. Raises InputError when that is not enough, for an unknown sampler and for frames that are not a whole
@@ -168,7 +171,7 @@ class StableVideo:
         """
         run = sampler_named(sampler) if isinstance(sampler, str) else sampler
         joint = _fits_joint(cond.rows * len(guidance), x) if joint is None else joint
-        denoise = GuidedDenoiser(self.unet, cond.to(self.device), guidance, joint, interval, self.dtype)
+        denoise = GuidedDenoiser(self.unet, cond.to(self.device), guidance, joint, interval, self.dtype, split)
         # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
         with self._lasting(denoise, stream_weights) as lasting:
@@ -266,8 +269,13 @@ class StableVideo:
         budget: int | None = None,
         memory: int | None = None,
         callback: ProgressFn | None = None,
+        joint: bool | None = None,
+        split: GuidanceSplit | None = None,
     ) -> Clip:
-        """`animate`, keeping the latents and every resolved setting for a recipe."""
+        """`animate`, keeping the latents and every resolved setting for a recipe; joint and split as in `sample`.
+
+        Of two processes, only the one that leads decodes: the other's frames are empty, (0, H, W, 3).
+        """
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
         plan = plan_sampling(settings)
@@ -283,11 +291,15 @@ class StableVideo:
         micro = (settings.fps, settings.motion_bucket, settings.augmentation)
         cond = self.condition(pixels, *micro, pixel_noise, budget=encoding)
         report(Progress("condition", 1, 1))
-        latents = self._sample(noise, cond, plan, settings, way, report)
+        branches = {"joint": joint, "split": split}
+        latents = self._sample(noise, cond, plan, settings, way, report, branches)
+        found = (plan.sigmas, settings, fit_report)
+        if split is not None and not split.leads:
+            return _clip(np.empty((0, settings.height, settings.width, 3), np.float32), latents, *found)
         report(Progress("decode", 0, 1))
         frames = self.decode_latents(latents, chunk=chunk, budget=budget)
         report(Progress("decode", 1, 1))
-        return Clip(frames, latents, settings, tuple(plan.sigmas.tolist()), fit_report)
+        return _clip(frames, latents, *found)
 
     def _sample(
         self,
@@ -297,6 +309,7 @@ class StableVideo:
         settings: Settings,
         way: Plan | None,
         report: ProgressFn,
+        branches: dict[str, Any],
     ) -> Tensor:
         """`sample` as the settings say; (T, 4, h, w) on the CPU."""
         steps = len(plan.sigmas) - 1
@@ -306,7 +319,7 @@ class StableVideo:
             report(Progress("sample", state["i"] + 1, steps))
 
         stream = None if way is None else way.stream_weights
-        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **plan.options}
+        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **branches, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
@@ -400,6 +413,10 @@ def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
     on_still = draw_noise(pixels.shape, generator)
     return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
+
+
+def _clip(frames: np.ndarray, latents: Tensor, sigmas: Tensor, settings: Settings, fit_report: str) -> Clip:
+    return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report)
 
 
 def _fits_joint(frames: int, x: Tensor) -> bool:

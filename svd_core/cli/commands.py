@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from ..decode.places import free_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
-from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
+from ..pipeline import Clip, ProgressFn, StableVideo, load_checkpoint, plan_sampling
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
+from ..sampling import GuidanceSplit, split_guidance
 from ..settings import Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
@@ -58,7 +61,7 @@ _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """One clip to render; `recipe` is what it repeats, if anything."""
 
     image: str
@@ -73,23 +76,37 @@ class _Order:
 
 def animate(args: Namespace) -> None:
     """Render a picture, from flags or from a recipe, and write the clip with its recipe inside."""
+    order = _order_from_recipe(args) if "recipe" in args else order_from_flags(args)
+    if "split_guidance" not in args:
+        render_order(order, args)
+        return
+    order = dataclasses.replace(order, device=_device_of_this_process(order.device))
+    with split_guidance(torch.device(order.device)) as split, _heard_once(split):
+        render_order(order, args, Means(split=split))
+
+
+def render_order(order: Order, args: Namespace, means: Means | None = None) -> None:
+    """Render one clip and write it, unless another process does."""
     began = time.monotonic()
-    order = _order_from_recipe(args) if "recipe" in args else _order_from_flags(args)
+    means = means or Means()
     limits = _limits(args)
-    _check_settings(order.settings)
+    check_settings(order.settings)
     _check_outputs(order, args)
     image_source, image = _picture(order, args)
     checker = chosen_filter(args)
     require_clean(checker, image[None], order.image)
     way = _way(order, image, limits["memory"])
-    svd, checkpoint_source = _model(order, args, stream_weights=way is not None and way.stream_weights)
+    svd, checkpoint_source = means.load(order, args, way is not None and way.stream_weights)
     _say_notes(order, svd, image)
     mark = will_mark(*_clip_size(order.settings, image, svd.config.variant), order.recipe, args)
-    with Bars() as bars:
-        clip = svd.render(image, order.settings, **limits, callback=bars)
+    with means.bars() as bars:
+        clip = svd.render(image, order.settings, **limits, **_branches(order, means.split), callback=bars)
+    if means.split is not None and not means.split.leads:
+        return
     require_clean(checker, clip.frames, f"the clip of {order.image}")
     frames, watermark = marked(clip.frames, mark)
-    recipe = _recipe(order, clip, image_source, checkpoint_source, watermark)
+    recipe = _recipe(order, clip, image_source, checkpoint_source)
+    recipe = dataclasses.replace(recipe, watermark=watermark, split_guidance=_is_split(order, means.split))
     if "save_latents" in args:
         save_latents(clip.latents, args.save_latents, recipe)
     path = write_clip(frames, args.output, order.playback_fps, recipe)
@@ -146,7 +163,43 @@ def decode(args: Namespace) -> None:
     _say_done(path, frames, began)
 
 
-def _order_from_flags(args: Namespace) -> _Order:
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a render uses that may outlive it or be shared: how it gets its model, who hears of its progress, and the
+    other process, if guidance is split over two."""
+
+    load: Callable[[Order, Namespace, bool], tuple[StableVideo, Source]] = field(default_factory=lambda: load_model)
+    bars: Callable[[], AbstractContextManager[ProgressFn]] = Bars
+    split: GuidanceSplit | None = None
+
+
+def _is_split(order: Order, split: GuidanceSplit | None) -> bool:
+    return split is not None or (order.recipe is not None and order.recipe.split_guidance)
+
+
+def _branches(order: Order, split: GuidanceSplit | None) -> dict[str, object]:
+    """How guidance's two passes run. What two processes have rendered, one repeats pass by pass, to the same bits."""
+    if split is not None:
+        return {"split": split}
+    return {"joint": False} if _is_split(order, split) else {}
+
+
+def _device_of_this_process(device: str) -> str:
+    """The GPU with this process's number, unless one was named."""
+    return _known_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if device == "cuda" else device
+
+
+def _heard_once(split: GuidanceSplit) -> AbstractContextManager[object]:
+    """Of two processes that say the same, the one that leads is heard. An error is heard from whichever has it."""
+    if split.leads:
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(redirect_stdout(io.StringIO()))
+    stack.enter_context(redirect_stderr(io.StringIO()))
+    return stack
+
+
+def order_from_flags(args: Namespace) -> Order:
     given = vars(args)
     if "image" not in given:
         raise InputError(
@@ -158,7 +211,7 @@ def _order_from_flags(args: Namespace) -> _Order:
     if "guidance_interval" in given:
         chosen["guidance_interval"] = tuple(given["guidance_interval"])
     settings = Settings(**chosen)
-    return _Order(
+    return Order(
         image=args.image,
         checkpoint=given.get("checkpoint", str(DEMO_MODEL)),
         settings=settings,
@@ -169,7 +222,7 @@ def _order_from_flags(args: Namespace) -> _Order:
     )
 
 
-def _order_from_recipe(args: Namespace) -> _Order:
+def _order_from_recipe(args: Namespace) -> Order:
     others = sorted(vars(args).keys() - _BESIDE_RECIPE)
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
@@ -180,7 +233,7 @@ def _order_from_recipe(args: Namespace) -> _Order:
         sys.stderr.write(f"note: the recipe was made with other versions, bytes may differ: {changed}\n")
     device = _known_device(getattr(args, "device", recipe.device))
     _use_threads(recipe, device)
-    return _Order(
+    return Order(
         image=getattr(args, "image", recipe.image.path),
         checkpoint=getattr(args, "checkpoint", recipe.checkpoint.path),
         settings=recipe.settings,
@@ -191,7 +244,7 @@ def _order_from_recipe(args: Namespace) -> _Order:
     )
 
 
-def _check_settings(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """What the pipeline would refuse too, but only after gigabytes have been read. Any variant's defaults will do."""
     plan_sampling(settings.for_variant(VARIANTS["svd"]))
     _micro(settings)
@@ -201,7 +254,7 @@ def _micro(settings: Settings) -> MicroConditioning:
     return MicroConditioning(settings.fps, settings.motion_bucket, settings.augmentation)
 
 
-def _check_outputs(order: _Order, args: Namespace) -> None:
+def _check_outputs(order: Order, args: Namespace) -> None:
     inputs = [order.image, order.checkpoint]
     _refuse_overwriting(args.output, inputs)
     check_output(args.output, order.playback_fps)
@@ -222,12 +275,12 @@ def _refuse_overwriting(output: str, kept: Sequence[str]) -> None:
             raise OutputError(f"output {output} would overwrite {name} or change what is in it: choose another path")
 
 
-def _picture(order: _Order, args: Namespace) -> tuple[Source, np.ndarray]:
+def _picture(order: Order, args: Namespace) -> tuple[Source, np.ndarray]:
     image = load_image(order.image, order.settings.background)
     return _same_source(order.image, order.recipe and order.recipe.image, args), image
 
 
-def _way(order: _Order, image: np.ndarray, memory: int | None) -> Plan | None:
+def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
     """How the clip will run where memory is limited, known before a weight is read; said where a limit was given."""
     device = torch.device(order.device)
     free = free_bytes(device)
@@ -249,7 +302,7 @@ def _clip_size(settings: Settings, image: np.ndarray, variant: Variant) -> tuple
     return round_size(settings.width or width, settings.height or height)
 
 
-def _model(order: _Order, args: Namespace, *, stream_weights: bool) -> tuple[StableVideo, Source]:
+def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
     """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
     until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
@@ -257,7 +310,7 @@ def _model(order: _Order, args: Namespace, *, stream_weights: bool) -> tuple[Sta
     return svd, known or Source.of(order.checkpoint)
 
 
-def _say_notes(order: _Order, svd: StableVideo, image: np.ndarray) -> None:
+def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
     """Advice, before the long work. A recipe has settled everything that a variant decides."""
     width, height = _clip_size(order.settings, image, svd.config.variant)
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
@@ -291,7 +344,7 @@ def _same_source(path: str, recorded: Source | None, args: Namespace) -> Source:
     )
 
 
-def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source, watermark: str) -> Recipe:
+def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Recipe:
     return Recipe(
         settings=clip.settings,
         playback_fps=order.playback_fps,
@@ -301,7 +354,6 @@ def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source, waterm
         device=order.device,
         dtype=order.dtype,
         threads=torch.get_num_threads(),
-        watermark=watermark,
     )
 
 

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..recipe import DType
 from ..settings import Curve, Fit, Schedule
 
+MAX_WORKERS = 1024
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -34,6 +35,7 @@ def parser() -> ArgumentParser:
     _add_inspect(commands)
     _add_decode(commands)
     _add_plan(commands)
+    _add_batch(commands)
     return top
 
 
@@ -49,7 +51,26 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
         action="store_true",
     )
     _flag(command, "--memory", "most of the device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
+    text = "one pass of guidance in each of two processes: torchrun --nproc-per-node 2 -m svd_core animate ..."
+    _flag(command, "--split-guidance", text, action="store_true")
     command.add_argument("--save-latents", metavar="FILE", help="also write the latents (.safetensors, for decode)")
+    _add_picture_flags(command.add_argument_group("picture"))
+    _add_motion_flags(command.add_argument_group("clip"))
+    _add_sampling_flags(command.add_argument_group("sampling"))
+    _add_provenance_flags(command)
+    _add_machine_flags(command)
+
+
+def _add_batch(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "batch", "make clips of many pictures, through Ray", _batch)
+    command.add_argument("pictures", metavar="FOLDER", help="of pictures, or a .txt file naming one a line")
+    command.add_argument("--output", required=True, metavar="FOLDER", help="for the clips; those that are there stay")
+    _add_checkpoint_flag(command)
+    _flag(command, "--format", "of the clips (default: mp4)", choices=("mp4", "webm", "webp", "gif"))
+    _flag(command, "--workers", "models at work (default: one a GPU, or one)", _count, "N")
+    _flag(command, "--retries", "for a picture whose worker stopped (default: 2)", int, "N")
+    _flag(command, "--address", "of a Ray cluster that sees the same files (default: this machine)", metavar="HOST")
+    _flag(command, "--memory", "most of a device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
     _add_sampling_flags(command.add_argument_group("sampling"))
@@ -89,9 +110,13 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, run: ob
     return command
 
 
-def _add_places(command: ArgumentParser) -> None:
-    text = ".safetensors file or diffusers folder (animate without one takes the demo model)"
+def _add_checkpoint_flag(command: ArgumentParser) -> None:
+    text = ".safetensors file or diffusers folder (animate and batch without one take the demo model)"
     command.add_argument("--checkpoint", metavar="FILE", help=text)
+
+
+def _add_places(command: ArgumentParser) -> None:
+    _add_checkpoint_flag(command)
     where = "clip.mp4, .webm, .webp, .gif, or a folder of PNGs ending in /"
     command.add_argument("--output", required=True, metavar="PATH", help=where)
 
@@ -178,6 +203,18 @@ def _plan(args: Namespace) -> None:
     from .commands import plan
 
     plan(args)
+
+
+def _batch(args: Namespace) -> None:
+    from .batch import batch
+
+    batch(args)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_WORKERS):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of 1 to {MAX_WORKERS}")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -26,3 +26,5 @@ from .schedule import cut_sigmas as cut_sigmas
 from .schedule import edm_sigmas as edm_sigmas
 from .schedule import noisy_start as noisy_start
 from .schedule import sigmas_from_list as sigmas_from_list
+from .split import GuidanceSplit as GuidanceSplit
+from .split import split_guidance as split_guidance

@@ -20,6 +20,7 @@ from .denoise import Denoiser, Network, check_frames
 
 if TYPE_CHECKING:
     from ..conditioning import Conditioning
+    from .split import GuidanceSplit
 
 # Weights
 
@@ -132,8 +133,9 @@ class GuidedDenoiser:
 
     unet, conditioning and dtype are as in `Denoiser`; guidance (T,) holds the weights w of a clip's T frames, best left
     on the CPU, where reading them does not wait for the device. joint runs both passes as one batch, the unconditional
-    clips first; False runs them in turn, slower and with half the memory. The result is the same up to the rounding of
-    other kernels. Where every weight is exactly 1 the unconditional pass is left out, which is exact; one weight of 1
+    clips first; False runs them in turn, slower and with half the memory. split runs one pass here and the other in
+    another process, whatever joint says: the same bits as in turn. The result is the same up to the rounding of other
+    kernels. Where every weight is exactly 1 the unconditional pass is left out, which is exact; one weight of 1
     among others saves nothing, since frames see each other (spec 11 f).
     Raises InputError for guidance that is not one weight a frame.
     """
@@ -144,6 +146,7 @@ class GuidedDenoiser:
     joint: bool = True
     interval: GuidanceInterval | None = None
     dtype: torch.dtype = torch.float32
+    split: GuidanceSplit | None = None
 
     def __post_init__(self) -> None:
         if self.guidance.ndim != 1 or not len(self.guidance):
@@ -167,7 +170,7 @@ class GuidedDenoiser:
         weights = self._weights(sigma)
         if bool((weights == 1).all()):
             return self._denoise(self.conditioning, x, sigma)
-        without, given = (self._both_at_once if self.joint else self._one_by_one)(x, sigma)
+        without, given = self._both(x, sigma)
         return without + weights.to(x.device)[:, None, None, None] * (given - without)
 
     def _weights(self, sigma: Tensor) -> Tensor:
@@ -176,6 +179,15 @@ class GuidedDenoiser:
         if self.interval is None:
             return weights
         return torch.where(self.interval.holds(sigma.cpu()), weights, 1.0)
+
+    def _both(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        if self.split is not None:
+            return self._one_of_two(x, sigma, self.split)
+        return self._both_at_once(x, sigma) if self.joint else self._one_by_one(x, sigma)
+
+    def _one_of_two(self, x: Tensor, sigma: Tensor, split: GuidanceSplit) -> tuple[Tensor, Tensor]:
+        conditioning = self.conditioning if split.guides else self.conditioning.unconditional()
+        return split.exchange(self._denoise(conditioning, x, sigma))
 
     def _both_at_once(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         both = self.conditioning.unconditional().followed_by(self.conditioning)

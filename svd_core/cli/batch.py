@@ -1,0 +1,246 @@
+"""Many pictures through Ray, over the GPUs of one machine or of a cluster. Ray is optional.
+
+The outputs are the record: a clip appears only when it is whole and carries its recipe, so what is there and was made
+as asked is done. Nothing else is written, and a batch that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from argparse import Namespace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..checkpoint.load import open_checkpoint
+from ..config import Variant
+from ..errors import InputError, OutputError
+from ..media import check_output, read_recipe, round_size
+from ..recipe import Recipe, Source, sha256_of
+from .batch_worker import Outcome, Worker
+from .commands import Order, check_settings, order_from_flags
+from .table import LiveTable
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+"""Of the pictures that a folder is searched for; a list may name any."""
+
+NEEDS_RAY = "batch needs the package ray ({}): pip install ray, or run animate for each picture"
+_OWN_FLAGS = {"run", "pictures", "output", "workers", "retries", "format", "address"}
+_PAUSE = 0.5
+"""Seconds between looks at the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    picture: Path
+    output: Path
+    tries: int = 0
+
+
+def batch(args: Namespace) -> None:
+    """Render every picture of a folder or a list that has no clip yet. Raises InputError naming those that failed."""
+    ray = _ray()
+    tasks = _tasks(args)
+    order = order_from_flags(Namespace(**_flags(args), image=str(tasks[0].picture)))
+    check_settings(order.settings)
+    left = _unfinished(tasks, order, args)
+    print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
+    if not left:
+        return
+    with _connected(ray, args) as start_workers:
+        pool = _Pool(ray, start_workers(len(left)), deque(left), getattr(args, "retries", 2))
+        pool.run()
+    if pool.failed:
+        first, reason = next(iter(pool.failed.items()))
+        raise InputError(f"{len(pool.failed)} of {len(left)} pictures gave no clip, the first being {first}: {reason}")
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Workers and what they have to do. A worker that dies is started again by Ray, and its picture is tried again."""
+
+    ray: ModuleType
+    workers: list[Any]
+    waiting: deque[Task]
+    retries: int
+    running: dict[Any, tuple[int, Task]] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+    done: int = 0
+
+    def run(self) -> None:
+        table, idle = LiveTable(), list(range(len(self.workers)))
+        while self.waiting or self.running:
+            while idle and self.waiting:
+                self._start(idle.pop(0))
+            ready, _ = self.ray.wait(list(self.running), timeout=_PAUSE if table.live else None)
+            table.clear()
+            idle += [self._finish(reference) for reference in ready]
+            if table.live:
+                table.draw(self._rows())
+        table.clear()
+
+    def _start(self, index: int) -> None:
+        task = self.waiting.popleft()
+        reference = self.workers[index].render.remote(str(task.picture), str(task.output))
+        self.running[reference] = (index, task)
+
+    def _finish(self, reference: object) -> int:
+        """Note what came of a task; the worker that is free again."""
+        index, task = self.running.pop(reference)
+        try:
+            outcome = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            outcome = Outcome("", f"its worker stopped ({type(error).__name__})")
+        if not outcome.error:
+            self.done += 1
+            print(outcome.said, end="", flush=True)
+        elif outcome.lasting or task.tries >= self.retries:
+            self.failed[task.picture] = outcome.error
+            sys.stderr.write(f"failed: {task.picture}: {outcome.error}\n")
+        else:
+            sys.stderr.write(f"note: {task.picture} is tried again: {outcome.error}\n")
+            self.waiting.append(dataclasses.replace(task, tries=task.tries + 1))
+        return index
+
+    def _rows(self) -> list[str]:
+        busy = {index: task for index, task in self.running.values()}
+        rows = [self._row(index, busy.get(index)) for index in range(len(self.workers))]
+        left = len(self.waiting) + len(self.running)
+        return [*rows, f"done {self.done}, left {left}, failed {len(self.failed)}"]
+
+    def _row(self, index: int, task: Task | None) -> str:
+        if task is None:
+            return f"worker {index}  idle"
+        try:
+            now = self.ray.get(self.workers[index].progress.remote(), timeout=_PAUSE)
+        except self.ray.exceptions.RayError:  # it is still starting, or has just died
+            now = None
+        stage = "{} {}/{}".format(*now) if now else "starting"
+        return f"worker {index}  {stage:<18} {task.picture.name}"
+
+
+# What is to be done
+
+
+def _tasks(args: Namespace) -> list[Task]:
+    """One for each picture. Raises InputError where there are none, or two would have the same clip."""
+    folder, suffix = Path(args.output), f".{getattr(args, 'format', 'mp4')}"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output {folder} is no folder and cannot be made one ({error.strerror})") from error
+    taken: dict[str, Path] = {}
+    for picture in _pictures(Path(args.pictures)):
+        other = taken.setdefault(picture.stem.lower(), picture)
+        if other is not picture:
+            raise InputError(f"{other} and {picture} would have the same clip: rename one")
+    return [Task(picture, folder / f"{picture.stem}{suffix}") for picture in taken.values()]
+
+
+def _pictures(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = [path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    elif source.suffix.lower() == ".txt" and source.is_file():
+        found = [Path(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        raise InputError(f"{source} is neither a folder nor a .txt list of pictures, one a line")
+    if not found:
+        raise InputError(f"{source} names no pictures: needed files ending in {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def _unfinished(tasks: Sequence[Task], order: Order, args: Namespace) -> list[Task]:
+    """Those without a clip. Raises OutputError where a clip's place is taken by something made otherwise."""
+    check_output(tasks[0].output, order.playback_fps)
+    left = [task for task in tasks if not task.output.exists()]
+    there = [task for task in tasks if task.output.exists()]
+    if there:
+        variant = open_checkpoint(order.checkpoint, order.variant).config.variant
+        checkpoint = sha256_of(Path(order.checkpoint))
+        for task in there:
+            _require_same(task, order, variant, checkpoint, args)
+    return left
+
+
+def _require_same(task: Task, order: Order, variant: Variant, checkpoint: str, args: Namespace) -> None:
+    try:
+        recipe = read_recipe(task.output)
+    except InputError as error:
+        raise OutputError(f"{task.output} is in the way ({error}): remove it, or choose another folder") from error
+    wanted = _resolved(order, variant, recipe)
+    same = (
+        recipe.settings == wanted
+        and (recipe.playback_fps, recipe.dtype) == (order.playback_fps, order.dtype)
+        and recipe.checkpoint.sha256 == checkpoint
+        and recipe.image.sha256 == Source.of(task.picture).sha256
+        and not (recipe.watermark and "no_watermark" in args)
+    )
+    if not same:
+        raise OutputError(
+            f"{task.output} was made from another picture, checkpoint or settings: remove it, or choose another folder"
+        )
+
+
+def _resolved(order: Order, variant: Variant, recipe: Recipe) -> object:
+    """What the recipe's settings would be, had this order made its clip. A size that is not given follows from the
+    picture, which is compared by its hash."""
+    settings = order.settings.for_variant(variant)
+    made = recipe.settings
+    width, height = round_size(settings.width or made.width, settings.height or made.height)
+    return dataclasses.replace(settings, width=width, height=height)
+
+
+def _flags(args: Namespace) -> dict[str, Any]:
+    """Those that `animate` has too."""
+    return {name: value for name, value in vars(args).items() if name not in _OWN_FLAGS}
+
+
+# Ray
+
+
+def _ray() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(NEEDS_RAY.format(error)) from error
+    return ray
+
+
+@contextmanager
+def _connected(ray: ModuleType, args: Namespace) -> Iterator[Any]:
+    """A function that starts workers for so many pictures. Stops what it started; a cluster stays."""
+    ours = not ray.is_initialized()
+    if ours:
+        address = {"address": args.address} if "address" in args else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="error", **address)
+    try:
+        yield lambda pictures: _workers(ray, args, pictures)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _workers(ray: ModuleType, args: Namespace, pictures: int) -> list[Any]:
+    """One for each GPU, or one on a machine without, unless told how many; never more than there are pictures."""
+    wanted = getattr(args, "device", None)
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if wanted in (None, "cuda") else 0
+    count = min(getattr(args, "workers", max(gpus, 1)), pictures)
+    if gpus and count > gpus:
+        raise InputError(f"{count} workers for {gpus} GPUs: give --workers {gpus} or fewer, or --device cpu")
+    flags = {**_flags(args), "device": "cuda" if gpus else wanted or "cpu"}
+    threads = max(1, torch.get_num_threads() // count)
+    # Ray counts processors; a worker takes none of them, so that as many start as were asked for.
+    actor = ray.remote(Worker).options(
+        num_cpus=0, num_gpus=1 if gpus else 0, max_restarts=-1, max_concurrency=2, max_task_retries=0
+    )
+    return [actor.remote(flags, threads) for _ in range(count)]

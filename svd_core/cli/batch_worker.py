@@ -1,0 +1,71 @@
+"""What one worker of a batch does, in a process of its own: it loads the model once and renders what it is given."""
+
+from __future__ import annotations
+
+import io
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import StableVideoError
+from ..pipeline import Progress, ProgressFn, StableVideo
+from ..recipe import Source
+from .commands import Means, Order, load_model, order_from_flags, render_order
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """said is what `animate` would have printed; error is empty for a clip that was written; lasting says that trying
+    again would not help."""
+
+    said: str
+    error: str = ""
+    lasting: bool = False
+
+
+class Worker:
+    """One model, one picture at a time. `progress` may be asked meanwhile, from another thread."""
+
+    def __init__(self, flags: dict[str, object], threads: int) -> None:
+        self._flags, self._threads = flags, threads
+        self._loaded: dict[bool, tuple[StableVideo, Source]] = {}
+        self._progress: Progress | None = None
+
+    def render(self, image: str, output: str) -> Outcome:
+        """Write the clip of a picture. What goes wrong is in the outcome."""
+        torch.set_num_threads(self._threads)  # here, because each thread has a number of its own
+        args = Namespace(**self._flags, image=image, output=output)
+        means = Means(load=self._load, bars=self._listening)
+        said = io.StringIO()
+        try:
+            with redirect_stdout(said), redirect_stderr(said):
+                render_order(order_from_flags(args), args, means)
+        except StableVideoError as error:
+            return Outcome(said.getvalue(), " ".join(str(error).split()), lasting=True)
+        except Exception as error:  # anything else may be this machine's trouble and not the picture's
+            return Outcome(said.getvalue(), f"{type(error).__name__}: {' '.join(str(error).split())}")
+        finally:
+            self._progress = None
+        return Outcome(said.getvalue())
+
+    def progress(self) -> tuple[str, int, int] | None:
+        """Stage, parts done and parts in all; None between pictures."""
+        now = self._progress
+        return None if now is None else (now.stage, now.index, now.total)
+
+    def _load(self, order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
+        """The one model. Whether its weights are streamed depends on the picture's size; a change loads it anew."""
+        if stream_weights not in self._loaded:
+            self._loaded.clear()
+            self._loaded[stream_weights] = load_model(order, args, stream_weights)
+        return self._loaded[stream_weights]
+
+    @contextmanager
+    def _listening(self) -> Iterator[ProgressFn]:
+        def heard(progress: Progress) -> None:
+            self._progress = progress
+
+        yield heard

@@ -1,0 +1,198 @@
+"""A batch renders what `animate` renders, each picture once, whatever is killed on the way."""
+
+import gc
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import write_checkpoint
+
+from svd_core.cli import main
+from svd_core.cli.table import LiveTable
+from svd_core.media import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+CRASHES = """
+import os, pathlib
+def once(frames):
+    mark = pathlib.Path(os.environ["BATCH_CRASHES"]) / "crashed"
+    if not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return [False] * len(frames)
+def always(frames):
+    os._exit(1)
+"""
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+
+@pytest.fixture(scope="module")
+def checkers(tmp_path_factory):
+    """A folder with a checker in it that ends its process."""
+    folder = tmp_path_factory.mktemp("checkers")
+    (folder / "crashes.py").write_text(CRASHES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(checkers):
+    """One Ray for all tests here."""
+    ray = pytest.importorskip("ray")
+    places = {"PYTHONPATH": f"{checkers}{os.pathsep}{ROOT}", "BATCH_CRASHES": str(checkers)}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": places})
+    yield ray
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray leaves its processes for Python to notice
+        ray.shutdown()
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(3):
+        values = np.random.default_rng(index).integers(0, 256, (70, 90, 3), np.uint8)
+        Image.fromarray(values).save(pictures / f"p{index}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def argv(folder, checkpoint):
+    places = [f"{folder}/pictures", "--output", f"{folder}/out", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    return ["batch", *places, "--format", "gif", "--no-watermark"]
+
+
+def clips(folder):
+    """Name -> (bytes, when written)."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "out").iterdir()}
+
+
+def test_a_batch_renders_what_animate_does_and_nothing_twice(cluster, folder, argv, checkpoint, capsys):
+    (folder / "pictures" / "broken.png").write_bytes(b"no picture")
+    assert main([*argv, "--workers", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "4 pictures, 0 have their clips already" in out
+    assert out.count("3 frames") == 3
+    assert f"error: 1 of 4 pictures gave no clip, the first being {folder}/pictures/broken.png: " in err
+    first = clips(folder)
+    assert sorted(first) == ["p0.gif", "p1.gif", "p2.gif"]
+
+    alone = ["--checkpoint", str(checkpoint), "--device", "cpu", "--no-watermark", "--output", f"{folder}/alone.gif"]
+    assert main(["animate", f"{folder}/pictures/p1.png", *alone]) == 0
+    assert (folder / "alone.gif").read_bytes() == first["p1.gif"][0]
+
+    Image.new("RGB", (64, 64), "teal").save(folder / "pictures" / "broken.png")
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "4 pictures, 3 have their clips already" in capsys.readouterr().out
+    second = clips(folder)
+    assert sorted(second) == ["broken.gif", "p0.gif", "p1.gif", "p2.gif"]
+    assert {name: second[name] for name in first} == first
+
+    assert main([*argv, "--seed", "5"]) == 2
+    assert "was made from another picture, checkpoint or settings" in capsys.readouterr().err
+    assert clips(folder) == second
+
+
+def test_a_worker_that_dies_is_replaced_and_its_picture_tried_again(cluster, folder, argv, capsys):
+    assert main([*argv, "--content-filter", "crashes:once"]) == 0
+    assert "is tried again: its worker stopped" in capsys.readouterr().err
+    assert len(clips(folder)) == 3
+
+
+def test_a_picture_that_kills_every_worker_is_given_up(cluster, folder, argv, capsys):
+    for name in ("p1.png", "p2.png"):
+        (folder / "pictures" / name).unlink()
+    assert main([*argv, "--retries", "1", "--content-filter", "crashes:always"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("is tried again") == 1
+    assert "1 of 1 pictures gave no clip" in err
+    assert clips(folder) == {}
+
+
+def test_a_killed_batch_goes_on_where_it_stopped(cluster, folder, argv):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    killed = subprocess.Popen([sys.executable, "-m", "svd_core", *argv], cwd=ROOT, env=environment, stdout=quiet)
+    deadline = time.monotonic() + 300
+    while not list((folder / "out").glob("*.gif")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = {name: clip for name, clip in clips(folder).items() if name.endswith(".gif")}
+    assert before
+    assert all(read_recipe(folder / "out" / name) for name in before)
+    assert main(argv) == 0
+    after = clips(folder)
+    assert {name: after[name] for name in before} == before
+    assert {"p0.gif", "p1.gif", "p2.gif"} <= after.keys()
+
+
+# Without a cluster
+
+
+def refusal(capsys, argv):
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_without_ray_one_line_says_what_to_install(argv, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = refusal(capsys, argv)
+    assert line.startswith("error: batch needs the package ray (")
+    assert line.endswith("): pip install ray, or run animate for each picture")
+
+
+def test_what_cannot_be_done_is_said_before_ray_starts(folder, argv, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))  # whatever it would be asked, it could not answer
+    assert "steps 0 is outside" in refusal(capsys, [*argv, "--steps", "0"])
+    assert "'0' is not a whole number of 1 to" in refusal(capsys, [*argv, "--workers", "0"])
+    assert "is neither a folder nor a .txt list" in refusal(capsys, ["batch", f"{folder}/none", *argv[2:]])
+    Image.new("RGB", (64, 64)).save(folder / "pictures" / "P0.jpg")
+    assert "would have the same clip" in refusal(capsys, argv)
+    (folder / "empty").mkdir()
+    assert "names no pictures" in refusal(capsys, ["batch", f"{folder}/empty", *argv[2:]])
+
+
+def test_a_file_in_a_clip_s_place_is_not_taken_for_it(folder, argv, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    (folder / "out").mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "out" / "p0.gif")
+    (folder / "list.txt").write_text(f"{folder}/pictures/p0.png\n\n")
+    assert "p0.gif is in the way" in refusal(capsys, ["batch", f"{folder}/list.txt", *argv[2:]])
+
+
+def test_the_table_is_drawn_over_itself_on_a_terminal(monkeypatch):
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        table = LiveTable()
+        assert table.live
+        table.draw(["worker 0  sample 1/2", "x" * 500])
+        table.clear()
+        table.clear()
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert shown.count("\033[2F\033[J") == 1
+    assert max(map(len, shown.split("\r\n"))) < 500
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
+    LiveTable().draw(["row"])
+    assert capsys.readouterr().err == ""

@@ -219,11 +219,11 @@ DEMO = Recipe(
     ),
     temporal=TemporalStage(Optimisation(steps=300, batch=2, learning_rate=2e-4, ema=0.99), frames=4, squared=4.0),
     video=VideoStage(
-        Optimisation(steps=11000, batch=4, learning_rate=7e-4, warmup=200, ema=0.999),
+        Optimisation(steps=8500, batch=4, learning_rate=6e-4, warmup=200, ema=0.999),
         # Noise levels as for image to video at high resolution: the motion of a clip is decided at high sigma.
         noise=Noise(p_mean=1.0),
-        cached_clips=4000,
-        rockets=0.3,
+        cached_clips=4400,
+        rockets=0.5,
     ),
 )
 """The embedded demo model: 7.8 million parameters, 14 frames of 128x64, small enough to train on two CPU cores."""

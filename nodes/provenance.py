@@ -58,9 +58,7 @@ class StableVideoWatermarkDetect(io.ComfyNode):
             search_aliases=["svd watermark detect", "invisible watermark", "provenance", "is it generated"],
             inputs=[io.Image.Input("images", tooltip="One picture or the frames of a clip, at their original size.")],
             outputs=[
-                io.String.Output(
-                    display_name="report", tooltip="How many of 48 bits match, and the odds of chance."
-                ),
+                io.String.Output(display_name="report", tooltip="How many of 48 bits match, and the odds of chance."),
                 io.Boolean.Output(display_name="found", tooltip="True where chance is below one in a million."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -151,15 +151,8 @@ class StableVideo:
         """
         run = sampler_named(sampler)
         x = noisy_start(noise.to(self.device), sigmas)
-        denoise = GuidedDenoiser(
-            unet=self.unet,
-            conditioning=cond.to(self.device),
-            guidance=guidance,
-            joint=_fits_joint(x) if joint is None else joint,
-            interval=interval,
-            dtype=self.dtype,
-            split=split,
-        )
+        joint = _fits_joint(x) if joint is None else joint
+        denoise = GuidedDenoiser(self.unet, cond.to(self.device), guidance, joint, interval, self.dtype, split)
         # Whoever drew `noise` from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
         with self._lasting(denoise, stream_weights) as lasting:

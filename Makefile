@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 FETCH := $(RUN) tools/fetch_comfyui.py
-REQUIREMENTS := requirements.txt requirements-dev.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
+REQUIREMENTS := requirements.txt requirements-dev.txt requirements-dev-bare.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
 
 # The environment is stamped with what it was made from, so it is made anew when that changes and only then.
 STAMP := $(VENV)/stamp-$(shell cat $(REQUIREMENTS) | cksum | tr ' ' -)
@@ -86,6 +86,7 @@ clean: ## Remove everything that make has made
 
 $(STAMP): | $(VENV)/bin/pip
 	tree=$$($(FETCH)) && $(RUN) -m pip install --quiet -r requirements-dev.txt -r "$$tree/requirements.txt"
+	$(RUN) -m pip install --quiet --no-deps -r requirements-dev-bare.txt
 	rm -f $(VENV)/stamp-*
 	touch $@
 

@@ -11,9 +11,10 @@ import os
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,8 +56,9 @@ def batch(args: Namespace) -> None:
     print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
     if not left:
         return
-    with _connected(ray, args) as start_workers:
-        pool = _Pool(ray, start_workers(len(left)), deque(left), getattr(args, "retries", 2))
+    with _connected(ray, args):
+        start, count = _workers(ray, args, len(left))
+        pool = _Pool(ray, start, [start() for _ in range(count)], deque(left), getattr(args, "retries", 2))
         pool.run()
     if pool.failed:
         first, reason = next(iter(pool.failed.items()))
@@ -65,9 +67,13 @@ def batch(args: Namespace) -> None:
 
 @dataclass(slots=True)
 class _Pool:
-    """Workers and what they have to do. A worker that dies is started again by Ray, and its picture is tried again."""
+    """Workers and what they have to do. One that dies is replaced, and its picture is tried again.
+
+    Ray could restart it, but meanwhile refuses its tasks, which would count as tries of pictures that it never saw.
+    """
 
     ray: ModuleType
+    start: Callable[[], Any]
     workers: list[Any]
     waiting: deque[Task]
     retries: int
@@ -99,6 +105,7 @@ class _Pool:
             outcome = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             outcome = Outcome("", f"its worker stopped ({type(error).__name__})")
+            self.workers[index] = self.start()
         if not outcome.error:
             self.done += 1
             print(outcome.said, end="", flush=True)
@@ -208,7 +215,6 @@ def _flags(args: Namespace) -> dict[str, Any]:
 
 def _ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
@@ -217,21 +223,22 @@ def _ray() -> ModuleType:
 
 
 @contextmanager
-def _connected(ray: ModuleType, args: Namespace) -> Iterator[Any]:
-    """A function that starts workers for so many pictures. Stops what it started; a cluster stays."""
+def _connected(ray: ModuleType, args: Namespace) -> Iterator[None]:
+    """Ray at hand. Stops what it started; a cluster stays."""
     ours = not ray.is_initialized()
     if ours:
         address = {"address": args.address} if "address" in args else {"include_dashboard": False}
         ray.init(log_to_driver=False, logging_level="error", **address)
     try:
-        yield lambda pictures: _workers(ray, args, pictures)
+        yield
     finally:
         if ours:
             ray.shutdown()
 
 
-def _workers(ray: ModuleType, args: Namespace, pictures: int) -> list[Any]:
-    """One for each GPU, or one on a machine without, unless told how many; never more than there are pictures."""
+def _workers(ray: ModuleType, args: Namespace, pictures: int) -> tuple[Callable[[], Any], int]:
+    """What starts a worker, and how many to start: one for each GPU, or one on a machine without, unless told how many;
+    never more than there are pictures."""
     wanted = getattr(args, "device", None)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if wanted in (None, "cuda") else 0
     count = min(getattr(args, "workers", max(gpus, 1)), pictures)
@@ -240,7 +247,5 @@ def _workers(ray: ModuleType, args: Namespace, pictures: int) -> list[Any]:
     flags = {**_flags(args), "device": "cuda" if gpus else wanted or "cpu"}
     threads = max(1, torch.get_num_threads() // count)
     # Ray counts processors; a worker takes none of them, so that as many start as were asked for.
-    actor = ray.remote(Worker).options(
-        num_cpus=0, num_gpus=1 if gpus else 0, max_restarts=-1, max_concurrency=2, max_task_retries=0
-    )
-    return [actor.remote(flags, threads) for _ in range(count)]
+    actor = ray.remote(Worker).options(num_cpus=0, num_gpus=1 if gpus else 0, max_concurrency=2)
+    return partial(actor.remote, flags, threads), count

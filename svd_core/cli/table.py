@@ -29,4 +29,5 @@ class LiveTable:
         """Take the rows away, so that other text can be written."""
         if self._drawn:
             sys.stderr.write(_UP_AND_CLEAR.format(self._drawn))
+            sys.stderr.flush()
             self._drawn = 0

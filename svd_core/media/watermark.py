@@ -60,9 +60,7 @@ def library() -> str:
 def obstacle(width: int, height: int) -> str:
     """Why frames of this size cannot be marked here, with what to do about it; empty where they can."""
     if width * height < LEAST_AREA:
-        return (
-            f"frames of {width}x{height} are too small for a watermark: at least 256x256, or as many pixels, hold one"
-        )
+        return f"frames of {width}x{height} are too small for a watermark: it takes 256x256, or as many pixels"
     return "" if library() else f"a watermark needs the package invisible-watermark: {INSTALL}"
 
 

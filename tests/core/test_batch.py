@@ -1,8 +1,10 @@
 """A batch renders what `animate` renders, each picture once, whatever is killed on the way."""
 
 import gc
+import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +113,7 @@ def test_a_batch_renders_what_animate_does_and_nothing_twice(cluster, folder, ar
 
 def test_a_worker_that_dies_is_replaced_and_its_picture_tried_again(cluster, folder, argv, capsys):
     assert main([*argv, "--content-filter", "crashes:once"]) == 0
-    assert "is tried again: its worker stopped" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("is tried again: its worker stopped") == 1
     assert len(clips(folder)) == 3
 
 
@@ -141,6 +143,18 @@ def test_a_killed_batch_goes_on_where_it_stopped(cluster, folder, argv):
     after = clips(folder)
     assert {name: after[name] for name in before} == before
     assert {"p0.gif", "p1.gif", "p2.gif"} <= after.keys()
+
+
+def test_the_table_shows_each_worker_while_it_works(cluster, folder, argv, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main([*argv, "--workers", "2"]) == 0
+    shown = sys.stderr.getvalue()
+    assert re.search(r"^worker [01]  \w+ [^\n]* p[012]\.png$", shown, re.MULTILINE)
+    assert re.search(r"^done 0, left 3, failed 0$", shown, re.MULTILINE)
 
 
 # Without a cluster

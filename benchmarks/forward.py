@@ -138,9 +138,10 @@ def decode_field(size: tuple[int, int, int]) -> Callable[[torch.dtype], Field]:
         runs = {name: lambda decode=decode: decode(z) for name, (_, decode) in built.items()}
 
         def reference() -> Tensor:
-            network, decode = built["diffusers"]
+            # The plain decoder, because diffusers' casts to the dtype of its weights half way.
+            network, _ = decode_peers.plain().build(weights, dtype)
             with precise(network.decoder, _finer(dtype)):
-                return decode(z.to(_finer(dtype)))
+                return network.decoder(z.to(_finer(dtype)), size[0])
 
         return Field(runs, reference)
 

@@ -66,10 +66,10 @@ demo: $(STAMP) ## Render a clip in the real ComfyUI and print where it is
 serve: $(STAMP) ## Open ComfyUI with the pack in it
 	$(RUN) tools/demo.py --serve
 
-bench: $(STAMP) ## Measure the import cost and a run at real size (4.78 GB of random weights)
+bench: $(STAMP) ## Every measurement: forwards beside diffusers and ComfyUI, import cost, a run at real size
 	$(RUN) -m benchmarks
 
-bench-quick: $(STAMP) ## The import cost alone
+bench-quick: $(STAMP) ## Small cases of the same, and the import cost
 	$(RUN) -m benchmarks --quick
 
 scout: $(STAMP) ## Whether cheap clips rank seeds as full ones do, on the demo model (10 minutes)

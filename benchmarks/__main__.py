@@ -13,10 +13,13 @@ BIG_FILE = Path(".bench/svd_random_fp16.safetensors")
 def main() -> int:
     """Returns the number of measurements that missed their limit or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="leave out the run at real size")
+    parser.add_argument("--quick", action="store_true", help="small cases, and no run at real size")
     parser.add_argument("--big-file", type=Path, default=BIG_FILE, help="where the 4.78 GB random checkpoint lies")
     arguments = parser.parse_args()
-    cases = [["benchmarks.import_cost"]]
+    cases = [
+        ["benchmarks.import_cost"],
+        ["benchmarks.forward", *(["--quick", "--rounds", "3"] if arguments.quick else [])],
+    ]
     if not arguments.quick:
         cases.append(["benchmarks.real_size", str(arguments.big_file)])
     return sum(subprocess.run([sys.executable, "-m", *case]).returncode != 0 for case in cases)

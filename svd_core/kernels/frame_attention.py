@@ -1,0 +1,53 @@
+"""Self-attention along the frames of each pixel, read from where the projections lie: nothing is permuted or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .choice import Operation
+
+MOST_FRAMES = 32
+HEAD_WIDTHS = (16, 32, 64, 128)
+SAMPLE_PIXELS = 64
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q, k, v (B, T, S, C), which may be parts of one packed (B, T, S, 3C) -> (B, T, S, C): frames T of a pixel attend
+    to each other, scaled by head width ** -0.5 (Vaswani et al. 2017; spec 1.5)."""
+    return torch.stack([_clip(*clip, heads) for clip in zip(q, k, v, strict=True)])
+
+
+def _clip(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    split = (rearrange(part, "t s (h d) -> s h t d", h=heads) for part in (q, k, v))
+    return rearrange(nn.functional.scaled_dot_product_attention(*split), "s h t d -> t s (h d)")
+
+
+def _kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from .frame_attention_triton import launch
+
+    return {"strided": launch}
+
+
+def _refusal(q: Tensor, k: Tensor, v: Tensor, heads: int) -> str:
+    if q.shape[1] > MOST_FRAMES:
+        return f"{q.shape[1]} frames are more than {MOST_FRAMES}"
+    if q.shape[-1] // heads not in HEAD_WIDTHS:
+        return f"head width {q.shape[-1] // heads} is none of {HEAD_WIDTHS}"
+    if not q.stride() == k.stride() == v.stride() or q.stride(-1) != 1:
+        return "q, k and v do not lie alike"
+    return ""
+
+
+def _shape_class(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[int, int, int]:
+    return q.shape[1], heads, q.shape[-1] // heads
+
+
+def _sample(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    return *(part[:1, :, :SAMPLE_PIXELS] for part in (q, k, v)), heads
+
+
+frame_attention = Operation("frame_attention", reference, _kernels, _refusal, _shape_class, _sample)

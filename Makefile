@@ -27,8 +27,10 @@ test: lint test-core test-nodes ## Lint, then every test that needs no GPU, no w
 test-quick: $(STAMP) ## The core's tests alone, without ComfyUI's servers
 	$(PYTEST) -q -x
 
+# Triton decides for its interpreter when it is imported, so that one has a process of its own.
 test-core: $(STAMP)
 	$(PYTEST) -q
+	TRITON_INTERPRET=1 $(PYTEST) -q tests/interpreter
 
 # One process for each ComfyUI: they claim the same module names.
 test-nodes: $(STAMP)

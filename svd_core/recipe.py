@@ -14,7 +14,7 @@ from typing import Literal
 
 from . import __version__
 from .errors import InputError
-from .settings import Settings
+from .settings import AttentionName, Settings
 from .strict_json import parse
 
 MAX_PLAYBACK_FPS = 240
@@ -66,7 +66,8 @@ class Versions:
 class Recipe:
     """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
     device and dtype as given to `load_checkpoint`; threads is torch's number on the CPU, where sums depend on
-    how they are split. Chunks and memory budgets never change a pixel and are not here."""
+    how they are split; attention as given to `load_checkpoint`. Chunks and memory budgets never change a pixel and
+    are not here."""
 
     settings: Settings
     playback_fps: int
@@ -76,6 +77,7 @@ class Recipe:
     device: str
     dtype: DType
     threads: int
+    attention: AttentionName = "auto"
     versions: Versions = field(default_factory=Versions.here)
     format: Literal[1] = 1
 

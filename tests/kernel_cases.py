@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svd_core import kernels
 from svd_core.kernels import Operation
+from svd_core.model.backend import scaled_dot_product
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,11 +33,11 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def _packed(random, clips, frames, pixels, channels, heads):
-    return *random(clips, frames, pixels, 3 * channels).chunk(3, dim=-1), heads
+    return *random(clips, frames, pixels, 3 * channels).chunk(3, dim=-1), heads, scaled_dot_product
 
 
 def _apart(random, *shape, heads):
-    return *(random(*shape) for _ in range(3)), heads
+    return *(random(*shape) for _ in range(3)), heads, scaled_dot_product
 
 
 def _norm(random, *shape, offset=0.0):
@@ -63,17 +64,17 @@ SMALL = (
     Case(
         "add_layer_norm, all",
         kernels.add_layer_norm,
-        lambda r: (r(2, 5, 7, 48), r(2, 5, 7, 48), r(5, 1, 48), r(48), r(48), 1e-5),
+        lambda r: (r(2, 5, 7, 48), r(48), r(48), 1e-5, r(2, 5, 7, 48), r(5, 1, 48)),
     ),
     Case(
         "add_layer_norm, one embedding a clip",
         kernels.add_layer_norm,
-        lambda r: (r(2, 3, 5, 320), None, r(2, 1, 1, 320), r(320), r(320), 1e-5),
+        lambda r: (r(2, 3, 5, 320), r(320), r(320), 1e-5, None, r(2, 1, 1, 320)),
     ),
     Case(
         "add_layer_norm, nothing added",
         kernels.add_layer_norm,
-        lambda r: (r(2, 5, 24), None, None, r(24), r(24), 1e-5),
+        lambda r: (r(2, 5, 24), r(24), r(24), 1e-5, None, None),
     ),
     Case("frame_attention, packed", kernels.frame_attention, lambda r: _packed(r, 2, 14, 5, 128, 2)),
     Case("frame_attention, 25 frames", kernels.frame_attention, lambda r: _apart(r, 1, 25, 3, 96, heads=6)),
@@ -82,9 +83,7 @@ SMALL = (
     Case("frame_conv, odd", kernels.frame_conv, lambda r: _conv(r, 2, 40, 5, 21, 72)),
     Case("frame_conv, whole tiles", kernels.frame_conv, lambda r: _conv(r, 1, 64, 2, 64, 128)),
     Case("frame_conv, one frame", kernels.frame_conv, lambda r: _conv(r, 2, 8, 1, 3, 8)),
-    Case(
-        "frame_conv, no bias", kernels.frame_conv, lambda r: (*_conv(r, 1, 8, 3, 5, 16)[:2], None)
-    ),
+    Case("frame_conv, no bias", kernels.frame_conv, lambda r: (*_conv(r, 1, 8, 3, 5, 16)[:2], None)),
 )
 
 REAL = (
@@ -94,7 +93,7 @@ REAL = (
     Case(
         "add_layer_norm",
         kernels.add_layer_norm,
-        lambda r: (r(2, 14, 9216, 320), r(2, 14, 9216, 320), r(14, 1, 320), r(320), r(320), 1e-5),
+        lambda r: (r(2, 14, 9216, 320), r(320), r(320), 1e-5, r(2, 14, 9216, 320), r(14, 1, 320)),
     ),
     Case("frame_attention", kernels.frame_attention, lambda r: _packed(r, 2, 25, 9216, 320, 5)),
     Case("frame_conv", kernels.frame_conv, lambda r: _conv(r, 2, 320, 14, 9216, 320)),

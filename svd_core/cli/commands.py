@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from ..media import check_output, default_size, load_image, read_recipe, round_s
 from ..pipeline import Clip, StableVideo, load_checkpoint, plan_sampling
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
-from ..settings import Settings
+from ..settings import AttentionName, Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
 
@@ -51,6 +52,7 @@ _BESIDE_RECIPE = {
 }
 """What may be given with --recipe: places, the machine, and what changes no pixel."""
 
+_SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
 _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
 
@@ -65,6 +67,7 @@ class _Order:
     device: str
     dtype: DType
     variant: str | None = None
+    attention: AttentionName = "auto"
     recipe: Recipe | None = None
 
 
@@ -150,6 +153,7 @@ def _order_from_flags(args: Namespace) -> _Order:
         device=_device(args),
         dtype=given.get("dtype", "float32"),
         variant=given.get("variant"),
+        attention=given.get("attention", "auto"),
     )
 
 
@@ -171,6 +175,7 @@ def _order_from_recipe(args: Namespace) -> _Order:
         playback_fps=recipe.playback_fps,
         device=device,
         dtype=recipe.dtype,
+        attention=recipe.attention,
         recipe=recipe,
     )
 
@@ -237,7 +242,8 @@ def _model(order: _Order, args: Namespace, *, stream_weights: bool) -> tuple[Sta
     """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
     until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
-    svd = _open(order.checkpoint, order.device, order.dtype, order.variant, stream_weights=stream_weights)
+    more = {"stream_weights": stream_weights, "attention": order.attention}
+    svd = _open(order.checkpoint, order.device, order.dtype, order.variant, **more)
     return svd, known or Source.of(order.checkpoint)
 
 
@@ -247,6 +253,8 @@ def _say_notes(order: _Order, svd: StableVideo, image: np.ndarray) -> None:
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
     if Path(order.checkpoint) == DEMO_MODEL:
         notes = [DEMO_NOTE, *notes]
+    if order.attention == "sage":
+        notes = [_SAGE_NOTE, *notes]
     if svd.variant_note and not (order.variant or order.recipe):
         notes = [svd.variant_note, *notes]
     for note in notes:
@@ -285,6 +293,7 @@ def _recipe(order: _Order, clip: Clip, image: Source, checkpoint: Source) -> Rec
         device=order.device,
         dtype=order.dtype,
         threads=torch.get_num_threads(),
+        attention=order.attention,
     )
 
 
@@ -297,11 +306,9 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
     return dataclasses.replace(recipe, playback_fps=fps)
 
 
-def _open(
-    checkpoint: str, device: str, dtype: DType, variant: str | None, *, stream_weights: bool = False
-) -> StableVideo:
-    places = {"device": device, "dtype": _DTYPES[dtype], "stream_weights": stream_weights}
-    return load_checkpoint(checkpoint, variant=variant, **places)
+def _open(checkpoint: str, device: str, dtype: DType, variant: str | None, **more: Any) -> StableVideo:
+    """`more` goes to `load_checkpoint`."""
+    return load_checkpoint(checkpoint, device, _DTYPES[dtype], variant=variant, **more)
 
 
 def _limits(args: Namespace) -> dict[str, int | None]:

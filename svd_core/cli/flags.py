@@ -11,7 +11,7 @@ from .. import __version__
 from ..config import VARIANTS
 from ..errors import InputError
 from ..recipe import DType
-from ..settings import Curve, Fit, Schedule
+from ..settings import AttentionName, Curve, Fit, Schedule
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -54,6 +54,8 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_motion_flags(command.add_argument_group("clip"))
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_machine_flags(command)
+    text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
+    _flag(command, "--attention", text, choices=get_args(AttentionName))
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:

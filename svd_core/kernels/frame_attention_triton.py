@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .frame_attention import Attend
+
 PIXELS = 4
 """Pixels of one program: as many as its warps."""
 
@@ -39,17 +41,17 @@ def frame_attention_kernel(
     queries = tl.load(q + base + place, mask=there, other=0.0)
     keys = tl.load(k + base + place, mask=there, other=0.0)
     values = tl.load(v + base + place, mask=there, other=0.0)
-    scores = tl.dot(queries, tl.permute(keys, (0, 2, 1)), input_precision="ieee") * scale
+    scores = tl.dot(queries, tl.permute(keys, (0, 2, 1)), input_precision="tf32x3") * scale
     scores = tl.where(t_there[None, None, :], scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, axis=2, keep_dims=True))
     total = tl.sum(weights, axis=2, keep_dims=True)
-    mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / total
+    mixed = tl.dot(weights.to(values.dtype), values, input_precision="tf32x3") / total
     row = (clip * frames + t.to(tl.int64))[None, :, None] * pixels + s[:, None, None]
     to = out + (row * heads + head) * WIDTH + d[None, None, :]
     tl.store(to, mixed.to(out.dtype.element_ty), mask=there)
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, _attend: Attend) -> Tensor:
     """As `frame_attention.reference`."""
     clips, frames, pixels, channels = q.shape
     width = channels // heads

@@ -11,6 +11,23 @@ from torch import Tensor
 
 
 @triton.jit
+def product(total, x_tile, w_tile, row_there, k, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
+    """total, and the sum over WIDTH channels of one tap; rows that are not there are zeros."""
+    for start in range(0, WIDTH, BLOCK_K):
+        if WIDTH % BLOCK_K == 0:
+            a = tl.load(x_tile, mask=row_there[:, None], other=0.0)
+            w = tl.load(w_tile)
+        else:
+            left = k < WIDTH - start
+            a = tl.load(x_tile, mask=row_there[:, None] & left[None, :], other=0.0)
+            w = tl.load(w_tile, mask=left[:, None], other=0.0)
+        total = tl.dot(a, w, total, input_precision="tf32x3")
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    return total
+
+
+@triton.jit
 def frame_conv_kernel(
     x,
     weight,
@@ -42,17 +59,7 @@ def frame_conv_kernel(
         row_there = m_there & (row >= 0) & (row < rows)
         x_tile = base + row.to(tl.int64)[:, None] * WIDTH + k[None, :]
         w_tile = weight + tap * outputs * WIDTH + columns + k[:, None]
-        for start in range(0, WIDTH, BLOCK_K):
-            if WIDTH % BLOCK_K == 0:
-                a = tl.load(x_tile, mask=row_there[:, None], other=0.0)
-                w = tl.load(w_tile)
-            else:
-                left = k < WIDTH - start
-                a = tl.load(x_tile, mask=row_there[:, None] & left[None, :], other=0.0)
-                w = tl.load(w_tile, mask=left[:, None], other=0.0)
-            total = tl.dot(a, w, total, input_precision="ieee")
-            x_tile += BLOCK_K
-            w_tile += BLOCK_K
+        total = product(total, x_tile, w_tile, row_there, k, WIDTH, BLOCK_K)
     if BIASED:
         total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
     place = out + (clip * rows + m)[:, None] * outputs + n[None, :]

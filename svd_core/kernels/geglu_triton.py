@@ -11,6 +11,36 @@ from torch import Tensor
 
 
 @triton.jit
+def products(
+    x_tile,
+    value_tile,
+    gate_tile,
+    k,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Sums over WIDTH channels in float32: of the tile's tokens with the weights of its values, and of its gates."""
+    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, WIDTH, BLOCK_K):
+        if WIDTH % BLOCK_K == 0:
+            a, v, g = tl.load(x_tile), tl.load(value_tile), tl.load(gate_tile)
+        else:
+            left = k < WIDTH - start
+            a = tl.load(x_tile, mask=left[None, :], other=0.0)
+            v = tl.load(value_tile, mask=left[:, None], other=0.0)
+            g = tl.load(gate_tile, mask=left[:, None], other=0.0)
+        value = tl.dot(a, v, value, input_precision="tf32x3")
+        gate = tl.dot(a, g, gate, input_precision="tf32x3")
+        x_tile += BLOCK_K
+        value_tile += BLOCK_K
+        gate_tile += BLOCK_K
+    return value, gate
+
+
+@triton.jit
 def geglu_kernel(
     x,
     weight,
@@ -40,21 +70,7 @@ def geglu_kernel(
     x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
     value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * WIDTH + k[:, None]
     gate_tile = value_tile + hidden * WIDTH
-    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, WIDTH, BLOCK_K):
-        if WIDTH % BLOCK_K == 0:
-            a, v, g = tl.load(x_tile), tl.load(value_tile), tl.load(gate_tile)
-        else:
-            left = k < WIDTH - start
-            a = tl.load(x_tile, mask=left[None, :], other=0.0)
-            v = tl.load(value_tile, mask=left[:, None], other=0.0)
-            g = tl.load(gate_tile, mask=left[:, None], other=0.0)
-        value = tl.dot(a, v, value, input_precision="ieee")
-        gate = tl.dot(a, g, gate, input_precision="ieee")
-        x_tile += BLOCK_K
-        value_tile += BLOCK_K
-        gate_tile += BLOCK_K
+    value, gate = products(x_tile, value_tile, gate_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
     if BIASED:
         value += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + hidden + n, mask=n_there, other=0.0).to(tl.float32)[None, :]

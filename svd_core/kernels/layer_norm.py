@@ -16,7 +16,7 @@ MOST_CHANNELS = 8192
 
 
 def reference(
-    tokens: Tensor, change: Tensor | None, embedding: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """tokens (..., C) plus change of the same shape plus embedding, which broadcasts: the sum, and its LayerNorm over
     C (Ba et al. 2016). Both like tokens."""
@@ -47,7 +47,7 @@ def _kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor]]]:
 
 
 def _refusal(
-    tokens: Tensor, change: Tensor | None, embedding: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> str:
     if tokens.shape[-1] > MOST_CHANNELS:
         return f"{tokens.shape[-1]} channels are more than {MOST_CHANNELS}"
@@ -60,17 +60,21 @@ def _refusal(
     return "" if weight is not None and bias is not None else "the normalisation has no weight or no bias"
 
 
-def _shape_class(tokens: Tensor, change: Tensor | None, embedding: Tensor | None, *_: Any) -> tuple[int, bool, bool]:
+def _shape_class(
+    tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
+) -> tuple[int, bool, bool]:
     return tokens.shape[-1], change is not None, embedding is not None
 
 
-def _sample(tokens: Tensor, change: Tensor | None, embedding: Tensor | None, *rest: Any) -> tuple[Any, ...]:
-    """Few of the last axis of rows, of which an embedding has one or as many."""
-    few = max(1, SAMPLE_VALUES // (tokens.numel() // tokens.shape[-2]))
+def _sample(
+    tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
+) -> tuple[Any, ...]:
+    """Few of the last axis of rows, unless an embedding runs along it."""
     if embedding is not None and embedding.ndim > 1 and embedding.shape[-2] != 1:
-        return tokens, change, embedding, *rest
+        return tokens, weight, bias, eps, change, embedding
+    few = max(1, SAMPLE_VALUES // (tokens.numel() // tokens.shape[-2]))
     cut = None if change is None else change[..., :few, :].contiguous()
-    return tokens[..., :few, :].contiguous(), cut, embedding, *rest
+    return tokens[..., :few, :].contiguous(), weight, bias, eps, cut, embedding
 
 
 add_layer_norm = Operation("add_layer_norm", reference, _kernels, _refusal, _shape_class, _sample)

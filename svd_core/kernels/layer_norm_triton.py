@@ -56,7 +56,7 @@ def add_layer_norm_kernel(
 
 
 def launch(
-    tokens: Tensor, change: Tensor | None, embedding: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `layer_norm.reference`. Where nothing is added, the sum is the tokens themselves."""
     channels = tokens.shape[-1]

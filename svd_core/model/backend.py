@@ -6,7 +6,6 @@ take one `Backend` and ask it for layers, so that choice is made once and never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import GROUPS
-
-AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v) -> out, each (batch, heads, tokens, head width), not masked, scaled by head width ** -0.5."""
+from ..kernels import frame_attention, frame_conv
+from .attention_kinds import AttentionFn as AttentionFn
+from .attention_kinds import FramesFn, preferred
+from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
 """Attention kernels put the batch on a launch-grid axis that ends at 65,535 with heads; the level-0 temporal layers
@@ -27,20 +27,24 @@ reach 92,160 (spec 1.5). Rows are independent, so splitting them changes nothing
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Torch's own attention, split over the batch where it would overrun a launch grid. Class: exact."""
     attend = nn.functional.scaled_dot_product_attention
-    if q.shape[0] * q.shape[1] <= ROWS_PER_CALL:
-        return attend(q, k, v)
-    rows = max(1, ROWS_PER_CALL // q.shape[1])
-    return torch.cat([attend(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
+    with preferred(q.device):
+        if q.shape[0] * q.shape[1] <= ROWS_PER_CALL:
+            return attend(q, k, v)
+        rows = max(1, ROWS_PER_CALL // q.shape[1])
+        return torch.cat([attend(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One bundle of what a host injects. `operations` is `torch.nn` or a namespace with the same layer classes."""
+    """One bundle of what a host injects. `operations` is `torch.nn` or a namespace with the same layer classes;
+    `frames` attends along the frames of each pixel; `weights` is how the layers give their weights to a kernel."""
 
     operations: Any = nn
     attention: AttentionFn = scaled_dot_product
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
+    frames: FramesFn = frame_attention
+    weights: WeightsFn = own_weights
 
     def fit(self, tensor: Tensor, weight: Tensor) -> Tensor:
         """The tensor in the dtype that a layer with this weight computes in: the weight's own for torch's layers, any
@@ -93,7 +97,7 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     class FrameConv(conv3d):
         def _conv_forward(self, clip: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
             """clip (B, C, T, H*W) -> (B, C', T, H*W)."""
-            return nn.functional.conv2d(clip, weight.squeeze(-1), bias, padding=(1, 0))
+            return frame_conv(clip, weight, bias)
 
     return FrameConv
 

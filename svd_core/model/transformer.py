@@ -10,10 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..kernels import geglu
 from ..sinusoid import sinusoid
-from .attention import Attention, cross_attention
+from .attention import Attention
 from .backend import Backend
 from .embedding import embedding_mlp
+from .fused import fused, normed_images, summed_and_normed
 from .layout import to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
@@ -33,8 +35,12 @@ class GEGLU(nn.Module):
     def __init__(self, channels: int, hidden: int, *, backend: Backend) -> None:
         super().__init__()
         self.proj = backend.linear(channels, 2 * hidden)
+        self.weights = backend.weights
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return fused(geglu, self.weights, self.proj, tokens, otherwise=lambda: self.plain(tokens))
+
+    def plain(self, tokens: Tensor) -> Tensor:
         value, gate = self.proj(tokens).chunk(2, dim=-1)
         return value * nn.functional.gelu(gate)
 
@@ -74,6 +80,7 @@ class _Block(nn.Module):
         self.norm1 = backend.layer_norm(channels)
         self.norm2 = backend.layer_norm(channels)
         self.norm3 = backend.layer_norm(channels)
+        self.weights = backend.weights
 
     def attend_hooked(self, tokens: Tensor, context: Tensor, step: StepContext) -> Tensor:
         """Both attentions in full and in the layout hosts expect: tokens (R, L, C), context (R, M, D)."""
@@ -87,15 +94,19 @@ class SpatialBlock(_Block):
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
-        tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        tokens, normed = self.attend(tokens, step)
+        return tokens + self.ff(normed)
 
-    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+    def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """What the feed-forward joins, and what it reads."""
         if step.hooks.changes_attention:
-            return self.attend_hooked(tokens, step.context, step)
+            return summed_and_normed(self.weights, self.norm3, self.attend_hooked(tokens, step.context, step), None)
         normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, normed)
-        return tokens + cross_attention(self.attn2, self.norm2, tokens, step.context)
+        change = self.attn1(normed, normed)
+        if step.context.shape[1] == 1:
+            return summed_and_normed(self.weights, self.norm3, tokens, change, self.attn2.constant(step.context))
+        tokens, normed = summed_and_normed(self.weights, self.norm2, tokens, change)
+        return summed_and_normed(self.weights, self.norm3, tokens, self.attn2(normed, step.context))
 
 
 class TemporalBlock(_Block):
@@ -108,16 +119,17 @@ class TemporalBlock(_Block):
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(B, T, S, C) -> (B, T, S, C)."""
-        tokens = tokens + self.ff_in(self.norm_in(tokens))
-        tokens = self.attend(tokens, step)
-        return tokens + self.ff(self.norm3(tokens))
+        tokens, normed = self.attend(tokens, self.ff_in(self.norm_in(tokens)), step)
+        return tokens + self.ff(normed)
 
-    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+    def attend(self, tokens: Tensor, change: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """change joins tokens first. What the last feed-forward joins, and what it reads."""
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
-            return self.attend_by_pixel(tokens, step)
-        tokens = tokens + self.attn1.over_frames(self.norm1(tokens))
-        return tokens + self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+            return summed_and_normed(self.weights, self.norm3, self.attend_by_pixel(tokens + change, step), None)
+        tokens, normed = summed_and_normed(self.weights, self.norm1, tokens, change)
+        constant = self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+        return summed_and_normed(self.weights, self.norm3, tokens, self.attn1.over_frames(normed), constant)
 
     def attend_by_pixel(self, tokens: Tensor, step: StepContext) -> Tensor:
         """The general path: one row of T tokens for each pixel, all reading the context of their clip."""
@@ -141,10 +153,11 @@ class SpatialVideoTransformer(nn.Module):
         self.time_pos_embed = embedding_mlp(channels, WIDENING * channels, channels, backend)
         self.time_mixer = TimeMixer(backend=backend)
         self.proj_out = backend.linear(channels, channels)
+        self.weights = backend.weights
 
     def forward(self, images: Tensor, step: StepContext) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        tokens = self.proj_in(to_tokens(self.norm(images)))
+        tokens = self.proj_in(to_tokens(normed_images(self.weights, self.norm, images)))
         frame_embedding = self.frame_embedding(step.num_frames, tokens)
         share = self.time_mixer.temporal_share(tokens)
         for depth, (spatial, temporal) in enumerate(zip(self.transformer_blocks, self.time_stack, strict=True)):

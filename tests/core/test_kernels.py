@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,8 @@ def test_only_a_plain_layer_gives_its_weights_to_a_kernel(use):
 def test_a_network_asks_for_every_operation_and_gets_the_same_result(use):
     """Forms that are neither a kernel nor the layer: what reaches them is what the layers would have computed with."""
     torch.manual_seed(0)
-    network = VideoUNet(TINY.unet, backend=TORCH).eval()
+    config = replace(TINY.unet, head_channels=16)
+    network = VideoUNet(config, backend=TORCH).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, context = torch.randn(6, 8, 8, 16), torch.randn(6, 1, TINY.unet.context_dim)

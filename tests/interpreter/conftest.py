@@ -1,5 +1,5 @@
-"""Triton's interpreter runs kernels on the CPU. Triton decides to use it when it is imported, hence a process of its own
-(`make test-core`), and it must round bfloat16 as devices do."""
+"""Triton's interpreter runs kernels on the CPU. Triton decides to use it when it is imported, hence a process of its
+own (`make test-core`), and it must round bfloat16 as devices do."""
 
 import os
 import sys

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick bench-decode clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick bench-decode bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-quick: $(STAMP) ## The import cost alone
 
 bench-decode: $(STAMP) ## Decoding beside diffusers and ComfyUI: memory, time and pixels (minutes, about 10 GB)
 	$(RUN) -m benchmarks.decode
+
+bench-gpu: $(STAMP) ## One UNet step and the decoder on a CUDA device, beside diffusers and ComfyUI
+	COMFYUI_PATH="$$($(FETCH))" $(RUN) -m benchmarks.gpu
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info

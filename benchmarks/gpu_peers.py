@@ -72,8 +72,13 @@ def diffusers_eager(config: UNetConfig, weights: Weights) -> Run:
 
 
 def diffusers_channels_last(config: UNetConfig, weights: Weights) -> Run:
-    """A copy of the 4-D weights: the memory format is a property of the storage."""
-    return _diffusers_run(_diffusers(config, weights).to(memory_format=torch.channels_last))
+    """A copy of the 2-D convolutions' weights: the memory format is a property of the storage. As a whole the network
+    cannot take the format, because its 3-D convolutions have no such."""
+    model = _diffusers(config, weights)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return _diffusers_run(model)
 
 
 def diffusers_compiled(config: UNetConfig, weights: Weights) -> Run:

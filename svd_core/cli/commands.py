@@ -308,7 +308,7 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
 
 def _open(checkpoint: str, device: str, dtype: DType, variant: str | None, **more: Any) -> StableVideo:
     """`more` goes to `load_checkpoint`."""
-    return load_checkpoint(checkpoint, device, _DTYPES[dtype], variant=variant, **more)
+    return load_checkpoint(checkpoint, device=device, dtype=_DTYPES[dtype], variant=variant, **more)
 
 
 def _limits(args: Namespace) -> dict[str, int | None]:

@@ -343,11 +343,10 @@ def test_without_flags_the_variant_decides_and_the_exact_decoder_runs(tmp_path, 
     assert found.opened[1]["dtype"] == torch.float32
 
 
-def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys):
-    recorded(monkeypatch, tmp_path, "--attention", "sage")
-    assert "note: attention sage sums in 8 bits" in capsys.readouterr().err
-    recorded(monkeypatch, tmp_path)
-    assert "sage" not in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "said"), [("sage", True), ("auto", False)])
+def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys, name, said):
+    recorded(monkeypatch, tmp_path, "--attention", name)
+    assert ("note: attention sage sums in 8 bits" in capsys.readouterr().err) == said
 
 
 def test_the_background_lies_under_a_transparent_picture(tmp_path, monkeypatch):

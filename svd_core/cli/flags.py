@@ -59,6 +59,8 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
     _add_machine_flags(command)
+    text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
+    _flag(command, "--attention", text, choices=get_args(AttentionName))
 
 
 def _add_batch(commands: argparse._SubParsersAction) -> None:
@@ -76,8 +78,6 @@ def _add_batch(commands: argparse._SubParsersAction) -> None:
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
     _add_machine_flags(command)
-    text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
-    _flag(command, "--attention", text, choices=get_args(AttentionName))
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:

@@ -822,8 +822,8 @@ def test_every_public_name_is_found_where_the_package_says():
     assert set(svd_core.__all__) < set(dir(svd_core))
     for name in svd_core.__all__:
         assert getattr(svd_core, name) is getattr(import_module(f"svd_core.{svd_core._HOMES[name]}"), name)
-    with pytest.raises(AttributeError, match="has no attribute 'motion'"):
-        _ = svd_core.motion
+    with pytest.raises(AttributeError, match="has no attribute 'motions'"):
+        _ = svd_core.motions
 
 
 def test_editors_see_the_same_names():

@@ -6,16 +6,18 @@ import torch
 
 @pytest.mark.parametrize("family", ["disable_weight_init", "manual_cast"])
 def test_a_kernel_gets_the_weights_that_the_layer_computes_with(part, family):
+    """Of the layer that the networks make, which derives from ComfyUI's."""
     import comfy.ops
 
-    layer = getattr(comfy.ops, family).Linear(4, 6, dtype=torch.float16)
+    layer = part("svd_core.model.backend").Backend(getattr(comfy.ops, family), dtype=torch.float16).linear(4, 6)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     layer.weight_function = [lambda weight: weight * 2]  # as a LoRA that waits for the layer to run
     tokens = torch.randn(3, 4)
     with torch.inference_mode(), part("nodes.bridge.weights").host_weights(layer, tokens) as (weight, bias):
         assert weight.dtype == tokens.dtype
-        assert torch.equal(layer(tokens), torch.nn.functional.linear(tokens, weight, bias))
+        # Up to rounding: on some CPUs the layer takes another library than torch.nn.functional.linear.
+        torch.testing.assert_close(layer(tokens), torch.nn.functional.linear(tokens, weight, bias))
 
 
 def test_a_layer_that_does_more_is_called_itself(part):

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode controls clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode controls bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,10 @@ test: lint test-core test-nodes ## Lint, then every test that needs no GPU, no w
 test-quick: $(STAMP) ## The core's tests alone, without ComfyUI's servers
 	$(PYTEST) -q -x
 
+# Triton decides for its interpreter when it is imported, so that one has a process of its own.
 test-core: $(STAMP)
 	$(PYTEST) -q
+	TRITON_INTERPRET=1 $(PYTEST) -q tests/interpreter
 
 # One process for each ComfyUI: they claim the same module names.
 test-nodes: $(STAMP)
@@ -80,6 +82,9 @@ bench-decode: $(STAMP) ## Decoding beside diffusers and ComfyUI: memory, time an
 
 controls: $(STAMP) ## Measure control over motion on the demo model: every figure of the help pages (20 minutes)
 	$(RUN) -m benchmarks.controls
+
+bench-gpu: $(STAMP) ## One UNet step and the decoder on a CUDA device, beside diffusers and ComfyUI
+	COMFYUI_PATH="$$($(FETCH))" $(RUN) -m benchmarks.gpu
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info

@@ -18,6 +18,8 @@ from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_
 from .decode.places import free_bytes, has_own_memory, release_unused
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
+from .model.attention_kinds import attention_named
+from .model.backend import Backend, scaled_dot_product
 from .model.clip_vision import CLIPVision
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
@@ -42,7 +44,7 @@ from .sampling import (
     trapezoid_guidance,
     triangle_guidance,
 )
-from .settings import Settings
+from .settings import AttentionName, Settings
 
 _SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
 _CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}
@@ -337,16 +339,20 @@ def load_checkpoint(
     *,
     variant: str | None = None,
     stream_weights: bool = False,
+    attention: AttentionName = "auto",
 ) -> StableVideo:
     """Open an official single file or a diffusers folder.
 
     `stream_weights` leaves the UNet's weights in the host's memory, from where they visit the device layer by layer:
-    the same bits, slower, in some 2.5 GiB less (in 16 bits).
+    the same bits, slower, in some 2.5 GiB less (in 16 bits). `attention` "sage" (quantised) or "flash3" (rounding)
+    gives the UNet's long sequences on a CUDA device to that package; InputError where it is not installed.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
     """
     unet_device = "cpu" if stream_weights else device
-    modules = load_modules(path, device=device, dtype=dtype, variant=variant, unet_device=unet_device)
+    backend = Backend(attention=attention_named(attention, scaled_dot_product))
+    places = {"device": device, "dtype": dtype, "unet_device": unet_device}
+    modules = load_modules(path, **places, backend=backend, variant=variant)
     note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
     return StableVideo(*parts, torch.device(device), dtype, note)

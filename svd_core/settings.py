@@ -12,6 +12,7 @@ from .errors import InputError
 Fit = Literal["crop", "pad", "stretch"]
 Curve = Literal["constant", "linear", "triangle", "trapezoid"]
 Schedule = Literal["edm", "align_your_steps"]
+AttentionName = Literal["auto", "sage", "flash3"]
 
 MAX_FRAMES = 1024
 MAX_STEPS = 1000

@@ -44,7 +44,15 @@ TOP = {"__init__", "__main__", "cli"}
 """These see everything, and nothing below sees them."""
 
 EVERYWHERE = {"torch", "numpy", "einops", "safetensors", "PIL"} | sys.stdlib_module_names
-ONLY_IN = {"av": {"media", "cli"}, "tqdm": {"cli"}, "triton": {"kernels"}, "imwatermark": {"media"}, "ray": {"cli"}}
+ONLY_IN = {
+    "av": {"media", "cli"},
+    "tqdm": {"cli"},
+    "triton": {"kernels"},
+    "sageattention": {"model"},
+    "flash_attn_interface": {"model"},
+    "imwatermark": {"media"},
+    "ray": {"cli"},
+}
 
 MAY_IMPORT = {
     "svd_core": set(),

@@ -23,8 +23,9 @@ from ...svd_core.errors import out_of_memory
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.unet import VideoUNet
 from ...svd_core.planning import sample_bytes
-from .attention import host_attention
+from .attention import host_attention, host_frames
 from .hooks import HostHooks
+from .weights import host_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,8 @@ class HostedUNet(VideoUNet):
         **_native: Any,
     ) -> None:
         """`_native` is the rest of ComfyUI's own description of this model, which other nodes read."""
-        super().__init__(svd_config, backend=Backend(operations, host_attention, dtype, device))
+        backend = Backend(operations, host_attention, dtype, device, frames=host_frames, weights=host_weights)
+        super().__init__(svd_config, backend=backend)
         self.dtype = dtype
 
     def forward(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from ..pipeline import Clip, ProgressFn, StableVideo, load_checkpoint, plan_samp
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..sampling import GuidanceSplit, split_guidance
-from ..settings import Settings
+from ..settings import AttentionName, Settings
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
 from .provenance import chosen_filter, marked, require_clean, will_mark
@@ -57,6 +58,7 @@ _BESIDE_RECIPE = {
 }
 """What may be given with --recipe: places, the machine, what changes no pixel, and what is asked of it once more."""
 
+_SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
 _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
 
@@ -71,6 +73,7 @@ class Order:
     device: str
     dtype: DType
     variant: str | None = None
+    attention: AttentionName = "auto"
     recipe: Recipe | None = None
 
 
@@ -219,6 +222,7 @@ def order_from_flags(args: Namespace) -> Order:
         device=_device(args),
         dtype=given.get("dtype", "float32"),
         variant=given.get("variant"),
+        attention=given.get("attention", "auto"),
     )
 
 
@@ -240,6 +244,7 @@ def _order_from_recipe(args: Namespace) -> Order:
         playback_fps=recipe.playback_fps,
         device=device,
         dtype=recipe.dtype,
+        attention=recipe.attention,
         recipe=recipe,
     )
 
@@ -306,7 +311,8 @@ def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[Sta
     """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
     until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
-    svd = _open(order.checkpoint, order.device, order.dtype, order.variant, stream_weights=stream_weights)
+    more = {"stream_weights": stream_weights, "attention": order.attention}
+    svd = _open(order.checkpoint, order.device, order.dtype, order.variant, **more)
     return svd, known or Source.of(order.checkpoint)
 
 
@@ -316,6 +322,8 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
     if Path(order.checkpoint) == DEMO_MODEL:
         notes = [DEMO_NOTE, *notes]
+    if order.attention == "sage":
+        notes = [_SAGE_NOTE, *notes]
     if svd.variant_note and not (order.variant or order.recipe):
         notes = [svd.variant_note, *notes]
     for note in notes:
@@ -354,6 +362,7 @@ def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Reci
         device=order.device,
         dtype=order.dtype,
         threads=torch.get_num_threads(),
+        attention=order.attention,
     )
 
 
@@ -366,11 +375,9 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
     return recipe
 
 
-def _open(
-    checkpoint: str, device: str, dtype: DType, variant: str | None, *, stream_weights: bool = False
-) -> StableVideo:
-    places = {"device": device, "dtype": _DTYPES[dtype], "stream_weights": stream_weights}
-    return load_checkpoint(checkpoint, variant=variant, **places)
+def _open(checkpoint: str, device: str, dtype: DType, variant: str | None, **more: Any) -> StableVideo:
+    """`more` goes to `load_checkpoint`."""
+    return load_checkpoint(checkpoint, device=device, dtype=_DTYPES[dtype], variant=variant, **more)
 
 
 def _limits(args: Namespace) -> dict[str, int | None]:

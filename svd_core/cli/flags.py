@@ -11,7 +11,7 @@ from .. import __version__
 from ..config import VARIANTS
 from ..errors import InputError
 from ..recipe import DType
-from ..settings import Curve, Fit, Schedule
+from ..settings import AttentionName, Curve, Fit, Schedule
 
 MAX_WORKERS = 1024
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -59,6 +59,8 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
     _add_machine_flags(command)
+    text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
+    _flag(command, "--attention", text, choices=get_args(AttentionName))
 
 
 def _add_batch(commands: argparse._SubParsersAction) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, head_channels: int, *, backend: Backend) -> None:
         super().__init__()
         self.heads = channels // head_channels
-        self.attend = backend.attention
+        self.attend, self.frames = backend.attention, backend.frames
         self.to_q = backend.linear(channels, channels, bias=False)
         self.to_k = backend.linear(context_dim, channels, bias=False)
         self.to_v = backend.linear(context_dim, channels, bias=False)
@@ -37,13 +36,7 @@ class Attention(nn.Module):
     def over_frames(self, tokens: Tensor) -> Tensor:
         """Self-attention along T of (B, T, S, C), read through strides; one clip at a time. Class: exact."""
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        mixed = [self._mix_frames(*clip) for clip in zip(q, k, v, strict=True)]
-        return self.to_out(torch.stack(mixed) if len(mixed) > 1 else mixed[0][None])
-
-    def _mix_frames(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One clip, (T, S, C) each -> (T, S, C)."""
-        split = (rearrange(part, "t s (h d) -> s h t d", h=self.heads) for part in (q, k, v))
-        return rearrange(self.attend(*split), "s h t d -> t s (h d)")
+        return self.to_out(self.frames(q, k, v, self.heads, self.attend))
 
     def constant(self, context: Tensor) -> Tensor:
         """What every query receives from a context of one token, (R, 1, D) -> (R, 1, C). Class: rounding.
@@ -51,10 +44,3 @@ class Attention(nn.Module):
         Softmax over one key is 1, so queries, keys and scores drop out (spec 11a).
         """
         return self.to_out(self.to_v(context))
-
-
-def cross_attention(attn: Attention, norm: nn.Module, tokens: Tensor, context: Tensor) -> Tensor:
-    """tokens (R, L, C) attend to context (R, M, D): (R, L, C), or (R, 1, C) to broadcast where M is 1."""
-    if context.shape[1] == 1:
-        return attn.constant(context)
-    return attn(norm(tokens), context)

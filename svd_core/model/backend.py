@@ -6,7 +6,6 @@ take one `Backend` and ask it for layers, so that choice is made once and never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import GROUPS
+from ..kernels import frame_attention, frame_conv
+from .attention_kinds import AttentionFn as AttentionFn
+from .attention_kinds import FramesFn, preferred
 from .cpu import deriving_linear
-
-AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v) -> out, each (batch, heads, tokens, head width), not masked, scaled by head width ** -0.5."""
+from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
 """Attention kernels put the batch on a launch-grid axis that ends at 65,535 with heads; the level-0 temporal layers
@@ -38,12 +38,13 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     would hold their scores. A group's size depends on the shape and the kind of device alone. Class: rounding."""
     rows, queries = _together(q, k)
     attend = nn.functional.scaled_dot_product_attention
-    if q.shape[0] <= rows and q.shape[2] <= queries:
-        return attend(q, k, v)
-    parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
-    return torch.cat(
-        [_joined([attend(some, keys, values) for some in of.split(queries, 2)]) for of, keys, values in parts]
-    )
+    with preferred(q.device):
+        if q.shape[0] <= rows and q.shape[2] <= queries:
+            return attend(q, k, v)
+        parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+        return torch.cat(
+            [_joined([attend(some, keys, values) for some in of.split(queries, 2)]) for of, keys, values in parts]
+        )
 
 
 def _together(q: Tensor, k: Tensor) -> tuple[int, int]:
@@ -62,12 +63,15 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One bundle of what a host injects. `operations` is `torch.nn` or a namespace with the same layer classes."""
+    """One bundle of what a host injects. `operations` is `torch.nn` or a namespace with the same layer classes;
+    `frames` attends along the frames of each pixel; `weights` is how the layers give their weights to a kernel."""
 
     operations: Any = nn
     attention: AttentionFn = scaled_dot_product
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
+    frames: FramesFn = frame_attention
+    weights: WeightsFn = own_weights
 
     def fit(self, tensor: Tensor, weight: Tensor) -> Tensor:
         """The tensor in the dtype that a layer with this weight computes in: the weight's own for torch's layers, any
@@ -121,7 +125,7 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     class FrameConv(conv3d):
         def _conv_forward(self, clip: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
             """clip (B, C, T, H*W) -> (B, C', T, H*W)."""
-            return nn.functional.conv2d(clip, weight.squeeze(-1), bias, padding=(1, 0))
+            return frame_conv(clip, weight, bias)
 
     return FrameConv
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backend import Backend
+from .fused import NormActivated, WeightsFn
 from .layout import blended, from_clips, joined, to_clips
 from .step import StepContext
 
@@ -26,13 +27,19 @@ class _Residual(nn.Module):
     """(GroupNorm, SiLU, convolution) twice with the embedding added in between; abstract, without `forward`."""
 
     def __init__(
-        self, norm_in: nn.Module, conv_in: nn.Module, emb: nn.Module, norm_out: nn.Module, conv_out: nn.Module
+        self,
+        norm_in: nn.Module,
+        conv_in: nn.Module,
+        emb: nn.Module,
+        norm_out: nn.Module,
+        conv_out: nn.Module,
+        weights: WeightsFn,
     ):
         super().__init__()
-        self.in_layers = nn.Sequential(norm_in, nn.SiLU(inplace=True), conv_in)
+        self.in_layers = NormActivated(weights, norm_in, nn.SiLU(inplace=True), conv_in)
         self.emb_layers = nn.Sequential(nn.SiLU(), emb)
         # Identity keeps the slot of the dropout: the released files call the next layer out_layers.3.
-        self.out_layers = nn.Sequential(norm_out, nn.SiLU(inplace=True), nn.Identity(), conv_out)
+        self.out_layers = NormActivated(weights, norm_out, nn.SiLU(inplace=True), nn.Identity(), conv_out)
 
 
 class TemporalResBlock(_Residual):
@@ -45,6 +52,7 @@ class TemporalResBlock(_Residual):
             backend.linear(emb, channels),
             backend.group_norm(channels),
             backend.frame_conv(channels, channels),
+            backend.weights,
         )
 
     def change(self, clips: Tensor, emb: Tensor) -> Tensor:
@@ -63,6 +71,7 @@ class VideoResBlock(_Residual):
             backend.linear(emb, out),
             backend.group_norm(out),
             backend.conv(out, out),
+            backend.weights,
         )
         self.skip_connection = nn.Identity() if channels == out else backend.conv(channels, out, 1)
         self.time_stack = TemporalResBlock(out, emb, backend=backend)

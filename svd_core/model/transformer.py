@@ -10,10 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..kernels import gated, geglu
 from ..sinusoid import sinusoid
-from .attention import Attention, cross_attention
+from .attention import Attention
 from .backend import Backend
 from .embedding import embedding_mlp
+from .fused import fused, normed_images, summed_and_normed
 from .layout import joined, to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
@@ -33,11 +35,10 @@ class GEGLU(nn.Module):
     def __init__(self, channels: int, hidden: int, *, backend: Backend) -> None:
         super().__init__()
         self.proj = backend.linear(channels, 2 * hidden)
+        self.weights = backend.weights
 
     def forward(self, tokens: Tensor) -> Tensor:
-        value, gate = self.proj(tokens).chunk(2, dim=-1)
-        opened = nn.functional.gelu(gate)
-        return value * opened if torch.is_grad_enabled() else opened.mul_(value)
+        return fused(geglu, self.weights, self.proj, tokens, otherwise=lambda: gated(self.proj(tokens)))
 
 
 class FeedForward(nn.Module):
@@ -80,6 +81,7 @@ class _Block(nn.Module):
         self.norm1 = backend.layer_norm(channels)
         self.norm2 = backend.layer_norm(channels)
         self.norm3 = backend.layer_norm(channels)
+        self.weights = backend.weights
 
     def attend_hooked(self, tokens: Tensor, context: Tensor, step: StepContext) -> Tensor:
         """Both attentions in full and in the layout hosts expect: tokens (R, L, C), context (R, M, D)."""
@@ -93,15 +95,19 @@ class SpatialBlock(_Block):
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
-        tokens = self.attend(tokens, step)
-        return self.ff.added(tokens, self.norm3(tokens))
+        tokens, normed = self.attend(tokens, step)
+        return self.ff.added(tokens, normed)
 
-    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+    def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """What the feed-forward joins, and what it reads."""
         if step.hooks.changes_attention:
-            return self.attend_hooked(tokens, step.context, step)
+            return summed_and_normed(self.weights, self.norm3, self.attend_hooked(tokens, step.context, step), None)
         normed = self.norm1(tokens)
-        tokens = joined(tokens, self.attn1(normed, normed))
-        return joined(cross_attention(self.attn2, self.norm2, tokens, step.context), tokens)
+        change = self.attn1(normed, normed)
+        if step.context.shape[1] == 1:
+            return summed_and_normed(self.weights, self.norm3, tokens, change, self.attn2.constant(step.context))
+        tokens, normed = summed_and_normed(self.weights, self.norm2, tokens, change)
+        return summed_and_normed(self.weights, self.norm3, tokens, self.attn2(normed, step.context))
 
 
 class TemporalBlock(_Block):
@@ -114,16 +120,17 @@ class TemporalBlock(_Block):
 
     def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
         """(B, T, S, C) -> (B, T, S, C), where no gradients are recorded in the memory of `tokens` or of its own."""
-        tokens = self.ff_in.added(tokens, self.norm_in(tokens))
-        tokens = self.attend(tokens, step)
-        return self.ff.added(tokens, self.norm3(tokens))
+        tokens, normed = self.attend(self.ff_in.added(tokens, self.norm_in(tokens)), step)
+        return self.ff.added(tokens, normed)
 
-    def attend(self, tokens: Tensor, step: StepContext) -> Tensor:
+    def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """What the last feed-forward joins, and what it reads."""
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
-            return self.attend_by_pixel(tokens, step)
-        tokens = joined(tokens, self.attn1.over_frames(self.norm1(tokens)))
-        return joined(self.attn2.constant(step.clip_context)[:, None], tokens)  # (B, 1, 1, C)
+            return summed_and_normed(self.weights, self.norm3, self.attend_by_pixel(tokens, step), None)
+        change = self.attn1.over_frames(self.norm1(tokens))
+        constant = self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
+        return summed_and_normed(self.weights, self.norm3, tokens, change, constant)
 
     def attend_by_pixel(self, tokens: Tensor, step: StepContext) -> Tensor:
         """The general path: one row of T tokens for each pixel, all reading the context of their clip."""
@@ -147,10 +154,11 @@ class SpatialVideoTransformer(nn.Module):
         self.time_pos_embed = embedding_mlp(channels, WIDENING * channels, channels, backend)
         self.time_mixer = TimeMixer(backend=backend)
         self.proj_out = backend.linear(channels, channels)
+        self.weights = backend.weights
 
     def forward(self, images: Tensor, step: StepContext) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        tokens = self.proj_in(to_tokens(self.norm(images)))
+        tokens = self.proj_in(to_tokens(normed_images(self.weights, self.norm, images)))
         frame_embedding = self.frame_embedding(step.num_frames, tokens)
         share = self.time_mixer.temporal_share(tokens)
         for depth, (spatial, temporal) in enumerate(zip(self.transformer_blocks, self.time_stack, strict=True)):

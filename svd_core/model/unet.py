@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..sinusoid import sinusoid
 from .backend import TORCH, Backend
 from .embedding import embedding_mlp
+from .fused import NormActivated
 from .resblock import VideoResBlock
 from .step import NO_HOOKS, BlockHooks, StepContext
 from .transformer import SpatialVideoTransformer
@@ -72,7 +73,8 @@ class VideoUNet(nn.Module):
         self.input_blocks, skips = _input_blocks(config, layers)
         self.middle_block = _middle_block(config, layers)
         self.output_blocks = _output_blocks(config, layers, skips)
-        self.out = nn.Sequential(backend.group_norm(base), nn.SiLU(), backend.conv(base, config.out_channels))
+        head = (backend.group_norm(base), nn.SiLU(), backend.conv(base, config.out_channels))
+        self.out = NormActivated(backend.weights, *head)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int, hooks: BlockHooks = NO_HOOKS

@@ -305,7 +305,8 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
         "--size 640x384 --fit stretch --background #102030 --frames 5 --steps 7 --fps 9 --motion-bucket 33 "
         "--augmentation 0.5 --min-guidance 1.5 --max-guidance 4 --guidance-curve triangle "
         "--guidance-points 0:1,0.5:3,1:1 --guidance-interval 0.5 20 --schedule align_your_steps --sigmas 50,5,0.5,0 "
-        "--sampler heun --churn 0.3 --seed 77 --dtype float16 --chunk 3 --budget 1.5GiB --variant svd_xt"
+        "--sampler heun --churn 0.3 --seed 77 --dtype float16 --chunk 3 --budget 1.5GiB --variant svd_xt "
+        "--attention flash3"
     )
     found = recorded(monkeypatch, tmp_path, *flags.split())
     assert found.settings == Settings(
@@ -329,7 +330,8 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
         churn=0.3,
         seed=77,
     )
-    options = {"device": "cpu", "dtype": torch.float16, "variant": "svd_xt", "stream_weights": False}
+    places = {"device": "cpu", "dtype": torch.float16, "stream_weights": False}
+    options = {**places, "variant": "svd_xt", "attention": "flash3"}
     assert found.opened == (f"{tmp_path}/tiny.safetensors", options)
     assert found.limits == {"chunk": 3, "budget": 3 * 2**29, "memory": None}
 
@@ -339,6 +341,12 @@ def test_without_flags_the_variant_decides_and_the_exact_decoder_runs(tmp_path, 
     assert found.settings == Settings()
     assert found.limits == {"chunk": None, "budget": None, "memory": None}
     assert found.opened[1]["dtype"] == torch.float32
+
+
+@pytest.mark.parametrize(("name", "said"), [("sage", True), ("auto", False)])
+def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys, name, said):
+    recorded(monkeypatch, tmp_path, "--attention", name)
+    assert ("note: attention sage sums in 8 bits" in capsys.readouterr().err) == said
 
 
 def test_the_background_lies_under_a_transparent_picture(tmp_path, monkeypatch):

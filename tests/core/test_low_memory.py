@@ -20,6 +20,7 @@ import svd_core.planning
 from benchmarks.device_bytes import device_bytes
 from svd_core.cli import main
 from svd_core.errors import InputError
+from svd_core.model.cpu import linear_by_onednn
 from svd_core.pipeline import load_checkpoint
 from svd_core.planning import Job, plan_render, sample_bytes
 from svd_core.sampling import SAMPLERS, SteppingDown
@@ -84,6 +85,7 @@ def run_capped(svd, frames, width, height, share):
     low, high = least(job), ample(job)
     limit = math.ceil(low + share * (high - low))
     plan = plan_render(job, limit)
+    linear_by_onednn()  # its probe runs once in a process and is no part of a render
     with device_bytes(networks(svd)) as live:
         live.limit = limit - plan.weight_bytes
         result = render(svd, frames, width, height, memory=limit)

@@ -1,0 +1,182 @@
+"""The UNets of `benchmarks.gpu`: one set of random weights, shared by every implementation, on one device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from svd_core.checkpoint.keymaps import UNET, diffusers_unet
+from svd_core.config import UNetConfig
+from svd_core.model.backend import Backend
+from svd_core.model.unet import VideoUNet
+from tools.fetch_comfyui import newest_comfyui
+from tools.random_weights import random_like
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """x (N, 8, h, w), c_noise (N,), context (N, 1, D), vector (N, V), N = clips * frames."""
+
+    x: Tensor
+    c_noise: Tensor
+    context: Tensor
+    vector: Tensor
+    frames: int
+
+
+Run = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """`build` takes weights by their official names and returns one forward pass, (N, 4, h, w)."""
+
+    name: str
+    build: Callable[[UNetConfig, Weights], Run]
+
+
+def random_unet_weights(config: UNetConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    state = VideoUNet(config, backend=Backend(device="meta")).state_dict()
+    return {name: random_like(name, like, generator).to(device, dtype) for name, like in state.items()}
+
+
+def random_batch(config: UNetConfig, weights: Weights, clips: int, frames: int, size: tuple[int, int]) -> Batch:
+    like = next(iter(weights.values()))
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(like)
+
+    def each_clip(*shape: int) -> Tensor:
+        return draw(clips, *shape).repeat_interleave(frames, 0)
+
+    x = draw(clips * frames, config.in_channels, *size)
+    return Batch(x, each_clip(), each_clip(1, config.context_dim), each_clip(config.vector_dim), frames)
+
+
+def ours(config: UNetConfig, weights: Weights) -> Run:
+    unet = VideoUNet(config, backend=Backend(device="meta")).eval()
+    unet.load_state_dict(dict(weights), strict=True, assign=True)
+    return lambda batch: unet(batch.x, batch.c_noise, batch.context, batch.vector, batch.frames)
+
+
+def diffusers_eager(config: UNetConfig, weights: Weights) -> Run:
+    return _diffusers_run(_diffusers(config, weights))
+
+
+def diffusers_channels_last(config: UNetConfig, weights: Weights) -> Run:
+    """A copy of the 2-D convolutions' weights: the memory format is a property of the storage. As a whole the network
+    cannot take the format, because its 3-D convolutions have no such."""
+    model = _diffusers(config, weights)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return _diffusers_run(model)
+
+
+def diffusers_compiled(config: UNetConfig, weights: Weights) -> Run:
+    model = _diffusers(config, weights)
+    model.forward = torch.compile(model.forward, mode="max-autotune-no-cudagraphs")
+    return _diffusers_run(model)
+
+
+def _diffusers(config: UNetConfig, weights: Weights) -> nn.Module:
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    widths = config.level_channels
+    with torch.device("meta"):
+        model = UNetSpatioTemporalConditionModel(
+            block_out_channels=widths,
+            num_attention_heads=tuple(width // config.head_channels for width in widths),
+            cross_attention_dim=config.context_dim,
+            projection_class_embeddings_input_dim=config.vector_dim,
+            addition_time_embed_dim=config.vector_dim // 3,
+        )
+    renamed = {}
+    for key, recipe in diffusers_unet(model.state_dict().keys()).items():
+        (name,) = recipe.names
+        renamed[name] = weights[key.removeprefix(UNET)]
+    model.load_state_dict(renamed, strict=True, assign=True)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.GroupNorm) and "res_block" in name:
+            module.eps = 1e-5  # the reference's, so that all compute the same
+    return model.eval()
+
+
+def _diffusers_run(model: nn.Module) -> Run:
+    """diffusers embeds three ids for itself; it is handed the vector that they would have given."""
+
+    def run(batch: Batch) -> Tensor:
+        clips = batch.x.unflatten(0, (-1, batch.frames))
+        first = slice(None, None, batch.frames)
+        model.add_time_proj.forward = lambda _ids: batch.vector[first].reshape(3 * len(clips), -1)
+        ids = batch.x.new_zeros(len(clips), 3)
+        out = model(clips, batch.c_noise[first], batch.context[first], ids, return_dict=False)[0]
+        return out.flatten(0, 1)
+
+    return run
+
+
+def comfyui(config: UNetConfig, weights: Weights) -> Run:
+    """Its own network, built with the layers that it uses where nothing is offloaded."""
+    path = str(newest_comfyui())
+    if path not in sys.path:
+        sys.path.insert(0, path)  # first, because its modules say `import nodes` and mean its own
+    import comfy.cli_args
+
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    comfy.cli_args.args.cpu = next(iter(weights.values())).device.type == "cpu"
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    model = UNetModel(**_comfyui_config(config), device="meta", operations=comfy.ops.disable_weight_init)
+    model.load_state_dict(dict(weights), strict=True, assign=True)
+    model.eval().dtype = next(iter(weights.values())).dtype
+    return lambda batch: model(batch.x, batch.c_noise, batch.context, batch.vector, num_video_frames=batch.frames)
+
+
+def _comfyui_config(config: UNetConfig) -> dict[str, object]:
+    """ComfyUI's description of this model (its supported_models.SVD_img2vid), for any width."""
+    depth = config.transformer_depth
+    per_block = [depth * on for on in config.attention for _ in range(config.res_blocks)]
+    per_output = [depth * on for on in config.attention for _ in range(config.res_blocks + 1)]
+    return {
+        "image_size": 32,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": config.model_channels,
+        "num_res_blocks": [config.res_blocks] * len(config.channel_mult),
+        "channel_mult": config.channel_mult,
+        "transformer_depth": per_block,
+        "transformer_depth_output": per_output,
+        "transformer_depth_middle": depth,
+        "num_head_channels": config.head_channels,
+        "context_dim": config.context_dim,
+        "num_classes": "sequential",
+        "adm_in_channels": config.vector_dim,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": True,
+        "use_temporal_attention": True,
+        "use_temporal_resblock": True,
+        "extra_ff_mix_layer": True,
+        "use_spatial_context": True,
+        "merge_strategy": "learned_with_images",
+        "video_kernel_size": [3, 1, 1],
+    }
+
+
+OURS = Contestant("ours", ours)
+CONTESTANTS = (
+    OURS,
+    Contestant("diffusers, eager", diffusers_eager),
+    Contestant("diffusers, channels last", diffusers_channels_last),
+    Contestant("diffusers, compiled", diffusers_compiled),
+    Contestant("ComfyUI", comfyui),
+)

@@ -1,0 +1,36 @@
+"""How ComfyUI's layers give their weights to a kernel: cast, moved and patched as for the layer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import comfy.ops
+
+from ...svd_core.model.cpu import deriving_linear
+from ...svd_core.model.fused import Weights, altered
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PLAIN = tuple(
+    layer
+    for family in (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
+    for layer in (family.Linear, deriving_linear(family.Linear), family.GroupNorm, family.LayerNorm)
+)
+"""Layers that do nothing but cast. Those that hold eight-bit weights multiply in their own way."""
+
+
+@contextmanager
+def host_weights(layer: nn.Module, like: Tensor) -> Iterator[Weights | None]:
+    """`svd_core.model.fused.WeightsFn` for ComfyUI's layers."""
+    if type(layer) not in _PLAIN or altered(layer):
+        yield None
+        return
+    comfy.ops.run_every_op()  # ends the run where the user has asked for it
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)

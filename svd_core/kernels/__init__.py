@@ -1,0 +1,20 @@
+"""Fused operations: what each computes in torch, a Triton kernel beside it, and one place that chooses between them.
+
+Each operation is a function of tensors. Its `reference` is the plain torch expression: documentation, test oracle, and
+what runs wherever a kernel does not. Importing this package imports no Triton; a kernel's file is read when a CUDA
+device first asks for it.
+"""
+
+from .choice import Choice as Choice
+from .choice import Operation as Operation
+from .choice import choices as choices
+from .choice import report as report
+from .frame_attention import frame_attention as frame_attention
+from .frame_conv import frame_conv as frame_conv
+from .geglu import gated as gated
+from .geglu import geglu as geglu
+from .group_norm import group_norm as group_norm
+from .group_norm import group_norm_silu as group_norm_silu
+from .layer_norm import add_layer_norm as add_layer_norm
+
+OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, frame_attention, frame_conv)

@@ -1,0 +1,114 @@
+"""Triton form of `geglu`: two accumulators share each tile of tokens, one for values and one for gates."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def products(
+    x_tile,
+    value_tile,
+    gate_tile,
+    k,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Sums over WIDTH channels in float32: of the tile's tokens with the weights of its values, and of its gates."""
+    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, WIDTH, BLOCK_K):
+        if WIDTH % BLOCK_K == 0:
+            a, v, g = tl.load(x_tile), tl.load(value_tile), tl.load(gate_tile)
+        else:
+            left = k < WIDTH - start
+            a = tl.load(x_tile, mask=left[None, :], other=0.0)
+            v = tl.load(value_tile, mask=left[:, None], other=0.0)
+            g = tl.load(gate_tile, mask=left[:, None], other=0.0)
+        value = tl.dot(a, v, value, input_precision="tf32x3")
+        gate = tl.dot(a, g, gate, input_precision="tf32x3")
+        x_tile += BLOCK_K
+        value_tile += BLOCK_K
+        gate_tile += BLOCK_K
+    return value, gate
+
+
+@triton.jit
+def geglu_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    rows,
+    hidden,
+    WIDTH: tl.constexpr,
+    BIASED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+):
+    """One (BLOCK_M, BLOCK_N) tile of out (rows, hidden). Tiles go in bands of BAND rows of tiles, which share weights
+    in the second-level cache."""
+    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(hidden, BLOCK_N)
+    tile = tl.program_id(0)
+    band = tile // (BAND * tiles_n)
+    high = tl.minimum(tiles_m - band * BAND, BAND)
+    inside = tile % (BAND * tiles_n)
+    m = (band * BAND + inside % high) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (inside // high) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    m_there, n_there = m < rows, n < hidden
+    # Beyond the edge read the last row or column again: cheaper than a mask in the loop, and never stored.
+    x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
+    value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * WIDTH + k[:, None]
+    gate_tile = value_tile + hidden * WIDTH
+    value, gate = products(x_tile, value_tile, gate_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
+    if BIASED:
+        value += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(bias + hidden + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
+    result = value * gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    place = out + m.to(tl.int64)[:, None] * hidden + n[None, :]
+    tl.store(place, result.to(out.dtype.element_ty), mask=m_there[:, None] & n_there[None, :])
+
+
+def launch(
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, *, block_m: int, block_n: int, warps: int, stages: int
+) -> Tensor:
+    """As `geglu.reference`. The tile's size changes no bit: each sum runs over the same BLOCK_K in the same order."""
+    width, hidden = weight.shape[1], weight.shape[0] // 2
+    rows = tokens.numel() // width
+    out = tokens.new_empty((*tokens.shape[:-1], hidden))
+    block_k = 32 if tokens.dtype == torch.float32 else 64
+    geglu_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(hidden, block_n),)](
+        tokens,
+        weight,
+        weight if bias is None else bias,
+        out,
+        rows,
+        hidden,
+        WIDTH=width,
+        BIASED=bias is not None,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        BAND=8,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+TILES = {
+    "128x64": partial(launch, block_m=128, block_n=64, warps=8, stages=3),
+    "128x128": partial(launch, block_m=128, block_n=128, warps=8, stages=3),
+    "64x64": partial(launch, block_m=64, block_n=64, warps=4, stages=3),
+}
+"""Candidates for the probe. Accumulators are twice as wide as the tile."""

@@ -1,0 +1,54 @@
+"""GroupNorm, with and without SiLU, of activations that lie channels last: images, or clips across their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .choice import Operation
+
+SAMPLE_COLUMNS = 256
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """x (N, C, H, W) or (B, C, T, S), weight and bias (C,) -> like x. Statistics span a group's channels and the last
+    two dimensions: one frame of images, all frames of clips (Wu & He 2018; spec 1.4)."""
+    return nn.functional.group_norm(x, groups, weight, bias, eps)
+
+
+def silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """`reference`, then SiLU."""
+    return nn.functional.silu(reference(x, weight, bias, groups, eps), inplace=True)
+
+
+def _kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from .group_norm_triton import plain
+
+    return {"split statistics": plain}
+
+
+def _silu_kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from .group_norm_triton import with_silu
+
+    return {"split statistics": with_silu}
+
+
+def _refusal(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str:
+    if x.ndim != 4 or not x.movedim(1, -1).is_contiguous():
+        return "x does not lie channels last"
+    return "" if weight is not None and bias is not None else "the normalisation has no weight or no bias"
+
+
+def _shape_class(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[int, int, int, float]:
+    """Rows decide how the statistics are split, so a frame's or clip's size counts; how many there are does not."""
+    return x.shape[1], x.shape[2] * x.shape[3], groups, eps
+
+
+def _sample(x: Tensor, *rest: Any) -> tuple[Any, ...]:
+    return x[:1, :, :, :SAMPLE_COLUMNS].movedim(1, -1).contiguous().movedim(-1, 1), *rest
+
+
+group_norm = Operation("group_norm", reference, _kernels, _refusal, _shape_class, _sample)
+group_norm_silu = Operation("group_norm_silu", silu_reference, _silu_kernels, _refusal, _shape_class, _sample)

@@ -1,0 +1,158 @@
+"""Triton form of `group_norm`: partial statistics of blocks of rows, their merge, and one pass that applies them.
+
+Statistics are means and sums of squared deviations in float32, merged pairwise (Chan, Golub & LeVeque 1979), so a large
+mean costs no digits. How rows are split depends on a frame's size alone, so no bit depends on the batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SPLIT_ROWS = 512
+"""Rows of one partial sum."""
+
+
+@triton.jit
+def partial_kernel(
+    x, means, squares, rows, channels, splits, SPLIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """x (N, rows, C) -> means and squares (N, splits, C): of each channel over one split's rows."""
+    split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_there = c < channels
+    first = split * SPLIT
+    last = tl.minimum(first + SPLIT, rows)
+    base = x + image * rows * channels
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    square = tl.zeros((BLOCK_C,), tl.float32)
+    for offset in range(0, SPLIT, BLOCK_R):
+        start = first + offset
+        r = start + tl.arange(0, BLOCK_R)
+        there = (r < last)[:, None] & c_there[None, :]
+        tile = tl.load(base + r.to(tl.int64)[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+        before = tl.minimum(start, last) - first
+        after = tl.minimum(start + BLOCK_R, last) - first
+        count = after - before
+        tile_mean = tl.sum(tile, axis=0) / tl.maximum(count, 1)
+        away = tl.where(there, tile - tile_mean[None, :], 0.0)
+        gap = tile_mean - mean
+        square += tl.sum(away * away, axis=0) + gap * gap * (before.to(tl.float32) * count / after)
+        mean += gap * (count / after)
+    place = (image * splits + split) * channels + c
+    tl.store(means + place, mean, mask=c_there)
+    tl.store(squares + place, square, mask=c_there)
+
+
+@triton.jit
+def merge_kernel(
+    means,
+    squares,
+    mean_out,
+    scale_out,
+    rows,
+    channels,
+    splits,
+    eps,
+    groups,
+    WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """(N, splits, C) twice -> mean and 1 / sqrt(variance + eps), (N, groups) each, of WIDTH channels a group."""
+    group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    w = tl.arange(0, BLOCK_W)
+    base = image * splits * channels + group * WIDTH
+    count = tl.zeros((), tl.float32)
+    mean = tl.zeros((), tl.float32)
+    square = tl.zeros((), tl.float32)
+    start = 0
+    while start < splits:
+        s = start + tl.arange(0, BLOCK_S)
+        there = (s < splits)[:, None] & (w < WIDTH)[None, :]
+        place = base + s.to(tl.int64)[:, None] * channels + w[None, :]
+        part = tl.load(means + place, mask=there, other=0.0)
+        counts = tl.where(there, tl.minimum(rows - s * SPLIT, SPLIT)[:, None].to(tl.float32), 0.0)
+        added = tl.sum(tl.sum(counts, axis=1), axis=0)
+        part_mean = tl.sum(tl.sum(part * counts, axis=1), axis=0) / added
+        away = part - part_mean
+        inner = tl.load(squares + place, mask=there, other=0.0) + counts * away * away
+        gap = part_mean - mean
+        square += tl.sum(tl.sum(inner, axis=1), axis=0) + gap * gap * (count * added / (count + added))
+        mean += gap * (added / (count + added))
+        count += added
+        start += BLOCK_S
+    tl.store(mean_out + image * groups + group, mean)
+    tl.store(scale_out + image * groups + group, 1.0 / tl.sqrt(square / count + eps))
+
+
+@triton.jit
+def apply_kernel(
+    x,
+    means,
+    scales,
+    weight,
+    bias,
+    out,
+    rows,
+    channels,
+    groups,
+    WIDTH: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """out = (x - mean) * scale * weight + bias of (N, rows, C), then SiLU where asked for."""
+    image = tl.program_id(2).to(tl.int64)
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_there = c < channels
+    there = (r < rows)[:, None] & c_there[None, :]
+    mean = tl.load(means + image * groups + c // WIDTH, mask=c_there, other=0.0)
+    scale = tl.load(scales + image * groups + c // WIDTH, mask=c_there, other=0.0)
+    scale *= tl.load(weight + c, mask=c_there, other=0.0).to(tl.float32)
+    shift = tl.load(bias + c, mask=c_there, other=0.0).to(tl.float32)
+    place = (image * rows + r)[:, None] * channels + c[None, :]
+    tile = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    tile = (tile - mean[None, :]) * scale[None, :] + shift[None, :]
+    if SILU:
+        tile = tile / (1.0 + tl.exp(-tile))
+    tl.store(out + place, tile.to(out.dtype.element_ty), mask=there)
+
+
+def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool) -> Tensor:
+    """As `group_norm.reference`, in three launches."""
+    images, channels, height, width = x.shape
+    rows, group = height * width, channels // groups
+    block_c = min(128, triton.next_power_of_2(channels))
+    blocks_c = triton.cdiv(channels, block_c)
+    means, scales = _statistics(x, groups, eps, block_c)
+    out = torch.empty_like(x)
+    apply_kernel[(triton.cdiv(rows, 32), blocks_c, images)](
+        x, means, scales, weight, bias, out, rows, channels, groups, group, silu, BLOCK_R=32, BLOCK_C=block_c
+    )
+    return out
+
+
+def _statistics(x: Tensor, groups: int, eps: float, block_c: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation, (N, groups) each."""
+    images, channels, height, width = x.shape
+    rows, group = height * width, channels // groups
+    splits = triton.cdiv(rows, SPLIT_ROWS)
+    parts = x.new_empty((2, images, splits, channels), dtype=torch.float32)
+    merged = x.new_empty((2, images, groups), dtype=torch.float32)
+    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": 32, "BLOCK_C": block_c}
+    partial_kernel[(splits, triton.cdiv(channels, block_c), images)](x, *parts, rows, channels, splits, **sizes)
+    wide = triton.next_power_of_2(group)
+    sizes = {"WIDTH": group, "SPLIT": SPLIT_ROWS, "BLOCK_S": max(1, 2048 // wide), "BLOCK_W": wide}
+    merge_kernel[(groups, images)](*parts, *merged, rows, channels, splits, eps, groups, **sizes)
+    return merged[0], merged[1]
+
+
+plain = partial(launch, silu=False)
+with_silu = partial(launch, silu=True)

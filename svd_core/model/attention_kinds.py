@@ -1,0 +1,98 @@
+"""Which attention the pixels of a frame run: torch's own in the order that suits the device, or one asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import InputError
+from ..settings import AttentionName
+
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v) -> out, each (batch, heads, tokens, head width), not masked, scaled by head width ** -0.5."""
+
+FramesFn = Callable[[Tensor, Tensor, Tensor, int, AttentionFn], Tensor]
+"""(q, k, v, heads, attention) -> out, each (B, T, S, C): attention along the frames of each pixel."""
+
+HOPPER = (9, 0)
+
+SHORTEST = 128
+"""Tokens below which a kernel asked for by name leaves the work to torch: it gains nothing there, and eight-bit sums
+along the frames of a pixel are reported to flicker (performance notes 2.4)."""
+
+_PACKAGES = {"sage": ("sageattention", "sageattention"), "flash3": ("flash_attn_interface", "FlashAttention 3")}
+_WIDTHS = (64, 96, 128)
+
+
+def preferred(device: torch.device) -> AbstractContextManager[None]:
+    """While entered, torch's attention tries cuDNN first on Hopper and flash first elsewhere, then what is more
+    general; nothing that the user has switched off. Not measured on a GPU. Class: rounding."""
+    if device.type != "cuda" or torch.version.hip or torch.compiler.is_compiling():
+        return nullcontext()
+    return sdpa_kernel(order(torch.cuda.get_device_capability(device)), set_priority=True)
+
+
+def order(capability: tuple[int, int]) -> list[SDPBackend]:
+    """Those that are switched on, best first."""
+    flags = torch.backends.cuda
+    cudnn = (SDPBackend.CUDNN_ATTENTION, flags.cudnn_sdp_enabled())
+    flash = (SDPBackend.FLASH_ATTENTION, flags.flash_sdp_enabled())
+    general = (SDPBackend.EFFICIENT_ATTENTION, flags.mem_efficient_sdp_enabled())
+    first = (cudnn, flash) if capability == HOPPER else (flash, cudnn)
+    found = [backend for backend, enabled in (*first, general) if enabled]
+    # Without the plain sums a head of 512 values, as in the autoencoder, may find no kernel at all.
+    return [*found, SDPBackend.MATH]
+
+
+def attention_named(name: AttentionName, usual: AttentionFn) -> AttentionFn:
+    """`usual` for "auto"; SageAttention for "sage", class: quantised (8-bit scores); FlashAttention 3 for "flash3",
+    class: rounding. Both serve 16-bit tensors on a CUDA device, and `usual` what they do not.
+
+    Raises InputError where the package is not installed or the name is none of these.
+    """
+    if name == "auto":
+        return usual
+    if name not in _PACKAGES:
+        raise InputError(f"attention {name!r} is not known: choose auto, {' or '.join(_PACKAGES)}")
+    module, package = _PACKAGES[name]
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"attention {name} needs the package {package}, which is not installed: choose auto")
+    return _long(_sage if name == "sage" else _flash3, usual)
+
+
+def _long(special: AttentionFn, usual: AttentionFn) -> AttentionFn:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in _WIDTHS
+        return (special if fits and min(q.shape[2], k.shape[2]) >= SHORTEST else usual)(q, k, v)
+
+    return attend
+
+
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _sage_function()(q, k, v, tensor_layout="HND", is_causal=False)
+
+
+def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Its layout is (batch, tokens, heads, width); older releases also return the scores' normaliser."""
+    result = _flash3_function()(*(part.transpose(1, 2) for part in (q, k, v)))
+    return (result if isinstance(result, Tensor) else result[0]).transpose(1, 2)
+
+
+@cache
+def _sage_function() -> Callable[..., Tensor]:
+    from sageattention import sageattn
+
+    return sageattn
+
+
+@cache
+def _flash3_function() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    from flash_attn_interface import flash_attn_func
+
+    return flash_attn_func

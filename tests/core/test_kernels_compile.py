@@ -1,0 +1,79 @@
+"""Triton's compiler turns every kernel into machine code for the oldest and the newest supported devices, without one
+at hand: what the interpreter lets pass, a compiler may not, and a tile may ask for more memory than a device has."""
+
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux")
+
+LEAST_SHARED = 99 * 2**10
+"""Bytes of shared memory a block may have on the smallest supported devices, those of capability 8.6 and 8.9."""
+
+CAPABILITIES = (80, 90)
+
+GEMM = {"WIDTH": 320, "BIASED": True}
+STATISTICS = {"SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128}
+KERNELS = {
+    "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
+    "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
+    "group_norm_triton.partial_kernel": ("x means: squares:", STATISTICS),
+    "group_norm_triton.merge_kernel": (
+        "means: squares: mean_out: scale_out:",
+        {"WIDTH": 10, "SPLIT": 512, "BLOCK_S": 128, "BLOCK_W": 16},
+    ),
+    "group_norm_triton.apply_kernel": (
+        "x means: scales: weight bias out",
+        {"WIDTH": 10, "SILU": True, "BLOCK_R": 32, "BLOCK_C": 128},
+    ),
+    "layer_norm_triton.add_layer_norm_kernel": (
+        "tokens change embedding weight bias total_out normed_out",
+        {"CHANGED": True, "EMBEDDED": True, "BLOCK_R": 8, "BLOCK_C": 512},
+    ),
+    "frame_attention_triton.frame_attention_kernel": ("q k v out", {"WIDTH": 64, "BLOCK_S": 4, "BLOCK_T": 32}),
+}
+"""Pointers, in float32 those with a colon, and constants as at the finest level of the released models."""
+
+
+def compiled(name, capability, dtype="bf16"):
+    """As launched on a device: pointers and sizes are multiples of 16. The dtype is Triton's word."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module_name, function = name.split(".")
+    module = importlib.import_module(f"svd_core.kernels.{module_name}")
+    kernel = getattr(module, function)
+    pointers, constants = KERNELS[name]
+    kinds = {word.rstrip(":"): "*fp32" if word.endswith(":") else f"*{dtype}" for word in pointers.split()}
+    options = {"num_warps": 4}
+    if tiles := getattr(module, "TILES", None):
+        tile = next(iter(tiles.values())).keywords
+        constants = constants | {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"], "BLOCK_K": 64}
+        options = {"num_warps": tile["warps"], "num_stages": tile["stages"]}
+    kinds |= dict.fromkeys(("eps", "scale"), "fp32") | dict.fromkeys(constants, "constexpr")
+    signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+    even = {
+        (place,): [["tt.divisibility", 16]]
+        for place, kind in enumerate(signature.values())
+        if kind not in ("fp32", "constexpr")
+    }
+    source = ASTSource(kernel, signature, constants, even)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_compiles_and_fits(name, capability, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    result = compiled(name, capability)
+    assert len(result.asm["cubin"]) > 0
+    assert result.metadata.shared <= LEAST_SHARED
+
+
+@pytest.mark.parametrize(("capability", "instruction"), [(80, "mma.sync"), (90, "wgmma.mma_async")])
+def test_products_run_on_tensor_cores(capability, instruction, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert instruction in compiled("frame_conv_triton.frame_conv_kernel", capability).asm["ptx"]

@@ -1,0 +1,46 @@
+"""Every kernel on a CUDA device, against its reference in float64; at the sizes of the released models too."""
+
+import pytest
+import torch
+from kernel_cases import REAL, SMALL, each, name_of
+
+from svd_core import kernels
+from svd_core.kernels.choice import Choices, _complaint, error_of, incapable
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def capable():
+    assert not incapable(torch.device("cuda", 0)), "these tests are for devices that kernels run on"
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(each(SMALL)), ids=name_of)
+def test_a_kernel_is_as_close_to_float64_as_torch(case, dtype):
+    args = case.arguments(dtype, "cuda")
+    for name, kernel in case.operation.kernels().items():
+        assert not error_of(case.operation, kernel, args), name
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(each(REAL)), ids=name_of)
+def test_a_kernel_is_right_at_real_size(case, dtype):
+    args = case.arguments(dtype, "cuda")
+    for name, kernel in case.operation.kernels().items():
+        assert not _complaint(case.operation, kernel, args), name
+
+
+def test_the_probe_chooses_and_says_why(monkeypatch):
+    choices = Choices()
+    monkeypatch.setattr(kernels.choice, "choices", lambda: choices)
+    with torch.inference_mode():
+        for case in REAL:
+            args = case.arguments(torch.bfloat16, "cuda")
+            case.operation(*args)
+    print(kernels.report())
+    assert len(choices.made) == len(REAL)
+    assert all("ms" in choice.reason for choice in choices.made.values()), kernels.report()

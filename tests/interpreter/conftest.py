@@ -1,0 +1,46 @@
+"""Triton's interpreter runs kernels on the CPU. Triton decides to use it when it is imported, hence a process of its
+own (`make test-core`), and it must round bfloat16 as devices do."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+if sys.platform != "linux":
+    pytest.skip("Triton is made for Linux", allow_module_level=True)
+if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("Triton was imported before its interpreter was asked for: run make test-core")
+os.environ["TRITON_INTERPRET"] = "1"
+
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def as_float(handle):
+    """Values of a handle; the interpreter keeps bfloat16 as bit patterns."""
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle.data
+    return torch.from_numpy(handle.data.view(np.int16)).view(torch.bfloat16).float().numpy()
+
+
+def as_bfloat16(data):
+    return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def honest_bfloat16(monkeypatch):
+    """Triton 3.6's interpreter truncates where devices round, and its dot product multiplies the bit patterns."""
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(self, src, dst_type):
+        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+            return TensorHandle(as_bfloat16(src.data), tl.bfloat16)
+        return cast(self, src, dst_type)
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        return TensorHandle(np.matmul(as_float(a), as_float(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

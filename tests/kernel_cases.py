@@ -1,0 +1,111 @@
+"""Arguments for every fused operation, of odd and of usual sizes: what the interpreter, the compiler and a GPU are
+asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svd_core import kernels
+from svd_core.kernels import Operation
+from svd_core.model.backend import scaled_dot_product
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    operation: Operation
+    make: Callable[[Callable[..., Tensor]], tuple[Any, ...]]
+
+    def arguments(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(0)
+        return self.make(lambda *shape: torch.randn(shape, generator=generator).to(device, dtype))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _packed(random, clips, frames, pixels, channels, heads):
+    return *random(clips, frames, pixels, 3 * channels).chunk(3, dim=-1), heads, scaled_dot_product
+
+
+def _apart(random, *shape, heads):
+    return *(random(*shape) for _ in range(3)), heads, scaled_dot_product
+
+
+def _norm(random, *shape, offset=0.0):
+    channels = shape[1]
+    return channels_last(random(*shape) + offset), random(channels), random(channels), 32, 1e-5
+
+
+def _geglu(random, *rows, width, hidden):
+    return random(*rows, width), random(2 * hidden, width) / width**0.5, random(2 * hidden)
+
+
+def _conv(random, clips, width, frames, pixels, outputs):
+    return channels_last(random(clips, width, frames, pixels)), random(outputs, width, 3, 1, 1) / 8, random(outputs)
+
+
+SMALL = (
+    Case("geglu, odd", kernels.geglu, lambda r: _geglu(r, 3, 33, width=40, hidden=72)),
+    Case("geglu, whole tiles", kernels.geglu, lambda r: _geglu(r, 128, width=64, hidden=128)),
+    Case("geglu, no bias", kernels.geglu, lambda r: (*_geglu(r, 5, width=8, hidden=6)[:2], None)),
+    Case("group_norm of images", kernels.group_norm, lambda r: _norm(r, 2, 64, 5, 7)),
+    Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 1, 160, 5, 3)),
+    Case("group_norm_silu of clips, split", kernels.group_norm_silu, lambda r: _norm(r, 1, 32, 3, 231)),
+    Case("group_norm, large mean", kernels.group_norm, lambda r: _norm(r, 1, 32, 5, 131, offset=100.0)),
+    Case(
+        "add_layer_norm, all",
+        kernels.add_layer_norm,
+        lambda r: (r(2, 5, 7, 48), r(48), r(48), 1e-5, r(2, 5, 7, 48), r(5, 1, 48)),
+    ),
+    Case(
+        "add_layer_norm, one embedding a clip",
+        kernels.add_layer_norm,
+        lambda r: (r(2, 3, 5, 320), r(320), r(320), 1e-5, None, r(2, 1, 1, 320)),
+    ),
+    Case(
+        "add_layer_norm, nothing added",
+        kernels.add_layer_norm,
+        lambda r: (r(2, 5, 24), r(24), r(24), 1e-5, None, None),
+    ),
+    Case("frame_attention, packed", kernels.frame_attention, lambda r: _packed(r, 2, 14, 5, 128, 2)),
+    Case("frame_attention, 25 frames", kernels.frame_attention, lambda r: _apart(r, 1, 25, 3, 96, heads=6)),
+    Case("frame_attention, one frame", kernels.frame_attention, lambda r: _apart(r, 1, 1, 6, 64, heads=2)),
+    Case("frame_attention, wide heads", kernels.frame_attention, lambda r: _apart(r, 1, 32, 2, 128, heads=1)),
+    Case("frame_conv, odd", kernels.frame_conv, lambda r: _conv(r, 2, 40, 5, 21, 72)),
+    Case("frame_conv, whole tiles", kernels.frame_conv, lambda r: _conv(r, 1, 64, 2, 64, 128)),
+    Case("frame_conv, one frame", kernels.frame_conv, lambda r: _conv(r, 2, 8, 1, 3, 8)),
+    Case("frame_conv, no bias", kernels.frame_conv, lambda r: (*_conv(r, 1, 8, 3, 5, 16)[:2], None)),
+)
+
+REAL = (
+    Case("geglu", kernels.geglu, lambda r: _geglu(r, 26214, width=320, hidden=1280)),
+    Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 28, 320, 72, 128)),
+    Case("group_norm_silu of clips", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216)),
+    Case(
+        "add_layer_norm",
+        kernels.add_layer_norm,
+        lambda r: (r(2, 14, 9216, 320), r(320), r(320), 1e-5, r(2, 14, 9216, 320), r(14, 1, 320)),
+    ),
+    Case("frame_attention", kernels.frame_attention, lambda r: _packed(r, 2, 25, 9216, 320, 5)),
+    Case("frame_conv", kernels.frame_conv, lambda r: _conv(r, 2, 320, 14, 9216, 320)),
+)
+"""As at the finest level of the released models."""
+
+
+def each(cases: tuple[Case, ...]) -> Iterator[tuple[Case, torch.dtype]]:
+    for case in cases:
+        for dtype in DTYPES:
+            yield case, dtype
+
+
+def name_of(value: Any) -> str:
+    return value.name if isinstance(value, Case) else str(value).removeprefix("torch.")

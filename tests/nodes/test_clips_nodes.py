@@ -211,7 +211,7 @@ def test_progress_counts_all_clips_together(swept, loaded, monkeypatch):
     swept(y_setting="none", steps=3)
     values = [value for value, total in seen if total == 6]
     assert values == sorted(set(values))  # ComfyUI leaves some out where steps take less than 0.1 s
-    assert 1 <= values[0] and values[-1] == 6
+    assert values[0] >= 1 and values[-1] == 6
 
 
 # Motion Meter

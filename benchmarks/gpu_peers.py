@@ -16,6 +16,8 @@ from svd_core.model.unet import VideoUNet
 from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
 
+from .unet_peers import comfyui_settings
+
 Weights = Mapping[str, Tensor]
 
 
@@ -136,40 +138,10 @@ def comfyui(config: UNetConfig, weights: Weights) -> Run:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    model = UNetModel(**_comfyui_config(config), device="meta", operations=comfy.ops.disable_weight_init)
+    model = UNetModel(**comfyui_settings(config), device="meta", operations=comfy.ops.disable_weight_init)
     model.load_state_dict(dict(weights), strict=True, assign=True)
     model.eval().dtype = next(iter(weights.values())).dtype
     return lambda batch: model(batch.x, batch.c_noise, batch.context, batch.vector, num_video_frames=batch.frames)
-
-
-def _comfyui_config(config: UNetConfig) -> dict[str, object]:
-    """ComfyUI's description of this model (its supported_models.SVD_img2vid), for any width."""
-    depth = config.transformer_depth
-    per_block = [depth * on for on in config.attention for _ in range(config.res_blocks)]
-    per_output = [depth * on for on in config.attention for _ in range(config.res_blocks + 1)]
-    return {
-        "image_size": 32,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "model_channels": config.model_channels,
-        "num_res_blocks": [config.res_blocks] * len(config.channel_mult),
-        "channel_mult": config.channel_mult,
-        "transformer_depth": per_block,
-        "transformer_depth_output": per_output,
-        "transformer_depth_middle": depth,
-        "num_head_channels": config.head_channels,
-        "context_dim": config.context_dim,
-        "num_classes": "sequential",
-        "adm_in_channels": config.vector_dim,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": True,
-        "use_temporal_attention": True,
-        "use_temporal_resblock": True,
-        "extra_ff_mix_layer": True,
-        "use_spatial_context": True,
-        "merge_strategy": "learned_with_images",
-        "video_kernel_size": [3, 1, 1],
-    }
 
 
 OURS = Contestant("ours", ours)

@@ -171,7 +171,7 @@ class ComfyUI:
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-        settings = _comfyui_settings(config)
+        settings = comfyui_settings(config)
         unet = UNetModel(**settings, dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init)
         return cls(_filled(unet, weights), config.vector_dim)
 
@@ -199,8 +199,8 @@ def import_comfyui() -> ModuleType:
     return comfy
 
 
-def _comfyui_settings(config: UNetConfig) -> dict[str, Any]:
-    """What ComfyUI detects in the released file, with our sizes."""
+def comfyui_settings(config: UNetConfig) -> dict[str, Any]:
+    """What ComfyUI detects in the released file (its supported_models.SVD_img2vid), with our sizes."""
     levels = len(config.channel_mult)
     depths = [config.transformer_depth * wanted for wanted in config.attention]
     return {

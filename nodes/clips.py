@@ -90,8 +90,8 @@ class StableVideoSeedScout(io.ComfyNode):
                 schedule_input(CHEAP_SCHEDULE),
                 _sampler_input(
                     CHEAP_SAMPLER,
-                    "For the quick clips. dpmpp_2m comes close to the full clip in few steps; ancestral and SDE ones "
-                    "add noise of their own and tell little about it.",
+                    "For the quick clips. That of the full clip ranks best; ancestral and SDE ones add noise of their "
+                    "own and tell little about it.",
                 ),
                 points_input(),
             ],

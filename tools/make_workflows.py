@@ -243,7 +243,7 @@ def seed_scout() -> Graph:
     graph = Graph(
         "seed_scout",
         "Seed scout",
-        "## Seed scout\n\nEight quick clips of eight steps, ranked by how much moves; the best seed goes on to the "
+        "## Seed scout\n\nEight quick clips of ten steps, ranked by how much moves; the best seed goes on to the "
         "sampler by itself. Watch the sheet: when you like another one better, unplug **seed** from the sampler and "
         "write that one there.\n\nKeep the guidance of both nodes alike. **rank_by** says what comes first.\n\n"
         "Needs `svd.safetensors` in `models/checkpoints`.",

@@ -89,7 +89,8 @@ def test_decoded_frames_are_held_to_the_first():
     generator = np.random.default_rng(0)
     first = generator.uniform(0.3, 0.6, (1, 12, 16, 3)).astype(np.float32)
     tint = np.array([1.1, 0.9, 1.0], np.float32)
-    frames = np.concatenate([first, 0.8 * first * tint + 0.1, generator.uniform(0.2, 0.7, first.shape)], dtype=np.float32)
+    other = generator.uniform(0.2, 0.7, first.shape).astype(np.float32)
+    frames = np.concatenate([first, 0.8 * first * tint + 0.1, other])
     given = frames.copy()
     held = hold_colours(frames, 1.0)
     for measured in (np.mean, np.std):

@@ -223,7 +223,7 @@ def test_the_decode_node_shows_the_seam_score(part, pictures):
     assert finish.finished(frames, {})[1] == []
 
 
-def test_a_long_take_is_decoded_with_its_colours_held():
+def test_a_long_take_is_decoded_with_its_colours_held(part):
     finish = part("nodes.finish")
     frames = torch.rand(3, 4, 5, 3) * torch.tensor([1.0, 0.5, 0.2])[:, None, None, None]
     held, said = finish.finished(frames, finish.finishing({}, finish.HOLD, 1.0))

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout bench-decode controls bench-gpu clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout shortcuts bench-decode controls bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-quick: $(STAMP) ## Small cases of the same, and the import cost
 
 scout: $(STAMP) ## Whether cheap clips rank seeds as full ones do, on the demo model (10 minutes)
 	$(RUN) -m benchmarks.scout
+
+shortcuts: $(STAMP) ## What the approximate shortcuts save and cost, on the demo model (minutes)
+	$(RUN) -m benchmarks.shortcuts
 
 bench-decode: $(STAMP) ## Decoding beside diffusers and ComfyUI: memory, time and pixels (minutes, about 10 GB)
 	$(RUN) -m benchmarks.decode

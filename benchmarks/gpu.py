@@ -25,6 +25,7 @@ import svd_core
 from benchmarks.decode_peers import CONFIG as VAE_CONFIG
 from benchmarks.decode_peers import random_weights as vae_weights
 from benchmarks.gpu_peers import CONTESTANTS, OURS, Batch, Contestant, Run, random_batch, random_unet_weights
+from benchmarks.work import Peaks, Seconds, Tally, Work, fused_attention, roofline
 from svd_core.config import UNetConfig, VAEConfig
 from svd_core.kernels import report
 from svd_core.kernels.choice import cuda_seconds
@@ -41,7 +42,8 @@ PEAKS = {(8, 0): 312e12, (8, 6): 71e12, (8, 9): 165e12, (9, 0): 790e12}
 """Dense bf16 FLOP a second with float32 sums, by compute capability: what an A100, an RTX 3090 and an RTX 4090 are
 sold with, and what an H200 was found to reach (performance notes 0)."""
 
-Seconds = Callable[[Callable[[], object]], float]
+UNSEEN = "our kernels, and gaps"
+"""What a step takes beyond the operations that torch dispatches, and the FLOPs that none of them did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,50 @@ def unet_flops(case: Case, config: UNetConfig) -> int:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         unet(batch.x, batch.c_noise, batch.context, batch.vector, batch.frames, _InFull())
     return counter.get_total_flops()
+
+
+@torch.no_grad()  # in inference mode torch does not say what calls are made of
+def unet_roofline(
+    case: Case,
+    config: UNetConfig,
+    weights: Mapping[str, Tensor],
+    step_seconds: float,
+    peaks: Peaks,
+    *,
+    seconds: Seconds = cuda_seconds,
+) -> list[str]:
+    """Our step by class of operation, each operation timed alone. What is left of `step_seconds` is Triton's kernels,
+    which torch does not dispatch, and waiting; operations timed alone may also come to more than the step."""
+    batch = random_batch(config, weights, case.clips, case.frames, (case.height, case.width))
+    run = OURS.build(config, weights)
+    run(batch)  # probes and first calls
+    with Work(seconds) as work:
+        run(batch)
+    seen, like = work.total, next(iter(weights.values()))
+    unseen = _asked(case, config, like.dtype).flops - seen.flops
+    left = Tally(flops=max(0, unseen), seconds=max(0.0, step_seconds - seen.seconds))
+    return roofline(f"Ours, {case}", {**work.classes, UNSEEN: left}, peaks)
+
+
+def _asked(case: Case, config: UNetConfig, dtype: torch.dtype) -> Tally:
+    """What a step asks for without kernels of ours, counted on the meta device."""
+    unet = VideoUNet(config, backend=Backend(attention=fused_attention, dtype=dtype, device="meta"))
+    batch = random_batch(config, unet.state_dict(), case.clips, case.frames, (case.height, case.width))
+    with torch.no_grad(), Work() as work:
+        unet(batch.x, batch.c_noise, batch.context, batch.vector, batch.frames)
+    return work.total
+
+
+def measured_peaks(
+    device: str, dtype: torch.dtype, *, edge: int = 8192, values: int = 2**29, seconds: Seconds = cuda_seconds
+) -> Peaks:
+    """Of a square matrix product and of a copy, the best of ten each."""
+    one, other = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    product = min(seconds(lambda: one @ other) for _ in range(10))
+    source = torch.zeros(values, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    copy = min(seconds(lambda: target.copy_(source)) for _ in range(10))
+    return Peaks(2 * edge**3 / product, 2 * source.nbytes / copy)
 
 
 # Decoder and clip
@@ -264,12 +310,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = UNetConfig()
     weights = random_unet_weights(config, "cuda", torch.bfloat16)
     peak = PEAKS.get(torch.cuda.get_device_capability())
-    rows = [row for case in CASES for row in unet_rows(case, config, weights, rounds=given.rounds, peak=peak)]
+    peaks = measured_peaks("cuda", torch.bfloat16)
+    rows, rooflines = [], []
+    for case in CASES:
+        rows += unet_rows(case, config, weights, rounds=given.rounds, peak=peak)
+        ours = next(row for row in rows if (row.case, row.name) == (str(case), OURS.name))
+        if ours.seconds is not None:
+            rooflines += [*unet_roofline(case, config, weights, ours.seconds, peaks), ""]
     del weights
     rows += [row for frames in (14, 25) for row in decode_rows(frames, (72, 128))]
     if given.checkpoint:
         rows.append(clip_row(given.checkpoint, "cuda", 25))
-    text = markdown(rows, facts_of()) + "\n" + report() + "\n"
+    text = "\n".join([markdown(rows, facts_of()), *rooflines, report(), ""])
     OUTPUT.mkdir(exist_ok=True)
     (OUTPUT / "gpu.md").write_text(text, encoding="utf-8")
     (OUTPUT / "gpu.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")

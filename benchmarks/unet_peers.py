@@ -6,6 +6,8 @@ called as its own project calls it, with attention by torch's own function and n
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from svd_core.checkpoint.keymaps import UNET, diffusers_unet
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
-from svd_core.model.step import StepContext
+from svd_core.model.step import NO_HOOKS, StepContext
 from svd_core.model.unet import VideoUNet
 from svd_core.sinusoid import sinusoid
 from tools.fetch_comfyui import newest_comfyui
@@ -94,7 +96,7 @@ class Ours:
 
     def level(self, images: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         frames = len(images)
-        step = StepContext(emb.expand(frames, -1), context.expand(frames, -1, -1), frames)
+        step = StepContext(emb.expand(frames, -1), context.expand(frames, -1, -1), frames, NO_HOOKS)
         return self.unet.input_blocks[1](images, step)
 
 
@@ -144,6 +146,21 @@ def diffusers_channels_last(config: UNetConfig, weights: Weights, dtype: torch.d
     return Diffusers(Diffusers.build(config, weights, dtype).unet, channels_last=True)
 
 
+def diffusers_compiled(config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Diffusers:
+    """With the first level's two layers given to torch.compile, by the method that their classes have for it. They
+    are compiled at their first call, so `forward`, which runs the others too, is not for this one."""
+    built = Diffusers.build(config, weights, dtype)
+    block = built.unet.down_blocks[0]
+    for layer in (block.resnets[0], block.attentions[0]):
+        layer.compile(dynamic=False)
+    return built
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds a C++ compiler for the CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
 def _diffusers_settings(config: UNetConfig) -> dict[str, Any]:
     widths = config.level_channels
     return {
@@ -176,7 +193,7 @@ class ComfyUI:
         return cls(_filled(unet, weights), config.vector_dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        vector = batch.vector(self.vector_dim).to(batch.x.dtype)  # as its model_base does before the network
+        vector = batch.vector(self.vector_dim).to(batch.x.dtype)  # as its model's `apply_model` does
         rows = map(batch.rows, (batch.c_noise, batch.context, vector))
         return self.unet(batch.x, *rows, num_video_frames=len(batch.x))
 
@@ -239,10 +256,12 @@ def _filled(network: nn.Module, weights: Weights) -> Any:
     return network.eval().requires_grad_(False)
 
 
+COMPILED = "diffusers, compiled"
 CONTESTANTS: dict[str, Builder] = {
     "ours": Ours.build,
     "diffusers": Diffusers.build,
     "diffusers, channels last": diffusers_channels_last,
+    COMPILED: diffusers_compiled,
     "ComfyUI": ComfyUI.build,
 }
 """The first is what the others are compared with."""

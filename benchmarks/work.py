@@ -1,12 +1,12 @@
 """What a network asks of a device: launches, bytes and FLOPs, by class of operation; on the meta device for nothing,
-and on a CPU with the time that each class takes.
+and elsewhere with the time that each class takes, and how far that is from what the machine can do.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,15 @@ CLASSES = {
     "convolution": CONVOLUTION,
     "_scaled_dot_product_flash_attention": ATTENTION,
     "_scaled_dot_product_flash_attention_for_cpu": ATTENTION,
+    "_scaled_dot_product_cudnn_attention": ATTENTION,
+    "_scaled_dot_product_efficient_attention": ATTENTION,
     "native_group_norm": NORM,
     "native_layer_norm": NORM,
 }
 """Operations of torch, by class; any other is all else: sums, products, activations and copies."""
+
+Seconds = Callable[[Callable[[], object]], float]
+"""Runs something and says how long it took."""
 
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias"}
 """These start nothing on a device."""
@@ -49,12 +54,20 @@ class Tally:
         self.seconds += other.seconds
 
 
+def wall_seconds(run: Callable[[], object]) -> float:
+    """Wall time, which means something on a CPU alone, where calls do not return early."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 class Work(TorchDispatchMode):
     """Tallies what runs while it is entered. Bytes are those that an operation reads and writes, each tensor once;
-    seconds are wall time and mean something on a CPU alone, where calls do not return early."""
+    `seconds` times each operation alone. Kernels that torch does not dispatch, such as Triton's, are not seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Seconds = wall_seconds) -> None:
         super().__init__()
+        self._seconds = seconds
         self.classes: dict[str, Tally] = defaultdict(Tally)
         self.operations: dict[str, Tally] = defaultdict(Tally)
 
@@ -69,9 +82,9 @@ class Work(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        start = time.perf_counter()
-        result = func(*args, **kwargs)
-        seconds = time.perf_counter() - start
+        results: list[Any] = []
+        seconds = self._seconds(lambda: results.append(func(*args, **kwargs)))
+        result = results[0]
         name = func._schema.name.partition("::")[2]
         if name not in NOTHING and not _is_view(func):
             moved = _bytes((args, kwargs)) + (0 if _writes_in_place(func) else _bytes(result))
@@ -79,6 +92,36 @@ class Work(TorchDispatchMode):
             self.classes[CLASSES.get(name, OTHER)].add(tally)
             self.operations[name].add(tally)
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The most that a machine was seen to do: FLOP/s of a large product, bytes/s of a large copy."""
+
+    flops: float
+    bytes: float
+
+    def floor(self, tally: Tally) -> float:
+        """Seconds that no form of this work can take less than, were it one operation."""
+        return max(tally.flops / self.flops, tally.bytes / self.bytes)
+
+
+def roofline(title: str, classes: Mapping[str, Tally], peaks: Peaks) -> list[str]:
+    """Lines of a Markdown table: how far each class of operation is from what the machine can do."""
+    lines = [
+        f"{title}: peaks {peaks.flops / 1e9:.0f} GFLOP/s and {peaks.bytes / 1e9:.1f} GB/s.",
+        "",
+        "| class | launches | GFLOP | GB | seconds | floor, seconds | of the floor |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys((*CLASSES.values(), *classes)):
+        if name in classes:
+            tally = classes[name]
+            floor = peaks.floor(tally)
+            share = f"{100 * floor / tally.seconds:.0f} %" if tally.seconds > 0 else "-"
+            cells = (tally.launches, f"{tally.flops / 1e9:.1f}", f"{tally.bytes / 1e9:.2f}", f"{tally.seconds:.4f}")
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} | {floor:.4f} | {share} |")
+    return lines
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

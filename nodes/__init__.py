@@ -20,6 +20,7 @@ from .motion import (
 from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVideoWatermarkDetect
 from .replacements import register_replacements
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
+from .shortcuts import StableVideoShortcuts
 
 
 class StableVideoExtension(ComfyExtension):
@@ -50,6 +51,7 @@ class StableVideoExtension(ComfyExtension):
             StableVideoLongTake,
             StableVideoUnstick,
             StableVideoCurves,
+            StableVideoShortcuts,
         ]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .conditioning import Conditioning
 from .config import LATENT_SCALE
 from .errors import InputError
+from .model.reuse import FeatureReuse
 from .motion import (
     Between,
     Brush,
@@ -39,7 +40,18 @@ from .motion import (
     unstuck,
     with_curves,
 )
-from .pipeline import Clip, Progress, ProgressFn, SamplingPlan, StableVideo, as_pixels, draw, plan_sampling
+from .pipeline import (
+    Clip,
+    Progress,
+    ProgressFn,
+    SamplingPlan,
+    StableVideo,
+    as_pixels,
+    draw,
+    plan_sampling,
+    reported,
+    reuse_for,
+)
 from .sampling import Sampler, noisy_start
 from .settings import Settings
 
@@ -101,13 +113,15 @@ def render_controlled(
     report = callback or (lambda _: None)
     shot = _Shot.of(svd, image, settings, controls)
     cond = shot.condition(report)
-    latents = shot.sample(cond, report)
+    reuse = reuse_for(shot.settings)
+    latents = shot.sample(cond, report, reuse)
     report(Progress("decode", 0, 1))
     kept = latents[:-1] if controls.loop else latents
     frames = svd.decode_latents(kept, chunk=chunk, budget=budget, circular=controls.loop)
     frames = shot.finish(frames)
     report(Progress("decode", 1, 1))
-    return Clip(frames, kept, shot.settings, tuple(shot.plan.sigmas.tolist()), shot.fit_report)
+    sigmas = tuple(shot.plan.sigmas.tolist())
+    return Clip(frames, kept, shot.settings, sigmas, shot.fit_report, reported(reuse))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +190,7 @@ class _Shot:
         chosen = self.settings
         return self.svd.condition(pixels, chosen.fps, chosen.motion_bucket, chosen.augmentation, noise)
 
-    def sample(self, cond: Conditioning, report: ProgressFn) -> Tensor:
+    def sample(self, cond: Conditioning, report: ProgressFn, reuse: FeatureReuse | None) -> Tensor:
         settings, plan, steps = self.settings, self.plan, len(self.plan.sigmas) - 1
         noise = draw(self.pixels, settings)[1]
         report(Progress("sample", 0, steps))
@@ -188,7 +202,7 @@ class _Shot:
         latent = analytic_start(still, settings.frames, settings.seed) if self.controls.unstick > 0 else None
         start = noisy_start(noise, plan.sigmas, latent).to("cpu" if self.windows else self.svd.device)
         wrap = _all(self._wraps(cond, still))
-        more = {"seed": settings.seed, "interval": plan.interval, "wrap": wrap, **plan.options}
+        more = {"seed": settings.seed, "interval": plan.interval, "wrap": wrap, "reuse": reuse, **plan.options}
         return self.svd.sample_from(start, cond, plan.sigmas, plan.guidance, self._sampler, step_done, **more).cpu()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from .media import as_image, default_size, fit_image, round_size
 from .model.attention_kinds import attention_named
 from .model.backend import Backend, scaled_dot_product
 from .model.clip_vision import CLIPVision
+from .model.reuse import FeatureReuse
+from .model.storage import in_eight_bits, store_in_eight_bits
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
@@ -44,7 +47,7 @@ from .sampling import (
     trapezoid_guidance,
     triangle_guidance,
 )
-from .settings import AttentionName, Settings
+from .settings import AttentionName, Settings, WeightsName
 
 _SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
 _CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}
@@ -68,7 +71,8 @@ class Clip:
     """A finished clip and everything that decided it.
 
     frames (T, H, W, 3) float32 in [0, 1]; latents (T, 4, h, w) float32 in sampler units; settings with every default
-    filled in; sigmas as sampled; fit_report says in words what was done to the picture's size.
+    filled in; sigmas as sampled; fit_report says in words what was done to the picture's size, reuse_report what was
+    approximated, "" where nothing was.
     """
 
     frames: np.ndarray
@@ -76,6 +80,7 @@ class Clip:
     settings: Settings
     sigmas: tuple[float, ...]
     fit_report: str
+    reuse_report: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +161,17 @@ class StableVideo:
         stream_weights: bool | None = None,
         wrap: Wrap | None = None,
         split: GuidanceSplit | None = None,
+        reuse: FeatureReuse | None = None,
         **options: Any,
     ) -> Tensor:
         """Sample from a state x (B * T, 4, h, w) at the level sigmas[0], in sampler units; it stays on its device.
 
         sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `sampler` is an entry of `SAMPLERS` or a
         function like those; `seed` feeds samplers that add noise; `joint` decides whether both guidance branches share
-        a pass, which changes memory and, up to rounding, not the result; `stream_weights` says whether the UNet's
-        weights visit the device layer by layer, None that they do where they were left on the host; `wrap` makes
-        another denoiser of this one (`svd_core.motion`); `split` runs one branch here and the other in another process,
-        with the bits that `joint` False has; `options` go to the sampler. `callback` is k-diffusion's.
+        a pass, which changes memory and, up to rounding, not the result; `stream_weights`: whether the UNet's weights
+        visit the device layer by layer, None that they do where they were left on the host; `wrap` makes another
+        denoiser of this one (`svd_core.motion`); `split` runs one branch here and the other in another process, with
+        the bits that `joint` False has; `reuse` approximates; `options` are the sampler's, `callback` k-diffusion's.
 
         Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
         bits. Raises InputError when that is not enough, for an unknown sampler and for frames that are not a whole
@@ -173,7 +179,8 @@ class StableVideo:
         """
         run = sampler_named(sampler) if isinstance(sampler, str) else sampler
         joint = _fits_joint(cond.rows * len(guidance), x) if joint is None else joint
-        denoise = GuidedDenoiser(self.unet, cond.to(self.device), guidance, joint, interval, self.dtype, split)
+        network = self.unet if reuse is None else partial(self.unet, reuse=reuse)
+        denoise = GuidedDenoiser(network, cond.to(self.device), guidance, joint, interval, self.dtype, split)
         # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
         noise_sampler = seeded_noise((seed + 1) % 2**64, x)
         with self._lasting(denoise, stream_weights) as lasting:
@@ -206,14 +213,18 @@ class StableVideo:
             release_unused(self.device)
             yield
 
-    def plan(self, frames: int, width: int, height: int, memory: int | None = None) -> Plan | None:
-        """How a clip of this size would run in `memory` bytes of the device, the model's weights among them.
+    def plan(
+        self, frames: int, width: int, height: int, memory: int | None = None, *, reuse: bool = False
+    ) -> Plan | None:
+        """How a clip of this size would run in `memory` bytes of the device, the model's weights among them; `reuse`
+        where features are kept between steps.
 
         None for `memory` takes what is free, and where even the leanest way asks for more, the leanest; on a device
         that shares the host's memory, it plans nothing and returns None. Raises InputError for a `memory` that is given
         and not enough.
         """
-        job = Job(self.config, frames, width, height, self.dtype, self.device)
+        eight_bits = in_eight_bits(self.unet)
+        job = Job(self.config, frames, width, height, self.dtype, self.device, reuse, eight_bits)
         if memory is not None:
             return plan_render(job, memory)
         free = free_bytes(self.device)
@@ -283,7 +294,7 @@ class StableVideo:
         plan = plan_sampling(settings)
         still, settings, fit_report = self.fit(image, settings)
         pixels = as_pixels(still)
-        way = self.plan(settings.frames, settings.width, settings.height, memory)
+        way = self.plan(settings.frames, settings.width, settings.height, memory, reuse=settings.reuse > 0)
         encoding, budget = _bounds(way, memory, budget)
         pixel_noise, noise = draw(pixels, settings)
 
@@ -291,9 +302,10 @@ class StableVideo:
         micro = (settings.fps, settings.motion_bucket, settings.augmentation)
         cond = self.condition(pixels, *micro, pixel_noise, budget=encoding)
         report(Progress("condition", 1, 1))
-        branches = {"joint": joint, "split": split}
-        latents = self._sample(noise, cond, plan, settings, way, report, branches)
-        found = (plan.sigmas, settings, fit_report)
+        reuse = reuse_for(settings)
+        how = {"joint": joint, "split": split, "reuse": reuse}
+        latents = self._sample(noise, cond, plan, settings, way, report, how)
+        found = (plan.sigmas, settings, fit_report, reported(reuse))
         if split is not None and not split.leads:
             return _clip(np.empty((0, settings.height, settings.width, 3), np.float32), latents, *found)
         report(Progress("decode", 0, 1))
@@ -309,9 +321,9 @@ class StableVideo:
         settings: Settings,
         way: Plan | None,
         report: ProgressFn,
-        branches: dict[str, Any],
+        how: dict[str, Any],
     ) -> Tensor:
-        """`sample` as the settings say; (T, 4, h, w) on the CPU."""
+        """`sample` as the settings and `how` say; (T, 4, h, w) on the CPU."""
         steps = len(plan.sigmas) - 1
         report(Progress("sample", 0, steps))
 
@@ -319,7 +331,7 @@ class StableVideo:
             report(Progress("sample", state["i"] + 1, steps))
 
         stream = None if way is None else way.stream_weights
-        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **branches, **plan.options}
+        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **how, **plan.options}
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
@@ -340,19 +352,24 @@ def load_checkpoint(
     variant: str | None = None,
     stream_weights: bool = False,
     attention: AttentionName = "auto",
+    weights: WeightsName = "whole",
 ) -> StableVideo:
     """Open an official single file or a diffusers folder.
 
     `stream_weights` leaves the UNet's weights in the host's memory, from where they visit the device layer by layer:
     the same bits, slower, in some 2.5 GiB less (in 16 bits). `attention` "sage" (quantised) or "flash3" (rounding)
-    gives the UNet's long sequences on a CUDA device to that package; InputError where it is not installed.
+    gives the UNet's long sequences on a CUDA device to that package; InputError where it is not installed. `weights`
+    "int8" (quantised) keeps the UNet's matrices in eight bits, half the memory of 16, and is slower.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
     """
-    unet_device = "cpu" if stream_weights else device
+    unet_device = "cpu" if stream_weights or weights == "int8" else device
     backend = Backend(attention=attention_named(attention, scaled_dot_product))
     places = {"device": device, "dtype": dtype, "unet_device": unet_device}
     modules = load_modules(path, **places, backend=backend, variant=variant)
+    if weights == "int8":
+        store_in_eight_bits(modules.unet)
+        modules.unet.to("cpu" if stream_weights else device)
     note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
     return StableVideo(*parts, torch.device(device), dtype, note)
@@ -405,6 +422,19 @@ def guidance_for(settings: Settings) -> Tensor:
     return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
 
 
+def reuse_for(settings: Settings) -> FeatureReuse | None:
+    """What one run keeps between its steps, where the settings ask for it."""
+    return FeatureReuse(settings.reuse) if settings.reuse > 0 else None
+
+
+def reported(reuse: FeatureReuse | None) -> str:
+    """What was approximated, in words, after a run; what it kept is let go."""
+    if reuse is None:
+        return ""
+    reuse.forget()
+    return reuse.report()
+
+
 def as_pixels(image: np.ndarray) -> Tensor:
     """A picture (H, W, 3) in [0, 1] -> (1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
@@ -426,8 +456,10 @@ def _bounds(way: Plan | None, memory: int | None, budget: int | None) -> tuple[i
     return way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
 
 
-def _clip(frames: np.ndarray, latents: Tensor, sigmas: Tensor, settings: Settings, fit_report: str) -> Clip:
-    return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report)
+def _clip(
+    frames: np.ndarray, latents: Tensor, sigmas: Tensor, settings: Settings, fit_report: str, reuse_report: str
+) -> Clip:
+    return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report, reuse_report)
 
 
 def _fits_joint(frames: int, x: Tensor) -> bool:

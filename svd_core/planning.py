@@ -24,6 +24,8 @@ from .errors import InputError
 from .meter import LiveBytes
 from .model.backend import Backend
 from .model.clip_vision import CLIPVision
+from .model.reuse import kept_bytes
+from .model.storage import store_in_eight_bits
 from .model.unet import VideoUNet
 from .model.vae import PIXEL_CHANNELS, VideoVAE
 from .model.weights import visiting
@@ -62,7 +64,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be rendered, and where: `device` META stands for any that has memory of its own."""
+    """What is to be rendered, and where: `device` META stands for any that has memory of its own. `reuse` where deep
+    features are kept between steps, `eight_bits` where the UNet's weights are stored so."""
 
     config: ModelConfig
     frames: int
@@ -70,6 +73,8 @@ class Job:
     height: int
     dtype: torch.dtype = torch.float16
     device: torch.device = META
+    reuse: bool = False
+    eight_bits: bool = False
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -146,22 +151,33 @@ def _handed_on(job: Job) -> int:
 
 
 def _resident(job: Job, streamed: bool) -> int:
-    unet, others = _weights(job.config, job.dtype)
+    unet, others = _weights(job.config, job.dtype, job.eight_bits)
     return others if streamed else others + unet
 
 
 def _sampling(job: Job, streamed: bool) -> int:
-    return sample_bytes(job.config.unet, job.size, job.dtype, joint=job.joint, streamed=streamed)
+    how = {"joint": job.joint, "streamed": streamed, "eight_bits": job.eight_bits}
+    once = sample_bytes(job.config.unet, job.size, job.dtype, **how)
+    if not job.reuse:
+        return once
+    frames, height, width = job.size
+    return once + kept_bytes(2 * frames, job.config.unet.level_channels[0], height, width, job.dtype.itemsize)
 
 
 @cache
 def sample_bytes(
-    config: UNetConfig, size: tuple[int, int, int], dtype: torch.dtype, *, joint: bool, streamed: bool
+    config: UNetConfig,
+    size: tuple[int, int, int],
+    dtype: torch.dtype,
+    *,
+    joint: bool,
+    streamed: bool,
+    eight_bits: bool = False,
 ) -> int:
     """The most bytes that one UNet pass over (frames, h, w) latent cells holds beside resident weights, counted."""
     frames, height, width = size
     rows = 2 * frames if joint else frames
-    unet = VideoUNet(config, backend=_backend(dtype)).requires_grad_(False)
+    unet = _unet(config, dtype, eight_bits).requires_grad_(False)
     shapes = (
         (rows, config.in_channels, height, width),
         (rows,),
@@ -176,13 +192,20 @@ def sample_bytes(
 
 
 @cache
-def _weights(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
+def _weights(config: ModelConfig, dtype: torch.dtype, eight_bits: bool) -> tuple[int, int]:
     """Bytes of the UNet's weights, and of the others', whose encoder is always in float32."""
     backend = _backend(dtype)
     vae = _vae(config, dtype)
     encoder = sum(weight.numel() for weight in vae.encoder.parameters()) * (4 - dtype.itemsize)
     others = _bytes(vae) + encoder + _bytes(CLIPVision(config.clip_vision, backend=backend))
-    return _bytes(VideoUNet(config.unet, backend=backend)), others
+    return _bytes(_unet(config.unet, dtype, eight_bits)), others
+
+
+def _unet(config: UNetConfig, dtype: torch.dtype, eight_bits: bool) -> VideoUNet:
+    unet = VideoUNet(config, backend=_backend(dtype))
+    if eight_bits:
+        store_in_eight_bits(unet)
+    return unet
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Literal
 
 from . import __version__
 from .errors import InputError
-from .settings import AttentionName, Settings
+from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
 
 MAX_PLAYBACK_FPS = 240
@@ -67,8 +67,8 @@ class Recipe:
     """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
     device and dtype as given to `load_checkpoint`; threads is torch's number on the CPU, where sums depend on
     how they are split; watermark names the library that marked the frames, with its version, and is empty where none
-    did; split_guidance says that guidance ran in two processes, pass by pass; attention as given to `load_checkpoint`.
-    Chunks and memory budgets never change a pixel and are not here.
+    did; split_guidance says that guidance ran in two processes, pass by pass; attention and weights as given to
+    `load_checkpoint`. Chunks and memory budgets never change a pixel and are not here.
 
     Fields that came later have defaults, which say what older clips were made with."""
 
@@ -85,6 +85,7 @@ class Recipe:
     watermark: str = ""
     split_guidance: bool = False
     attention: AttentionName = "auto"
+    weights: WeightsName = "whole"
 
     def to_json(self) -> str:
         """One line of ASCII."""

@@ -13,6 +13,7 @@ Fit = Literal["crop", "pad", "stretch"]
 Curve = Literal["constant", "linear", "triangle", "trapezoid"]
 Schedule = Literal["edm", "align_your_steps"]
 AttentionName = Literal["auto", "sage", "flash3"]
+WeightsName = Literal["whole", "int8"]
 
 MAX_FRAMES = 1024
 MAX_STEPS = 1000
@@ -28,7 +29,8 @@ class Settings:
     fps in frames per second, as played; motion_bucket 0-1023 (trained to 255); augmentation is the standard deviation
     of the noise on the still, on the [-1, 1] scale; background is the colour under transparent pixels and beside a
     padded picture; sigmas, when given, replace schedule and steps; guidance_points [(position in [0, 1], scale), ...]
-    replace curve, minimum and maximum; churn is for the Euler and Heun samplers (Karras et al. 2022).
+    replace curve, minimum and maximum; churn is for the Euler and Heun samplers (Karras et al. 2022); reuse is the
+    threshold of `model.reuse.FeatureReuse`, which approximates: 0 is off.
     """
 
     frames: int | None = None
@@ -50,6 +52,7 @@ class Settings:
     sampler: str = "euler"
     churn: float = 0.0
     seed: int = 0
+    reuse: float = 0.0
 
     def for_variant(self, variant: Variant) -> Settings:
         """The same settings with the variant's defaults filled in, then checked. Raises InputError."""
@@ -70,6 +73,7 @@ class Settings:
             _one_of(name, getattr(self, name), get_args(kinds))
         for name in ("min_guidance", "max_guidance", "churn"):
             _within(name, getattr(self, name), 0, 100, "guidance of 1 to 3 and churn of 0 are usual")
+        _within("reuse", self.reuse, 0, 1, "0 is off, 0.05 to 0.2 is usual")
 
 
 def _within(name: str, value: float | None, low: float, high: float, remedy: str) -> None:

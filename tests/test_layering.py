@@ -37,7 +37,7 @@ ARROWS = {
     "planning": BASE | {"decode", "meter", "model"},
     "pipeline": BASE
     | {"sampling", "motion", "conditioning", "media", "model", "checkpoint", "decode", "recipe", "planning"},
-    "controls": BASE | {"motion", "sampling", "conditioning", "media", "pipeline"},
+    "controls": BASE | {"motion", "sampling", "conditioning", "media", "model", "pipeline"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""
 TOP = {"__init__", "__main__", "cli"}

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 WORKSPACE = 1.25
 """What libraries take for themselves beside the activations that are counted, as a factor."""
 
+REUSE = "stable_video_reuse"
+"""In `transformer_options`: the `FeatureReuse` of a run, where there is one."""
+
 LEANER = (0.0, 0.5, 1.0)
 """Shares of the weights that leave the device, one after the other, while its memory runs out; first only what the
 allocator holds unused."""
@@ -94,7 +97,9 @@ class HostedUNet(VideoUNet):
         }
         hooks = HostHooks({} if transformer_options is None else transformer_options, control, call)
         frames = clip_length(x.shape[0], num_video_frames, hooks.options)
-        return VideoUNet.forward(self, x, timesteps, context, y, frames, hooks)
+        # Features that patches and ControlNets have changed, or that they count blocks for, are not taken again.
+        reuse = None if control or hooks.patches or hooks.replacements else hooks.options.get(REUSE)
+        return VideoUNet.forward(self, x, timesteps, context, y, frames, hooks, reuse)
 
 
 def clip_length(rows: int, num_video_frames: int | None, options: Mapping[str, Any]) -> int:

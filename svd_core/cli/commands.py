@@ -29,7 +29,7 @@ from ..pipeline import Clip, ProgressFn, StableVideo, load_checkpoint, plan_samp
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..sampling import GuidanceSplit, split_guidance
-from ..settings import AttentionName, Settings
+from ..settings import AttentionName, Settings, WeightsName
 from .latents import check_latents_output, load_latents, save_latents
 from .progress import Bars
 from .provenance import chosen_filter, marked, require_clean, will_mark
@@ -59,6 +59,8 @@ _BESIDE_RECIPE = {
 """What may be given with --recipe: places, the machine, what changes no pixel, and what is asked of it once more."""
 
 _SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
+_REUSE_NOTE = "reuse {:g} approximates: frames will differ from those of --reuse 0"
+_INT8_NOTE = "weights int8 are rounded to 8 bits: frames will differ from those of whole"
 _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
 
@@ -74,6 +76,7 @@ class Order:
     dtype: DType
     variant: str | None = None
     attention: AttentionName = "auto"
+    weights: WeightsName = "whole"
     recipe: Recipe | None = None
 
 
@@ -114,6 +117,8 @@ def render_order(order: Order, args: Namespace, means: Means | None = None) -> N
         save_latents(clip.latents, args.save_latents, recipe)
     path = write_clip(frames, args.output, order.playback_fps, recipe)
     _say(f"{order.image}: {clip.fit_report}{_rounding(order.settings, clip.settings)}")
+    if clip.reuse_report:
+        _say(f"{order.image}: {clip.reuse_report}")
     _say_done(path, clip.frames, began)
 
 
@@ -223,6 +228,7 @@ def order_from_flags(args: Namespace) -> Order:
         dtype=given.get("dtype", "float32"),
         variant=given.get("variant"),
         attention=given.get("attention", "auto"),
+        weights=given.get("weights", "whole"),
     )
 
 
@@ -245,6 +251,7 @@ def _order_from_recipe(args: Namespace) -> Order:
         device=device,
         dtype=recipe.dtype,
         attention=recipe.attention,
+        weights=recipe.weights,
         recipe=recipe,
     )
 
@@ -294,7 +301,8 @@ def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
     config = open_checkpoint(order.checkpoint, order.variant).config
     width, height = _clip_size(order.settings, image, config.variant)
     settings = order.settings.for_variant(config.variant)
-    job = Job(config, settings.frames, width, height, _DTYPES[order.dtype], device)
+    how = {"reuse": settings.reuse > 0, "eight_bits": order.weights == "int8"}
+    job = Job(config, settings.frames, width, height, _DTYPES[order.dtype], device, **how)
     if memory is None:
         return plan_or_leanest(job, free)
     way = plan_render(job, memory)
@@ -311,7 +319,7 @@ def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[Sta
     """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
     until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
-    more = {"stream_weights": stream_weights, "attention": order.attention}
+    more = {"stream_weights": stream_weights, "attention": order.attention, "weights": order.weights}
     svd = _open(order.checkpoint, order.device, order.dtype, order.variant, **more)
     return svd, known or Source.of(order.checkpoint)
 
@@ -324,6 +332,10 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
         notes = [DEMO_NOTE, *notes]
     if order.attention == "sage":
         notes = [_SAGE_NOTE, *notes]
+    if order.weights == "int8":
+        notes = [_INT8_NOTE, *notes]
+    if order.settings.reuse > 0:
+        notes = [_REUSE_NOTE.format(order.settings.reuse), *notes]
     if svd.variant_note and not (order.variant or order.recipe):
         notes = [svd.variant_note, *notes]
     for note in notes:
@@ -363,6 +375,7 @@ def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Reci
         dtype=order.dtype,
         threads=torch.get_num_threads(),
         attention=order.attention,
+        weights=order.weights,
     )
 
 

@@ -11,7 +11,7 @@ from .. import __version__
 from ..config import VARIANTS
 from ..errors import InputError
 from ..recipe import DType
-from ..settings import AttentionName, Curve, Fit, Schedule
+from ..settings import AttentionName, Curve, Fit, Schedule, WeightsName
 
 MAX_WORKERS = 1024
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -61,6 +61,8 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_machine_flags(command)
     text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
     _flag(command, "--attention", text, choices=get_args(AttentionName))
+    text = "of the UNet: int8 is quantised, takes half of the memory and longer (default: whole)"
+    _flag(command, "--weights", text, choices=get_args(WeightsName))
 
 
 def _add_batch(commands: argparse._SubParsersAction) -> None:
@@ -144,11 +146,20 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--max-guidance", "guidance at the curve's high end (default: the model's)", float, "X")
     _flag(group, "--guidance-curve", "over the frames (default: linear)", choices=get_args(Curve))
     _flag(group, "--guidance-points", "a curve of your own: position:scale,..., positions 0 to 1", _points, "LIST")
-    _flag(group, "--guidance-interval", "guide only between these noise levels", float, ("LOW", "HIGH"), nargs=2)
+    _flag(
+        group,
+        "--guidance-interval",
+        "approximate: guide only between these noise levels",
+        float,
+        ("LOW", "HIGH"),
+        nargs=2,
+    )
     _flag(group, "--schedule", "of the noise levels (default: edm)", choices=get_args(Schedule))
     _flag(group, "--sigmas", "noise levels of your own, falling to 0: 700,50,...,0", _numbers, "LIST")
     _flag(group, "--sampler", "euler, heun, euler_ancestral, dpmpp_2m, ... (default: euler)", metavar="NAME")
     _flag(group, "--churn", "noise added again at each step by euler and heun (default: 0)", float, "X")
+    text = "approximate: keep deep features while the first block changes by less, such as 0.1 (default: 0, exact)"
+    _flag(group, "--reuse", text, float, "THRESHOLD")
 
 
 def _add_playback_flag(group: argparse._ActionsContainer) -> None:

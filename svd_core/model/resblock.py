@@ -37,7 +37,8 @@ class _Residual(nn.Module):
     ):
         super().__init__()
         self.in_layers = NormActivated(weights, norm_in, nn.SiLU(inplace=True), conv_in)
-        self.emb_layers = nn.Sequential(nn.SiLU(), emb)
+        # Identity keeps the slot of the SiLU, which has run before: `StepContext.activated`.
+        self.emb_layers = nn.Sequential(nn.Identity(), emb)
         # Identity keeps the slot of the dropout: the released files call the next layer out_layers.3.
         self.out_layers = NormActivated(weights, norm_out, nn.SiLU(inplace=True), nn.Identity(), conv_out)
 
@@ -56,7 +57,7 @@ class TemporalResBlock(_Residual):
         )
 
     def change(self, clips: Tensor, emb: Tensor) -> Tensor:
-        """clips (B, C, T, H*W), emb (B, T, E) -> what the block adds to clips, same shape."""
+        """clips (B, C, T, H*W), emb (B, T, E) activated -> what the block adds to clips, same shape."""
         shift = self.emb_layers(emb).movedim(-1, 1)  # (B, C, T)
         return self.out_layers(joined(shift[..., None], self.in_layers(clips)))
 
@@ -79,12 +80,12 @@ class VideoResBlock(_Residual):
 
     def forward(self, images: Tensor, step: StepContext) -> Tensor:
         """images (N, C, H, W) -> (N, C', H, W)."""
-        spatial = self.spatial(images, step.emb)
+        spatial = self.spatial(images, step.activated)
         clips = to_clips(spatial, step.num_frames)
-        change = self.time_stack.change(clips, step.emb.unflatten(0, (-1, step.num_frames)))
+        change = self.time_stack.change(clips, step.activated.unflatten(0, (-1, step.num_frames)))
         return blended(spatial, from_clips(change, images.shape[-2]), self.time_mixer.temporal_share(spatial))
 
     def spatial(self, images: Tensor, emb: Tensor) -> Tensor:
-        """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) -> (N, C', H, W)."""
+        """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) activated -> (N, C', H, W)."""
         shift = self.emb_layers(emb)[..., None, None]
         return joined(self.skip_connection(images), self.out_layers(joined(shift, self.in_layers(images))))

@@ -19,6 +19,7 @@ from .backend import TORCH, Backend
 from .embedding import embedding_mlp
 from .fused import NormActivated
 from .resblock import VideoResBlock
+from .reuse import SHALLOW, FeatureReuse, Kept, thinned
 from .step import NO_HOOKS, BlockHooks, StepContext
 from .transformer import SpatialVideoTransformer
 
@@ -77,10 +78,18 @@ class VideoUNet(nn.Module):
         self.out = NormActivated(backend.weights, *head)
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor, num_frames: int, hooks: BlockHooks = NO_HOOKS
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        context: Tensor,
+        vector: Tensor,
+        num_frames: int,
+        hooks: BlockHooks = NO_HOOKS,
+        reuse: FeatureReuse | None = None,
     ) -> Tensor:
         """x (N, 8, h, w): the scaled noisy latent, then the still's latent; c_noise (N,) = ln(sigma) / 4; context
-        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype.
+        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype. `reuse` lets
+        deep blocks be left out and makes the result approximate.
 
         Raises InputError where N is not a whole number of clips.
         """
@@ -89,11 +98,12 @@ class VideoUNet(nn.Module):
         x = self.backend.fit(x, self.out[-1].weight)
         step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context.to(x.dtype), num_frames, hooks)
         images = x.contiguous(memory_format=torch.channels_last)
-        images, skips = self._run_inputs(images, step)
-        hooks.enter("middle", 0)
-        images = hooks.after_middle(self.middle_block(images, step))
-        images = self._run_outputs(images, skips, step)
-        return self.out(images.to(x.dtype))
+        if reuse is not None:
+            return self._run_again(images, reuse.find(x, c_noise, context), reuse, step)
+        skips: list[Tensor] = []
+        images = self._run_inputs(images, skips, step)
+        images = self._run_middle(images, step)
+        return self.out(self._run_outputs(images, skips, step).to(x.dtype))
 
     def layers(self) -> list[nn.Module]:
         """Every layer that holds weights, in the order in which they run."""
@@ -105,21 +115,42 @@ class VideoUNet(nn.Module):
         noise = self.time_embed(sinusoid(c_noise, self.config.model_channels).to(dtype))
         return hooks.embedding(noise) + self.label_emb(vector.to(dtype))
 
-    def _run_inputs(self, images: Tensor, step: StepContext) -> tuple[Tensor, list[Tensor]]:
-        skips = []
-        for index, block in enumerate(self.input_blocks):
-            step.hooks.enter("input", index)
-            images, skip = step.hooks.after_input(block(images, step))
-            skips.append(skip)
-        return images, skips
+    def _run_again(self, images: Tensor, kept: Kept, reuse: FeatureReuse, step: StepContext) -> Tensor:
+        """The whole network, or its shallow blocks around what an earlier call kept."""
+        dtype, upwards = images.dtype, len(self.output_blocks) - SHALLOW
+        skips: list[Tensor] = []
+        images = self._run_inputs(images, skips, step, 0, SHALLOW)
+        deep = reuse.deep(kept, thinned(images) - thinned(skips[0]))
+        if deep is None:
+            images = self._run_inputs(images, skips, step, SHALLOW)
+            images = self._run_middle(images, step)
+            deep = kept.deep = self._run_outputs(images, skips, step, 0, upwards)
+        return self.out(self._run_outputs(deep, skips, step, upwards).to(dtype))
 
-    def _run_outputs(self, images: Tensor, skips: list[Tensor], step: StepContext) -> Tensor:
-        for index, block in enumerate(self.output_blocks):
+    def _run_inputs(
+        self, images: Tensor, skips: list[Tensor], step: StepContext, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Blocks `first` up to `end`, whose skips are added to `skips`."""
+        for index in range(len(self.input_blocks))[first:end]:
+            step.hooks.enter("input", index)
+            images, skip = step.hooks.after_input(self.input_blocks[index](images, step))
+            skips.append(skip)
+        return images
+
+    def _run_middle(self, images: Tensor, step: StepContext) -> Tensor:
+        step.hooks.enter("middle", 0)
+        return step.hooks.after_middle(self.middle_block(images, step))
+
+    def _run_outputs(
+        self, images: Tensor, skips: list[Tensor], step: StepContext, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Blocks `first` up to `end`, each of which takes the last of `skips`."""
+        for index in range(len(self.output_blocks))[first:end]:
             step.hooks.enter("output", index)
             images, skip = step.hooks.before_output(images, skips.pop())
             joined = torch.cat([images, skip], dim=1)
             del images, skip
-            images = block(joined, step, skips[-1].shape[-2:] if skips else None)
+            images = self.output_blocks[index](joined, step, skips[-1].shape[-2:] if skips else None)
         return images
 
 

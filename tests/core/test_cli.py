@@ -306,7 +306,7 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
         "--augmentation 0.5 --min-guidance 1.5 --max-guidance 4 --guidance-curve triangle "
         "--guidance-points 0:1,0.5:3,1:1 --guidance-interval 0.5 20 --schedule align_your_steps --sigmas 50,5,0.5,0 "
         "--sampler heun --churn 0.3 --seed 77 --dtype float16 --chunk 3 --budget 1.5GiB --variant svd_xt "
-        "--attention flash3"
+        "--attention flash3 --reuse 0.15 --weights int8"
     )
     found = recorded(monkeypatch, tmp_path, *flags.split())
     assert found.settings == Settings(
@@ -329,9 +329,10 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
         sampler="heun",
         churn=0.3,
         seed=77,
+        reuse=0.15,
     )
     places = {"device": "cpu", "dtype": torch.float16, "stream_weights": False}
-    options = {**places, "variant": "svd_xt", "attention": "flash3"}
+    options = {**places, "variant": "svd_xt", "attention": "flash3", "weights": "int8"}
     assert found.opened == (f"{tmp_path}/tiny.safetensors", options)
     assert found.limits == {"chunk": 3, "budget": 3 * 2**29, "memory": None}
 
@@ -347,6 +348,15 @@ def test_without_flags_the_variant_decides_and_the_exact_decoder_runs(tmp_path, 
 def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys, name, said):
     recorded(monkeypatch, tmp_path, "--attention", name)
     assert ("note: attention sage sums in 8 bits" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "note"),
+    [("--reuse", "0.1", "note: reuse 0.1 approximates"), ("--weights", "int8", "note: weights int8 are rounded")],
+)
+def test_what_is_not_exact_is_never_silent(tmp_path, monkeypatch, capsys, flag, value, note):
+    recorded(monkeypatch, tmp_path, flag, value)
+    assert note in capsys.readouterr().err
 
 
 def test_the_background_lies_under_a_transparent_picture(tmp_path, monkeypatch):

@@ -318,3 +318,14 @@ def test_a_decode_goes_on_leaner_when_memory_is_taken(vae, monkeypatch):
     monkeypatch.setattr(svd_core.decode.run, "has_own_memory", lambda _: True)
     assert torch.equal(vae.decode(z, 3), expected)
     assert tried == [("device", 3), ("device", 1), ("host", 1), ("bands", 1)]
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+@torch.inference_mode()
+def test_long_sums_are_as_exact_with_channels_first_and_lie_as_the_others_do(size):
+    conv = randomise(torch.nn.Conv2d(svd_core.decode.frames.LONG_SUM, 32, 3, padding=1))
+    images = torch.randn(1, *size, conv.in_channels).movedim(-1, 1)
+    turned, plain = svd_core.decode.frames.convolved(conv, images), conv(images)
+    exact = conv.double()(images.double())
+    assert relative(turned, exact) <= 2 * relative(plain, exact) <= 1e-5
+    assert turned.movedim(1, -1).is_contiguous()

@@ -6,8 +6,20 @@ from synthetic import TINY
 from test_unet import SMALL
 
 from benchmarks import gpu
-from benchmarks.gpu import Case, decode_rows, interleaved, markdown, process_seconds, unet_flops, unet_rows
+from benchmarks.gpu import (
+    UNSEEN,
+    Case,
+    decode_rows,
+    interleaved,
+    markdown,
+    measured_peaks,
+    process_seconds,
+    unet_flops,
+    unet_roofline,
+    unet_rows,
+)
 from benchmarks.gpu_peers import CONTESTANTS, OURS, Contestant, random_unet_weights
+from benchmarks.work import ATTENTION, CONVOLUTION, GEMM, NORM, OTHER, Peaks
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
 from svd_core.model.vae import VideoVAE
@@ -54,6 +66,24 @@ def test_rounds_begin_with_another_contestant_each_time():
 
 def test_flops_are_those_of_the_released_model():
     assert unet_flops(Case(14, 1, 72, 128), UNetConfig()) == pytest.approx(44.802e12, rel=1e-3)
+
+
+def test_a_step_is_told_by_class_with_its_floor(weights):
+    ticks = iter(range(10**6))
+    seconds = lambda run: (run(), next(ticks), 1e-3)[2]  # noqa: E731
+    lines = unet_roofline(CASE, SMALL, weights, 100.0, Peaks(1e9, 1e9), seconds=seconds)
+    rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in lines[4:])}
+    assert list(rows) == [GEMM, CONVOLUTION, ATTENTION, NORM, OTHER, UNSEEN]
+    launches = sum(int(cells[0]) for cells in rows.values())
+    assert 1000 < launches < next(ticks)
+    assert all(float(cells[3]) == pytest.approx(1e-3 * int(cells[0])) for name, cells in rows.items() if name != UNSEEN)
+    # No kernel of ours runs on a CPU, so all that a step asks for was seen, and the rest of its time is left over.
+    assert float(rows[UNSEEN][1]) == 0 and float(rows[UNSEEN][3]) == pytest.approx(100, abs=10)
+
+
+def test_peaks_are_those_of_a_product_and_a_copy():
+    peaks = measured_peaks("cpu", torch.float32, edge=4, values=8, seconds=lambda run: (run(), 2.0)[1])
+    assert peaks == Peaks(flops=2 * 4**3 / 2, bytes=2 * 32 / 2)
 
 
 def test_the_decoder_is_measured_in_each_way():

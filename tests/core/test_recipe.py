@@ -60,6 +60,7 @@ def test_every_setting_survives():
         sampler="heun",
         churn=0.7,
         seed=2**64 - 1,
+        reuse=0.15,
     )
     assert all(getattr(every, field.name) != field.default for field in dataclasses.fields(Settings))
     recipe = dataclasses.replace(a_recipe(), settings=every)

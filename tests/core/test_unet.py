@@ -12,7 +12,7 @@ from svd_core.errors import InputError
 from svd_core.model.attention import Attention
 from svd_core.model.backend import TORCH, Backend
 from svd_core.model.resblock import VideoResBlock
-from svd_core.model.step import BlockHooks, StepContext
+from svd_core.model.step import NO_HOOKS, BlockHooks, StepContext
 from svd_core.model.transformer import SpatialVideoTransformer
 from svd_core.model.unet import VideoUNet
 
@@ -177,15 +177,15 @@ def test_frames_of_one_clip_read_each_other(unet):
 def test_all_spatial_blend_is_the_plain_residual_block():
     block = randomise(VideoResBlock(32, 64, 16, backend=TORCH))
     block.time_mixer.mix_factor.fill_(torch.inf)
-    images, emb = torch.randn(6, 32, 5, 4), torch.randn(6, 16)
-    assert torch.equal(block(images, StepContext(emb, torch.zeros(6, 1, 8), 3)), block.spatial(images, emb))
+    images, step = torch.randn(6, 32, 5, 4), StepContext(torch.randn(6, 16), torch.zeros(6, 1, 8), 3, NO_HOOKS)
+    assert torch.equal(block(images, step), block.spatial(images, step.activated))
 
 
 @torch.inference_mode()
 def test_all_spatial_blend_is_the_plain_transformer():
     block = randomise(SpatialVideoTransformer(32, 24, 8, 1, backend=TORCH))
     block.time_mixer.mix_factor.fill_(torch.inf)
-    step = StepContext(torch.randn(6, 16), torch.randn(2, 1, 24).repeat_interleave(3, 0), 3)
+    step = StepContext(torch.randn(6, 16), torch.randn(2, 1, 24).repeat_interleave(3, 0), 3, NO_HOOKS)
     images = torch.randn(6, 32, 5, 4)
     tokens = block.proj_in(block.norm(images).flatten(2).transpose(1, 2))
     tokens = block.transformer_blocks[0](tokens, step)

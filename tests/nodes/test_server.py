@@ -59,6 +59,7 @@ OUR_NODES = (
     "StableVideoLongTake",
     "StableVideoUnstick",
     "StableVideoCurves",
+    "StableVideoShortcuts",
 )
 """Node ids that saved workflows depend on."""
 

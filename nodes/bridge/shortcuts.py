@@ -1,0 +1,94 @@
+"""Ways to compute less than was asked, on a native MODEL. Class: approximate. Each says in the log what it left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_patcher
+from comfy.patcher_extension import WrappersMP
+
+from ...svd_core.errors import InputError
+from ...svd_core.model.reuse import FeatureReuse
+from .model import REUSE, StableVideoModel
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from torch import Tensor
+
+    from ...svd_core.sampling import GuidanceInterval
+
+KEY = "stable_video_shortcuts"
+
+logger = logging.getLogger(__name__)
+
+
+def require_reusable(patcher: ModelPatcher) -> None:
+    """Raise InputError for a MODEL whose network keeps nothing."""
+    if not isinstance(patcher.model, StableVideoModel):
+        raise InputError(
+            "reuse needs the MODEL of Load Stable Video, and this one is ComfyUI's own: load it there, or set reuse "
+            "to 0"
+        )
+
+
+def with_reuse(patched: ModelPatcher, threshold: float) -> None:
+    """Let every run of the MODEL keep deep features from step to step."""
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Reusing(threshold))
+
+
+def with_interval(patched: ModelPatcher, interval: GuidanceInterval) -> None:
+    """Let every run of the MODEL be guided within the interval only; a step outside costs one pass."""
+    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _GuidedWithin(interval))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reusing:
+    """Around a run: what it keeps is its own, and goes with it."""
+
+    threshold: float
+
+    def __call__(self, executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        guider = executor.class_obj
+        given = guider.model_options
+        if "multigpu_clones" in given:
+            logger.info("reuse %g: left out, because several devices share the run", self.threshold)
+            return executor(*args, **kwargs)
+        reuse = FeatureReuse(self.threshold)
+        guider.model_options = comfy.model_patcher.create_model_options_clone(given)
+        guider.model_options["transformer_options"][REUSE] = reuse
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            guider.model_options = given
+            reuse.forget()
+            logger.info("%s", reuse.report())
+
+
+@dataclass(frozen=True, slots=True)
+class _GuidedWithin:
+    """Around one evaluation: outside the interval the guider is told of a scale of 1."""
+
+    interval: GuidanceInterval
+
+    def __call__(
+        self, executor: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: int | None
+    ) -> Tensor:
+        if bool(self.interval.holds(sigma.cpu()).all()):
+            return executor(x, sigma, options, seed)
+        guider = executor.class_obj
+        scale = guider.cfg
+        guider.cfg = 1.0
+        unguided = {key: value for key, value in options.items() if key not in _GUIDING}
+        try:
+            return executor(x, sigma, unguided, seed)
+        finally:
+            guider.cfg = scale
+
+
+_GUIDING = ("sampler_cfg_function", "disable_cfg1_optimization")
+"""Options that guide whatever the scale says."""

@@ -176,7 +176,8 @@ class ComfyUI:
         return cls(_filled(unet, weights), config.vector_dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        rows = map(batch.rows, (batch.c_noise, batch.context, batch.vector(self.vector_dim)))
+        vector = batch.vector(self.vector_dim).to(batch.x.dtype)  # as its model_base does before the network
+        rows = map(batch.rows, (batch.c_noise, batch.context, vector))
         return self.unet(batch.x, *rows, num_video_frames=len(batch.x))
 
     def level(self, images: Tensor, emb: Tensor, context: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..svd_core.errors import InputError
-from ..svd_core.motion import composite, seam_score
+from ..svd_core.motion import composite, hold_colours, seam_score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "stable_video"
-LOOP, STILL = "loop", "still"
+LOOP, STILL, HOLD = "loop", "still", "hold"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,9 @@ def is_loop(latent: dict[str, Any]) -> bool:
 
 def finished(images: Tensor, latent: dict[str, Any]) -> tuple[Tensor, list[str]]:
     """The decoded frames as they are meant to be seen, and sentences about them."""
-    still = latent.get(KEY, {}).get(STILL)
+    hold, still = (latent.get(KEY, {}).get(what) for what in (HOLD, STILL))
+    if hold:
+        images = torch.from_numpy(hold_colours(images.cpu().numpy(), hold)).to(images)
     if still is not None:
         images = still.over(images)
     if not is_loop(latent):

@@ -28,7 +28,7 @@ from .bridge.methods import (
 )
 from .bridge.variant import model_variant
 from .checks import require_latents, require_vae, verdict, whole_clips
-from .finish import LOOP, STILL, Still, finishing
+from .finish import HOLD, LOOP, STILL, Still, finishing
 from .sampling import parse_points
 
 if TYPE_CHECKING:
@@ -220,7 +220,8 @@ class StableVideoLongTake(io.ComfyNode):
         in_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
         longer = {**latent, "samples": samples, "num_video_frames": frames}
-        return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), longer)
+        held = finishing(longer, HOLD, colour_hold)
+        return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
 
 
 class StableVideoUnstick(io.ComfyNode):

@@ -32,6 +32,7 @@ from .motion import (
     analytic_start,
     composite,
     curve_values,
+    hold_colours,
     lowered_sigmas,
     require_loop,
     sample_sequential,
@@ -230,6 +231,8 @@ class _Shot:
         return lambda denoise: LongTake(denoise, self.windows, self.svd.device, colour, hold, given)
 
     def finish(self, frames: np.ndarray) -> np.ndarray:
+        if self.windows:
+            frames = hold_colours(frames, self.controls.colour_hold)
         if self.brush is None:
             return frames
         opacity = self.brush.opacity(self.controls.feather).numpy()

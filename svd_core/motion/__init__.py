@@ -22,3 +22,4 @@ from .unstick import unstuck as unstuck
 from .windows import LongTake as LongTake
 from .windows import Statistics as Statistics
 from .windows import Windows as Windows
+from .windows import hold_colours as hold_colours

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,10 @@ from ..conditioning import Conditioning
 from ..config import LATENT_SCALE
 from ..errors import InputError
 from .denoiser import ClipDenoiser
+
+LEAST_DEVIATION = 1 / 255
+MOST_GAIN = 2.0
+"""More contrast than this is not given back to a frame that lost it: it would be noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,21 @@ class Statistics:
         values = self.values.to(latents).expand(len(latents), -1, -1)
         held = torch.empty_like(values).scatter_(2, places, values).view_as(latents)
         return torch.lerp(latents, held, amount)
+
+
+def hold_colours(frames: np.ndarray, amount: float) -> np.ndarray:
+    """Decoded frames (T, H, W, 3) in [0, 1], each with the first one's mean and deviation of each channel (Reinhard et
+    al. 2001, in RGB), by `amount` from 0 to 1. The statistics of latents alone leave a drift, because several latents
+    decode to the same colour."""
+    if amount == 0:
+        return frames
+    mean, deviation = frames[0].mean(axis=(0, 1)), frames[0].std(axis=(0, 1))
+    held = np.empty_like(frames)
+    for frame, into in zip(frames, held, strict=True):
+        gain = deviation / np.maximum(frame.std(axis=(0, 1)), LEAST_DEVIATION)
+        moved = (frame - frame.mean(axis=(0, 1))) * gain.clip(1 / MOST_GAIN, MOST_GAIN) + mean
+        into[:] = np.clip(frame + amount * (moved - frame), 0, 1)
+    return held
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from fake_clips import Drifting, conditioning
 
 from svd_core.errors import InputError
-from svd_core.motion import LongTake, Statistics, Windows
+from svd_core.motion import LongTake, Statistics, Windows, hold_colours
+from svd_core.motion.windows import MOST_GAIN
 from svd_core.sampling import SAMPLERS, edm_sigmas, noisy_start
 
 LENGTH, OVERLAP, TOTAL = 4, 2, 9
@@ -81,6 +83,31 @@ def test_statistics_keep_what_lies_where():
     assert torch.equal(held.flatten(2).argsort(), frames.flatten(2).argsort())
     torch.testing.assert_close(Statistics.of(still).impose(still, 1.0), still)
     torch.testing.assert_close(Statistics.of(still).impose(frames, 0.5), (held + frames) / 2)
+
+
+def test_decoded_frames_are_held_to_the_first():
+    generator = np.random.default_rng(0)
+    first = generator.uniform(0.3, 0.6, (1, 12, 16, 3)).astype(np.float32)
+    tint = np.array([1.1, 0.9, 1.0], np.float32)
+    frames = np.concatenate([first, 0.8 * first * tint + 0.1, generator.uniform(0.2, 0.7, first.shape)], dtype=np.float32)
+    given = frames.copy()
+    held = hold_colours(frames, 1.0)
+    for measured in (np.mean, np.std):
+        wanted = np.broadcast_to(measured(first, axis=(1, 2)), (3, 3))
+        np.testing.assert_allclose(measured(held, axis=(1, 2)), wanted, atol=1e-5)
+    np.testing.assert_allclose(held[1], first[0], atol=1e-5)
+    np.testing.assert_allclose(hold_colours(frames, 0.5), (held + frames) / 2, atol=1e-6)
+    assert hold_colours(frames, 0.0) is frames
+    assert np.array_equal(frames, given)
+
+
+def test_noise_of_an_empty_frame_is_not_made_contrast():
+    first = np.zeros((8, 8, 3), np.float32)
+    first[:4] = 1.0
+    flat = np.full((8, 8, 3), 0.4, np.float32)
+    flat[0, 0] += 0.01
+    held = hold_colours(np.stack([first, flat]), 1.0)[1]
+    assert np.ptp(held) <= 0.01 * MOST_GAIN + 1e-6
 
 
 def test_an_existing_clip_is_continued():

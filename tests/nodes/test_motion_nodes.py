@@ -223,6 +223,16 @@ def test_the_decode_node_shows_the_seam_score(part, pictures):
     assert finish.finished(frames, {})[1] == []
 
 
+def test_a_long_take_is_decoded_with_its_colours_held():
+    finish = part("nodes.finish")
+    frames = torch.rand(3, 4, 5, 3) * torch.tensor([1.0, 0.5, 0.2])[:, None, None, None]
+    held, said = finish.finished(frames, finish.finishing({}, finish.HOLD, 1.0))
+    assert said == []
+    assert torch.equal(held, torch.from_numpy(finish.hold_colours(frames.numpy(), 1.0)))
+    assert not torch.equal(held, frames)
+    assert torch.equal(finish.finished(frames, finish.finishing({}, finish.HOLD, 0.0))[0], frames)
+
+
 def test_a_loop_of_two_frames_and_of_several_clips_is_refused(call, loaded, condition, pictures, input_error):
     short = condition(pictures[:1], frames=2)[2]
     with pytest.raises(input_error, match="a loop of 2 frames cannot leave the picture and come back"):

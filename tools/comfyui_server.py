@@ -265,6 +265,10 @@ class ComfyUI:
         """Ask ComfyUI to unload its models and drop its cache; it does so after the prompt that runs now."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
+    def set(self, settings: Mapping[str, Any]) -> None:
+        """Settings of the page, by ComfyUI's names for them."""
+        self._post("/settings", settings)
+
     def get(self, path: str) -> bytes:
         """Any other address of the server."""
         return _open(f"{self.url}{path}")

@@ -30,7 +30,7 @@ BLOCK = 2**20
 
 
 class FetchError(Exception):
-    """ComfyUI could not be had; the message says why and what to do."""
+    """What the tests need could not be had; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def fetch(release: Release, store: Path = STORE) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix="fetching-") as scratch:
         archive = download(release, Path(scratch))
-        check(archive, release)
+        check(archive, release.sha256)
         whole = Path(scratch, "ComfyUI")
         unpack(archive, whole)
-        _put(whole, target)
+        put(whole, target)
     return target
 
 
@@ -92,15 +92,15 @@ def download(release: Release, folder: Path) -> Path:
     return found[0]
 
 
-def check(archive: Path, release: Release) -> None:
+def check(archive: Path, sha256: str) -> None:
     """Raise FetchError unless the archive is the pinned one."""
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    if digest.hexdigest() != release.sha256:
+    if digest.hexdigest() != sha256:
         raise FetchError(
-            f"{archive.name} has sha256 {digest.hexdigest()}, but {release.sha256} is pinned: "
+            f"{archive.name} has sha256 {digest.hexdigest()}, but {sha256} is pinned: "
             "do not use it, and find out where it came from"
         )
 
@@ -129,7 +129,7 @@ def _inside(name: str) -> PurePosixPath | None:
     return PurePosixPath(*parts[depth:])
 
 
-def _put(whole: Path, target: Path) -> None:
+def put(whole: Path, target: Path) -> None:
     """Move a finished folder to its name, unless another process was first."""
     try:
         whole.rename(target)

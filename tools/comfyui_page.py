@@ -1,0 +1,170 @@
+"""ComfyUI's page in a headless Chromium, used as a person uses it: templates, Run, help, languages, blueprints.
+
+    with browsing(find_browser()) as chromium, opened(chromium, comfy) as page:
+        page.open_template("demo_model")
+        page.run()
+        print(page.played_video())
+
+Nothing sleeps: each step waits for what it is about, for as long as a slow machine may need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from tools.comfyui_server import PACK_FOLDER, ComfyUI
+from tools.fetch_browser import Browser
+
+FLAGS = (
+    "--no-sandbox",  # root has no other way, and only this machine's own page is opened
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+VIEW = {"width": 1600, "height": 900}
+
+PATIENCE = 120_000
+"""Milliseconds that anything but a render may take on a slow machine."""
+RENDER = 400_000
+
+READY = """() => {
+    const known = window.LiteGraph?.registered_node_types ?? {}
+    return "StableVideoSampler" in known && window.app?.graph && document.querySelector('[data-testid="queue-button"]')
+}"""
+
+NODES = """() => window.app.graph._nodes.map(node => ({
+    kind: node.type,
+    title: node.title,
+    faulty: !!node.has_errors || !(node.type in window.LiteGraph.registered_node_types),
+    widgets: Object.fromEntries((node.widgets ?? []).map(widget => [widget.name, widget.label ?? widget.name])),
+    inputs: Object.fromEntries((node.inputs ?? []).map(port => [port.name, port.label ?? port.localized_name ?? port.name])),
+    outputs: (node.outputs ?? []).map(port => port.label ?? port.localized_name ?? port.name),
+}))"""
+
+LOADED_VIDEO = "() => [...document.querySelectorAll('video')].some(video => video.readyState >= 2 && video.videoWidth)"
+
+PLAY = """async () => {
+    const video = [...document.querySelectorAll('video')].find(video => video.videoWidth)
+    video.muted = true
+    video.loop = false
+    video.currentTime = 0
+    const ended = new Promise((resolve, reject) => {
+        video.onended = resolve
+        video.onerror = () => reject(video.error)
+    })
+    await video.play()
+    await ended
+    const {videoWidth: width, videoHeight: height, duration} = video
+    video.loop = true
+    return {width, height, seconds: duration, frames: video.getVideoPlaybackQuality().totalVideoFrames}
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as the page shows it. `faulty`: drawn with a red outline, or of a kind that the page does not know."""
+
+    kind: str
+    title: str
+    faulty: bool
+    widgets: dict[str, str]
+    """Name -> label, as for `inputs`."""
+    inputs: dict[str, str]
+    outputs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A video that the page has played from its first frame to its last."""
+
+    width: int
+    height: int
+    seconds: float
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class ComfyPage:
+    """The page once it is ready to work with."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+    """What the page's own code let fall."""
+
+    def browse_templates(self) -> list[Locator]:
+        """Open the template browser at this pack; its cards."""
+        self.page.locator(".templates-tab-button").first.click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_text(PACK_FOLDER, exact=True).first.click()
+        cards = dialog.locator('[data-testid^="template-workflow-"]')
+        cards.first.wait_for()
+        return cards.all()
+
+    def open_template(self, name: str) -> list[Node]:
+        """Click a card of the template browser, and wait for its nodes."""
+        self.browse_templates()
+        card = self.page.locator(f'[data-testid="template-workflow-{name}"]')
+        card.click()
+        card.wait_for(state="detached")
+        self.page.wait_for_function("() => window.app.graph._nodes.length > 0")
+        return self.nodes()
+
+    def nodes(self) -> list[Node]:
+        return [Node(**each) for each in self.page.evaluate(NODES)]
+
+    def run(self) -> None:
+        """Press Run, and wait for a video."""
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function(LOADED_VIDEO, timeout=RENDER)
+
+    def played_video(self) -> Played:
+        return Played(**self.page.evaluate(PLAY))
+
+    def help(self, kind: str) -> Locator:
+        """Ask for the help of the first node of a kind; the panel with our page in it."""
+        self.page.evaluate(
+            "kind => window.app.canvas.selectNode(window.app.graph._nodes.find(node => node.type === kind))", kind
+        )
+        self.page.get_by_test_id("info-button").click()
+        panel = self.page.locator(".node-help-content")
+        panel.locator("h1").wait_for()
+        return panel
+
+
+@contextmanager
+def browsing(browser: Browser) -> Iterator[Chromium]:
+    """A headless Chromium, closed on the way out."""
+    variables = {**os.environ, **browser.environment}
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=browser.program, args=list(FLAGS), env=variables)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+@contextmanager
+def opened(chromium: Chromium, comfy: ComfyUI, **settings: Any) -> Iterator[ComfyPage]:
+    """ComfyUI's page with these of its settings, shut off from every other host."""
+    comfy.set({"Comfy.TutorialCompleted": True, **settings})
+    context = chromium.new_context(viewport=VIEW)
+    context.set_default_timeout(PATIENCE)
+    context.route(lambda url: not url.startswith(comfy.url), lambda route: route.abort())
+    try:
+        page = ComfyPage(context.new_page())
+        page.page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.page.goto(comfy.url)
+        page.page.wait_for_function(READY)
+        yield page
+    finally:
+        context.close()

@@ -1,0 +1,48 @@
+"""The page that a ComfyUI asks for. Only one version of its package can be installed; others are fetched beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.fetch_comfyui import STORE, FetchError, put
+
+PACKAGE = "comfyui-frontend-package"
+STATIC = Path("comfyui_frontend_package", "static")
+
+
+def front_end(comfyui: Path, store: Path = STORE) -> Path:
+    """Folder of the page of the version that this ComfyUI's requirements name. Raises FetchError."""
+    version = wanted(comfyui)
+    if importlib.metadata.version(PACKAGE) == version:
+        return Path(str(importlib.metadata.distribution(PACKAGE).locate_file(STATIC)))
+    target = store / f"front-end-{version}"
+    if not target.is_dir():
+        fetch(version, target)
+    return target / STATIC
+
+
+def wanted(comfyui: Path) -> str:
+    """The version in its requirements. Raises FetchError where they name none."""
+    lines = (comfyui / "requirements.txt").read_text(encoding="utf-8")
+    found = re.search(rf"^{PACKAGE}==(\S+)", lines, re.MULTILINE)
+    if found is None:
+        raise FetchError(f"{comfyui / 'requirements.txt'} names no version of {PACKAGE}: set COMFYUI_PATH to another")
+    return found[1]
+
+
+def fetch(version: str, target: Path) -> None:
+    """Put the package into a folder of its own, which appears only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as scratch:
+        whole = Path(scratch, "whole")
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+        command = [*pip, "--target", str(whole), f"{PACKAGE}=={version}"]
+        ran = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        if ran.returncode:
+            raise FetchError(f"pip could not install {PACKAGE} {version}: check the package index")
+        put(whole, target)

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from svd_core.errors import CheckpointError, OutputError
+from svd_core.media import replacing
 
 STATE_KEY = "training.state"
 
@@ -114,18 +115,15 @@ def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> N
 def write_whole(path: Path, content: bytes) -> None:
     """Put a file in its place, and its folder if need be, whole or not at all, even when the power goes. Raises
     OutputError where the system refuses."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}): free some space, or choose another folder") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    with replacing(path) as scratch, scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

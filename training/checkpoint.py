@@ -60,11 +60,13 @@ def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
     tensors, metadata = load_tensors(path)
     try:
         note = json.loads(metadata[STATE_KEY])
-        step, found = note["step"], note["configuration"]
+        step, found = int(note["step"]), dict(note["configuration"])
         losses = tensors.pop("losses")
-    except (KeyError, TypeError, ValueError) as error:
+        require_same(path, found, configuration)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no state of a training run: remove it, or give another folder") from error
-    require_same(path, found, configuration)
     parts = {part: _under(tensors, part) for part in _PARTS}
     return State(step=step, configuration=found, losses=losses, **parts)
 

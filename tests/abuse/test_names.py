@@ -13,7 +13,7 @@ from PIL import Image
 from recipes import a_recipe
 from safetensors.torch import save_file
 
-from svd_core.checkpoint import open_source
+from svd_core.checkpoint import inspect_checkpoint, open_source
 from svd_core.cli import UNUSABLE, main
 from svd_core.cli.batch import _tasks
 from svd_core.errors import CheckpointError, InputError, OutputError
@@ -175,7 +175,7 @@ def test_a_pipe_in_the_place_of_weights_is_not_opened(tmp_path, part):
     folder = diffusers_folder(tmp_path / "model")
     (folder / part).unlink()
     os.mkfifo(folder / part)
-    with pytest.raises(CheckpointError, match="holds no complete .safetensors weights"):
+    with pytest.raises(CheckpointError, match=r"holds no complete \.safetensors weights"):
         open_source(folder)
 
 
@@ -187,7 +187,7 @@ def test_a_pipe_in_the_place_of_a_table_is_not_opened(tmp_path, name):
     os.mkfifo(folder / name)
     if name == "model_index.json":
         (folder / "vae").rename(folder / "other")
-        with pytest.raises(CheckpointError, match="is not a diffusers folder .* vae missing"):
+        with pytest.raises(CheckpointError, match=r"is not a diffusers folder .* vae missing"):
             open_source(folder)
     else:
         assert len(open_source(folder)) == 3
@@ -211,7 +211,7 @@ def test_what_is_no_file_is_neither_picture_nor_checkpoint_nor_recipe(tmp_path, 
         ("a.json", read_recipe, InputError),
     ):
         make(tmp_path / name)
-        with pytest.raises(error, match="does not exist|is not a regular file"):
+        with pytest.raises(error, match=r"does not exist|is not a regular file"):
             read(tmp_path / name)
 
 
@@ -229,14 +229,8 @@ def test_a_tensor_with_an_endless_name_is_refused(tmp_path, name, message):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(CheckpointError, match=message) as refused:
-        open_checkpoint_of(path)
+        inspect_checkpoint(path)
     assert len(str(refused.value)) < 1000
-
-
-def open_checkpoint_of(path):
-    from svd_core.checkpoint import inspect_checkpoint
-
-    return inspect_checkpoint(path)
 
 
 # Batches

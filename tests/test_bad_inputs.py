@@ -14,7 +14,7 @@ def test_the_page_is_what_the_tests_say():
 def test_every_test_that_the_page_names_is_there():
     named = named_tests()
     promised = named.pop("What was promised to be handled")
-    assert sum(map(len, named.values())) > 250
+    assert sum(map(len, named.values())) > 200
     for file, tests in named.items():
         assert tests <= {test.name for test in Module.of(ROOT / file).tests()}, file
     assert promised == {f"test_{test}" for _, _, test in PROMISED}

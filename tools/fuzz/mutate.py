@@ -179,7 +179,7 @@ def _repeat_value(place: Any, key: Any, rng: random.Random) -> None:
 
 
 def _bury(place: Any, key: Any, rng: random.Random) -> None:
-    for _ in range(rng.choice((1, 2, 900))):
+    for _ in range(rng.choice((1, 2, 200))):
         place[key] = rng.choice((lambda inner: [inner], lambda inner: {"a": inner}))(place[key])
 
 

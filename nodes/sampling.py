@@ -32,6 +32,7 @@ from .bridge.plan import sampling_in_words
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import damaged_frames, show, verdict
+from .inputs import checked
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -118,6 +119,7 @@ class StableVideoSampler(io.ComfyNode):
         return verdict(lambda: (parse_points(guidance_points), require_order(start_step, end_step)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -193,6 +195,7 @@ class StableVideoSigmas(io.ComfyNode):
         return verdict(lambda: (parse_levels(levels), require_order(start_step, end_step)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         steps: int,
@@ -242,6 +245,7 @@ class StableVideoGuider(io.ComfyNode):
         return verdict(lambda: parse_points(guidance_points))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

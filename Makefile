@@ -70,7 +70,7 @@ lint: $(STAMP) ## Check style and format, and what the code does that an attacke
 
 audit: lint ## Ask an advisory service about every installed package (needs more of the network than make test)
 	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; }
-	$(AUDIT)/bin/pip-audit --path "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || \
+	$(AUDIT)/bin/pip-audit --strict --path "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || \
 		{ echo "error: pip-audit lists packages with known flaws above, or its advisory service cannot be reached from here" >&2; exit 1; }
 
 format: $(STAMP) ## Repair style and format

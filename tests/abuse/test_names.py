@@ -3,7 +3,9 @@ none is read but what the user named."""
 
 import os
 import struct
+import zlib
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from svd_core.cli import UNUSABLE, main
 from svd_core.cli.batch import _tasks
 from svd_core.errors import CheckpointError, InputError, OutputError
 from svd_core.media import load_image, read_recipe, write_clip
-from svd_core.recipe import Recipe
+from svd_core.recipe import Recipe, Source
 from training.checkpoint import save_tensors
 from training.data import open_folder
 
@@ -109,7 +111,7 @@ def test_a_scratch_file_is_not_made_where_anybody_could_lay_a_link(output, monke
 )
 def test_a_recipe_that_names_other_files_learns_nothing_of_them(tmp_path, capsys, place, path):
     Image.new("RGB", (64, 64)).save(tmp_path / "still.png")
-    text = a_recipe().to_json().replace(getattr(a_recipe(), place).path.encode("unicode_escape").decode(), path)
+    text = replace(a_recipe(), **{place: Source(path, "0a" * 32)}).to_json()
     (tmp_path / "recipe.json").write_text(text)
     picture = [] if place == "image" else [f"{tmp_path}/still.png", "--ignore-hash"]
     argv = ["animate", *picture, "--recipe", f"{tmp_path}/recipe.json", "--output", f"{tmp_path}/clip.gif"]
@@ -271,9 +273,11 @@ def test_a_dataset_of_pipes_loops_and_devices_is_skipped(tmp_path):
 
 
 def test_a_picture_too_large_to_unpack_is_skipped_by_name(tmp_path):
-    """A bomb of some kilobytes that says it has 900 million pixels."""
+    """A bomb of some bytes that says it has 900 million pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
     (tmp_path / "bomb").mkdir()
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb" / "frame.png")
+    (tmp_path / "bomb" / "frame.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + bytes(4))
     write_clip(FRAMES, tmp_path / "good.gif", 7)
     clips = open_folder(tmp_path, frames=1)
     assert [(skipped.path.name, "cannot be read" in skipped.reason) for skipped in clips.skipped] == [("bomb", True)]

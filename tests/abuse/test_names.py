@@ -26,7 +26,7 @@ from training.data import open_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
 
-FRAMES = np.full((3, 64, 64, 3), 0.5, np.float32)
+FRAMES = np.linspace(0, 1, 3 * 64 * 64 * 3, dtype=np.float32).reshape(3, 64, 64, 3)
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"
 CONCAT = b"ffconcat version 1.0\nfile '{}'\n"
 

@@ -65,7 +65,7 @@ def _run(base: Path, jobs: list[Job], report: Report) -> list[Job]:
     with (base / "said").open("wb") as said, (base / "noise").open("wb") as noise:
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=said, stderr=noise)
         ended = _await_end(process, base / "now")
-    noise = (base / "noise").read_text(encoding="utf-8", errors="replace")[-3000:]  # of decoders, or a traceback
+    trace = (base / "noise").read_text(encoding="utf-8", errors="replace")[-3000:]  # with what decoders print
     lines = [json.loads(line) for line in (base / "said").read_text(encoding="utf-8").splitlines()]
     report.failures += [line for line in lines if "what" in line]
     report.done += [line for line in lines if "taken" in line]
@@ -73,9 +73,9 @@ def _run(base: Path, jobs: list[Job], report: Report) -> list[Job]:
         return []
     now = _now(base / "now")
     if now is None:
-        raise SystemExit(f"{noise}\nerror: the fuzzer itself {ended} before its first case")
+        raise SystemExit(f"{trace}\nerror: the fuzzer itself {ended} before its first case")
     what = f"the process {ended}, after {now['taken']} taken and {now['refused']} refused"
-    report.failures.append({"target": now["target"], "seed": now["seed"], "what": what, "trace": noise})
+    report.failures.append({"target": now["target"], "seed": now["seed"], "what": what, "trace": trace})
     return _after(jobs, now["target"], now["seed"])
 
 

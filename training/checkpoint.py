@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
     tensors, metadata = load_tensors(path)
     try:
         note = json.loads(metadata[STATE_KEY])
-        step, found = int(note["step"]), dict(note["configuration"])
+        step, found = operator.index(note["step"]), dict(note["configuration"])
         losses = tensors.pop("losses")
         require_same(path, found, configuration)
     except CheckpointError:

@@ -38,7 +38,7 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 _DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
-"""What Pillow and PyAV (whose errors are OSErrors and ValueErrors) raise on files that they cannot read."""
+"""What Pillow, and `_opened` for PyAV, raise on files that they cannot read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -255,8 +255,11 @@ def _movie(path: Path) -> Iterator[np.ndarray]:
 def _opened(path: Path) -> Iterator[InputContainer]:
     import av
 
-    with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
-        yield movie
+    try:
+        with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
+            yield movie
+    except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
+        raise OSError(f"{error.strerror or error}") from error
 
 
 def _fps(path: Path) -> float:

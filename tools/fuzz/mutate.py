@@ -147,7 +147,7 @@ def _replace(place: Any, key: Any, rng: random.Random) -> None:
 def _nudge(place: Any, key: Any, rng: random.Random) -> None:
     """A little off, where the value is a number: what passes the check of types."""
     value = place[key]
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
     place[key] = value + rng.choice((-1, 1, 0.5, 64, 1000)) if numeric else junk(rng)
 
 

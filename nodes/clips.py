@@ -414,6 +414,9 @@ def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
 
 def axes(x_setting: str, x_values: str, y_setting: str, y_values: str) -> tuple[Axis, Axis | None]:
     """Raises InputError for values that cannot be."""
+    for each in (x_setting, x_values, y_setting, y_values):
+        if not isinstance(each, str):  # ComfyUI leaves what we validate to us
+            raise InputError(f"{str(each)[:40]!r} is no text: give a setting, and values with commas between")
     x = Axis.parse(x_setting, x_values)
     y = None if y_setting == NO_AXIS else Axis.parse(y_setting, y_values)
     for axis in (x, y) if y else (x,):

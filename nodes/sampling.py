@@ -384,6 +384,8 @@ def parse_levels(text: str | None) -> Tensor | None:
 
 def require_order(start_step: int | None, end_step: int | None) -> None:
     """Raise InputError where steps that are known before the run are none (None is not known yet)."""
+    if not all(isinstance(step, int | None) for step in (start_step, end_step)):
+        return  # no number at all, as ComfyUI has said
     start, end = start_step or 0, end_step or 0
     if start < 0 or end < 0 or (end_step and start >= end):
         raise InputError(

@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+AUDIT := .venv-audit
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 FETCH := $(RUN) tools/fetch_comfyui.py
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate lint format demo serve bench bench-quick scout shortcuts bench-decode controls bench-gpu clean
+.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate fuzz soak lint audit format demo serve bench bench-quick scout shortcuts bench-decode controls bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,12 +52,26 @@ test-weights: $(STAMP) ## Tests on released weights: SVD_CHECKPOINT=file make te
 	@[ -n "$(SVD_CHECKPOINT)" ] || { echo "error: set SVD_CHECKPOINT to a released .safetensors file" >&2; exit 2; }
 	$(PYTEST) -q -m weights
 
+fuzz: $(STAMP) ## 100,000 damaged files, command lines, nodes and prompts (hours; CASES=5000 for fewer)
+	$(RUN) -m tools.fuzz --cases $(or $(CASES),90000)
+	COMFYUI_PATH="$$($(FETCH))" FUZZ_CASES=$(or $(CASES),10000) $(PYTEST) -q -s -o faulthandler_timeout=0 tests/nodes/test_fuzz_nodes.py
+
+soak: $(STAMP) ## 200 prompts in a row in one server, whose memory must stay flat (10 minutes)
+	COMFYUI_PATH="$$($(FETCH))" $(PYTEST) -q -s -m soak -o faulthandler_timeout=0 tests/nodes
+
 evaluate: $(STAMP) ## Judge the demo model on held-out scenes: every figure of docs/demo-model.md (10 minutes)
 	$(RUN) -m training evaluate --folder output/evaluation
 
-lint: $(STAMP) ## Check style and format
+lint: $(STAMP) ## Check style and format, and what the code does that an attacker would like
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m bandit --quiet --recursive __init__.py nodes svd_core training
+	$(RUN) -m bandit --quiet --configfile pyproject.toml --recursive benchmarks tools
+
+audit: lint ## Ask an advisory service about every installed package (needs more of the network than make test)
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; }
+	$(AUDIT)/bin/pip-audit --strict --path "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || \
+		{ echo "error: pip-audit lists packages with known flaws above, or its advisory service cannot be reached from here" >&2; exit 1; }
 
 format: $(STAMP) ## Repair style and format
 	$(RUN) -m ruff check --fix
@@ -90,7 +105,7 @@ bench-gpu: $(STAMP) ## One UNet step and the decoder on a CUDA device, beside di
 	COMFYUI_PATH="$$($(FETCH))" $(RUN) -m benchmarks.gpu
 
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(AUDIT) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info
 
 $(STAMP): | $(VENV)/bin/pip
 	tree=$$($(FETCH)) && $(RUN) -m pip install --quiet -r requirements-dev.txt -r "$$tree/requirements.txt"

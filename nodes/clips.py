@@ -23,6 +23,7 @@ from .bridge.variant import model_variant
 from .checks import require_vae, show, verdict
 from .conditioning import noisy_image
 from .decoding import decode, require_finite_images
+from .inputs import checked
 from .sampling import (
     CURVES,
     SCHEDULES,
@@ -109,6 +110,7 @@ class StableVideoSeedScout(io.ComfyNode):
         return verdict(lambda: parse_points(guidance_points))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -196,6 +198,7 @@ class StableVideoSweep(io.ComfyNode):
         return verdict(lambda: axes(x_setting, x_values, y_setting, y_values))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -262,6 +265,7 @@ class StableVideoMotionMeter(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor) -> io.NodeOutput:
         measured = measure(images[..., :3].float().cpu().numpy())
         show(cls, measured.report())
@@ -410,6 +414,9 @@ def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
 
 def axes(x_setting: str, x_values: str, y_setting: str, y_values: str) -> tuple[Axis, Axis | None]:
     """Raises InputError for values that cannot be."""
+    for each in (x_setting, x_values, y_setting, y_values):
+        if not isinstance(each, str):  # ComfyUI leaves what we validate to us
+            raise InputError(f"{str(each)[:40]!r} is no text: give a setting, and values with commas between")
     x = Axis.parse(x_setting, x_values)
     y = None if y_setting == NO_AXIS else Axis.parse(y_setting, y_values)
     for axis in (x, y) if y else (x,):

@@ -23,6 +23,7 @@ from ..svd_core.settings import MAX_FRAMES, SIZE_MULTIPLE
 from .bridge.clip_vision import embed
 from .bridge.variant import vae_variant
 from .checks import require_vae, show
+from .inputs import checked
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
@@ -84,6 +85,7 @@ class StableVideoConditioning(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip_vision: ClipVisionModel,

@@ -15,6 +15,7 @@ from .bridge.plan import decoding_in_words
 from .bridge.vae import StableVideoVAE
 from .checks import damaged_frames, require_latents, require_vae, show, whole_clips
 from .finish import finished, is_loop
+from .inputs import checked
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -48,6 +49,7 @@ class StableVideoDecode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, latent: dict[str, Any], vae: VAE) -> io.NodeOutput:
         samples = latent["samples"]
         require_latents(samples)

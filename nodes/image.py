@@ -16,6 +16,7 @@ from ..svd_core.errors import InputError
 from ..svd_core.media import Fitted, as_image, default_size, fit_image, round_size
 from ..svd_core.settings import MAX_SIDE, SIZE_MULTIPLE
 from .checks import show
+from .inputs import checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,7 @@ class StableVideoImageFit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image: Tensor,
@@ -127,6 +129,7 @@ class StableVideoImageUnfit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor, content: dict[str, int]) -> io.NodeOutput:
         left, top, right, bottom = content_edges(content, images.shape[2], images.shape[1])
         return io.NodeOutput(images[:, top:bottom, left:right])
@@ -203,7 +206,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     """Red, green and blue of 0 to 255, from #rrggbb or a colour's name. Raises InputError."""
     try:
         return ImageColor.getrgb(text)[:3]
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"colour {text!r} is not known: write it as #rrggbb, such as #ffffff for white") from error
 
 

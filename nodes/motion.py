@@ -29,6 +29,7 @@ from .bridge.methods import (
 from .bridge.variant import model_variant
 from .checks import require_latents, require_vae, verdict, whole_clips
 from .finish import HOLD, LOOP, STILL, Still, finishing
+from .inputs import checked
 from .sampling import parse_points
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class StableVideoMotionBrush(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -125,6 +127,7 @@ class StableVideoInBetween(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, end: list, latent: dict[str, Any], method: str) -> io.NodeOutput:
         one_clip(model, latent)
         last = end_conditioning(end, latent["samples"])
@@ -155,6 +158,7 @@ class StableVideoLoop(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, latent: dict[str, Any], method: str) -> io.NodeOutput:
         require_loop(one_clip(model, latent))
         return io.NodeOutput(bounded(model, None, method), finishing(latent, LOOP, True))
@@ -200,6 +204,7 @@ class StableVideoLongTake(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -273,6 +278,7 @@ class StableVideoUnstick(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, strength: float, motion_bucket: int, augmentation: float) -> io.NodeOutput:
         require_video_model(model)
         settings = unstuck(strength, motion_bucket, augmentation)
@@ -311,6 +317,7 @@ class StableVideoCurves(io.ComfyNode):
         return verdict(lambda: [parse_points(text) for text in texts])
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

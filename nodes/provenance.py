@@ -11,6 +11,7 @@ from ..svd_core.errors import InputError
 from ..svd_core.media.content_filter import Checked, ContentFilter, installed_filters
 from ..svd_core.media.watermark import detect, embed
 from .checks import show
+from .inputs import checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ class StableVideoWatermark(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor) -> io.NodeOutput:
         return io.NodeOutput(torch.from_numpy(embed(as_frames(images))))
 
@@ -65,6 +67,7 @@ class StableVideoWatermarkDetect(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor) -> io.NodeOutput:
         detection = detect(as_frames(images))
         show(cls, str(detection))
@@ -92,6 +95,7 @@ class StableVideoContentFilter(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor) -> io.NodeOutput:
         filters = installed_filters()
         if not filters:

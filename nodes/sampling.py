@@ -32,6 +32,7 @@ from .bridge.plan import sampling_in_words
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import damaged_frames, show, verdict
+from .inputs import checked
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -118,6 +119,7 @@ class StableVideoSampler(io.ComfyNode):
         return verdict(lambda: (parse_points(guidance_points), require_order(start_step, end_step)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -193,6 +195,7 @@ class StableVideoSigmas(io.ComfyNode):
         return verdict(lambda: (parse_levels(levels), require_order(start_step, end_step)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         steps: int,
@@ -242,6 +245,7 @@ class StableVideoGuider(io.ComfyNode):
         return verdict(lambda: parse_points(guidance_points))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -374,12 +378,14 @@ def denoised_part(schedule: Callable[[int], Tensor], steps: int, denoise: float)
 
 def parse_levels(text: str | None) -> Tensor | None:
     """A schedule from numbers between commas or spaces, None from no text. Raises InputError."""
-    words = (text or "").replace(",", " ").split()
+    words = _words(text)
     return sigmas_from_list([_number(word, "levels") for word in words]) if words else None
 
 
 def require_order(start_step: int | None, end_step: int | None) -> None:
     """Raise InputError where steps that are known before the run are none (None is not known yet)."""
+    if not all(isinstance(step, int | None) for step in (start_step, end_step)):
+        return  # no number at all, as ComfyUI has said
     start, end = start_step or 0, end_step or 0
     if start < 0 or end < 0 or (end_step and start >= end):
         raise InputError(
@@ -402,7 +408,7 @@ def guidance(variant: Variant, minimum: float, maximum: float, curve: str, point
 def parse_points(text: str | None) -> list[tuple[float, float]]:
     """Points (position, weight) from `0:1, 1:3`. Raises InputError for what is no curve."""
     points = []
-    for word in (text or "").replace(",", " ").split():
+    for word in _words(text):
         position, colon, weight = word.partition(":")
         if not colon:
             raise InputError(f"guidance point {word!r} is not position:weight: write a curve as 0:1, 0.5:3, 1:2")
@@ -410,6 +416,13 @@ def parse_points(text: str | None) -> list[tuple[float, float]]:
     if points:
         curve_guidance(2, points)
     return points
+
+
+def _words(text: str | None) -> list[str]:
+    """Between commas or spaces. ComfyUI lets a widget's value be a list."""
+    if not isinstance(text, str | None):
+        raise InputError(f"{str(text)[:40]!r} is no text: write numbers with commas between")
+    return (text or "").replace(",", " ").split()
 
 
 def _number(word: str, name: str) -> float:
@@ -437,6 +450,7 @@ def run(
     clips = guider.clips(samples)
     require_start(samples, add_noise)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    require_noise(noise, samples)
     sampled = guider.sample(
         noise if add_noise else torch.zeros_like(noise),
         samples,
@@ -449,6 +463,15 @@ def run(
     )
     require_sampled(sampled, guider.model_patcher)
     return sampled.to(comfy.model_management.intermediate_device())
+
+
+def require_noise(noise: Tensor, samples: Tensor) -> None:
+    """Raise InputError where the latent's batch_index does not number its frames."""
+    if noise.shape != samples.shape:
+        raise InputError(
+            f"the latent's batch_index numbers {len(noise)} of {len(samples)} frames: take the frames again, or start "
+            "from the latent of Stable Video Conditioning"
+        )
 
 
 def require_start(samples: Tensor, add_noise: bool) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 
 class StableVideoError(ValueError):
-    """Base of every error this package raises on purpose. The command line prints it and exits with code 2."""
+    """Base of every error this package raises on purpose. The command line prints it and exits with code 2.
+
+    Its message is one line, and holds nothing that a terminal would obey, whatever names a file put into it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(StableVideoError):
@@ -22,6 +27,19 @@ class InputError(StableVideoError):
 
 class OutputError(StableVideoError):
     """A result that cannot be written where or how it was asked for."""
+
+
+MOST_CHARACTERS = 2000
+"""Of a message: more comes from a file that puts a novel where a name should be."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes such as \\x1b for what cannot be shown, and cut where it is endless."""
+    line = " ".join(text.splitlines())
+    line = line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}..."
+    if line.isprintable():
+        return line
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

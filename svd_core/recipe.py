@@ -113,9 +113,11 @@ class Recipe:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 in hexadecimal of a file, or of a diffusers folder: of the name, size and bytes of each .safetensors and
-    .json file in it, in the order of their names. Raises InputError where the file cannot be read."""
+    .json file in it, in the order of their names. Raises InputError where it is neither or cannot be read."""
     digest = hashlib.sha256()
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is neither a file nor a folder: check the path")  # a device would never end
         if not path.is_dir():
             _feed(digest, path)
             return digest.hexdigest()

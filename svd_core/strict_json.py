@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import types
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -95,8 +96,16 @@ def _is_needed(field: dataclasses.Field) -> bool:
 
 def _is_modest(value: object) -> bool:
     if isinstance(value, str):
-        return len(value) <= MAX_TEXT
+        return len(value) <= MAX_TEXT and _may_be_a_path(value)
     return abs(value) < MAX_NUMBER and math.isfinite(value)
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Half a surrogate pair and the zero byte are in no file's name, and the system's calls raise on them."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _require(fits: bool, value: object, where: str, needed: str) -> object:

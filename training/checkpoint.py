@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from svd_core.errors import CheckpointError, OutputError
+from svd_core.media import replacing
 
 STATE_KEY = "training.state"
 
@@ -59,11 +61,13 @@ def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
     tensors, metadata = load_tensors(path)
     try:
         note = json.loads(metadata[STATE_KEY])
-        step, found = note["step"], note["configuration"]
+        step, found = operator.index(note["step"]), dict(note["configuration"])
         losses = tensors.pop("losses")
-    except (KeyError, TypeError, ValueError) as error:
+        require_same(path, found, configuration)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no state of a training run: remove it, or give another folder") from error
-    require_same(path, found, configuration)
     parts = {part: _under(tensors, part) for part in _PARTS}
     return State(step=step, configuration=found, losses=losses, **parts)
 
@@ -114,18 +118,15 @@ def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> N
 def write_whole(path: Path, content: bytes) -> None:
     """Put a file in its place, and its folder if need be, whole or not at all, even when the power goes. Raises
     OutputError where the system refuses."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}): free some space, or choose another folder") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    with replacing(path) as scratch, scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

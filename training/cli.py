@@ -19,6 +19,7 @@ from PIL import Image
 
 from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
+from svd_core.media import replacing
 from svd_core.pipeline import load_checkpoint
 
 from .begin import begin_from
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         args.run(args)
     except StableVideoError as error:
-        return _stop(f"error: {' '.join(str(error).splitlines())}", 2)
+        return _stop(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _stop("interrupted: the same command goes on from the last state saved", 130)
     return 0
@@ -211,7 +212,8 @@ def _evaluate(args: Namespace) -> None:
     extent, processes = QUICK if args.quick else FULL, os.cpu_count() or 1
     figures = evaluate_files(args.checkpoint, args.frame_decoder, extent, _say, processes)
     save_figures(figures, args.folder)
-    Image.fromarray(contact_sheet(sheet_rows(svd))).save(args.folder / "sheet.png")
+    with replacing(args.folder / "sheet.png") as scratch:
+        Image.fromarray(contact_sheet(sheet_rows(svd))).save(scratch)
     missed = [figure.name for figure in figures if not figure.reached]
     sys.stdout.write(f"{args.folder}: {len(figures) - len(missed)} of {len(figures)} bars reached\n")
 

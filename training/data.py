@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +17,19 @@ from torch import Tensor
 
 from svd_core.conditioning import MicroConditioning
 from svd_core.errors import InputError
+from svd_core.media.pictures import DECODE_ERRORS
 
 from .randomness import generator_for, seed_for, whole_number
 from .recipe import Data
 from .world import TRAIN_SEEDS, draw_scene
 
-MOVIES = (".mp4", ".webm", ".mov", ".mkv")
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
+"""Suffix -> FFmpeg's container, named so that no file can send FFmpeg to a playlist and from there to other
+files and addresses."""
+
 ANIMATIONS = (".gif", ".webp")
 DEFAULT_FPS = 7
 """For a folder of pictures, which says nothing about speed."""
@@ -29,8 +37,8 @@ DEFAULT_FPS = 7
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
-"""What Pillow and PyAV (whose errors are OSErrors and ValueErrors) raise on files that they cannot read."""
+_DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
+"""What Pillow, and `_opened` for PyAV, raise on files that they cannot read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +193,9 @@ def _is_clip(path: Path) -> bool:
     """Whether something in the folder is meant to be a clip. Notes and hidden files are not."""
     if path.name.startswith("."):
         return False
-    return path.suffix.lower() in (*MOVIES, *ANIMATIONS) or (path.is_dir() and any(path.glob("*.png")))
+    if path.is_dir():
+        return bool(_pictures(path))
+    return path.suffix.lower() in (*MOVIES, *ANIMATIONS) and path.is_file()
 
 
 def _looked_at(path: Path, frames: int) -> _File | Skipped:
@@ -211,12 +221,17 @@ def _in_short(error: Exception, path: Path) -> str:
 def _frames(path: Path) -> Iterator[np.ndarray]:
     """The frames of a clip, (H, W, 3) uint8 each."""
     if path.is_dir():
-        return map(_picture, sorted(path.glob("*.png")))
+        return map(_picture, _pictures(path))
     return _reader(path)(path)
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[np.ndarray]]:
     return _animation if path.suffix.lower() in ANIMATIONS else _movie
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Files alone: to open a pipe would wait for ever."""
+    return sorted(path for path in folder.glob("*.png") if path.is_file())
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -231,11 +246,20 @@ def _animation(path: Path) -> Iterator[np.ndarray]:
 
 
 def _movie(path: Path) -> Iterator[np.ndarray]:
-    import av
-
-    with av.open(str(path)) as movie:
+    with _opened(path) as movie:
         for frame in movie.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    import av
+
+    try:
+        with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
+            yield movie
+    except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
+        raise OSError(f"{error.strerror or error}") from error
 
 
 def _fps(path: Path) -> float:
@@ -252,9 +276,7 @@ def _animation_fps(path: Path) -> float:
 
 
 def _movie_fps(path: Path) -> float:
-    import av
-
-    with av.open(str(path)) as movie:
+    with _opened(path) as movie:
         rate = movie.streams.video[0].average_rate
     return float(rate) if rate else DEFAULT_FPS
 

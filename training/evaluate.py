@@ -25,7 +25,7 @@ from svd_core.model.vae import VideoVAE
 from svd_core.pipeline import StableVideo, load_checkpoint
 
 from .autoencoder import image_config
-from .checkpoint import load_tensors
+from .checkpoint import load_tensors, write_whole
 from .data import as_pixels
 from .measure import angle_between, motion_direction, spearman
 from .reconstruction import difference_loss
@@ -246,10 +246,10 @@ def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
 def save_figures(figures: Sequence[Figure], folder: Path) -> None:
     """As figures.json and as the table figures.md, each with whether it reached its bar."""
     table = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
-    (folder / "figures.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "figures.json", f"{json.dumps(table, indent=2)}\n".encode())
     lines = ["| what | measured | at least | | seen |", "|---|---|---|---|---|"]
     lines += [
         f"| {each.name} | {each.value:.2f} {each.unit} | {each.least:g} | {each.verdict} | {each.detail} |"
         for each in figures
     ]
-    (folder / "figures.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "figures.md", "\n".join([*lines, ""]).encode())

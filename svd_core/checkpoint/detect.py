@@ -17,6 +17,9 @@ from .hints import CONFIG_KEY, named_variant
 from .keymaps import CLIP, CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
 from .source import TensorSource
 
+MAX_LAYERS, MAX_SIDE = 256, 2**20
+"""Far above any model of this kind; a file that claims more would keep the machine busy for hours."""
+
 TEMPORAL_MARK = FIRST_STAGE + "decoder.mid.block_1.mix_factor"
 """Only the video decoder blends frames (spec 2.4)."""
 
@@ -193,8 +196,10 @@ def _shape(source: TensorSource, key: str, sides: int) -> tuple[int, ...]:
     if key not in source:
         raise CheckpointError(f"{source.path}: {key} is missing, and the model's size is read from it: {AGAIN}")
     shape = source.info(key).shape
-    if len(shape) != sides or 0 in shape:
-        raise CheckpointError(f"{source.path}: {key} has shape {shape}, needs {sides} sides of at least 1: {AGAIN}")
+    if len(shape) != sides or not all(1 <= side <= MAX_SIDE for side in shape):
+        raise CheckpointError(
+            f"{source.path}: {key} has shape {shape}, needs {sides} sides of 1 to {MAX_SIDE}: {AGAIN}"
+        )
     return shape
 
 
@@ -205,7 +210,13 @@ def _any(source: TensorSource, prefix: str) -> bool:
 def _numbers(source: TensorSource, prefix: str, pattern: str) -> set[int]:
     """The distinct numbers that the pattern's group finds in keys after `prefix`."""
     numbered = re.compile(re.escape(prefix) + pattern)
-    return {int(match[1]) for key in source if (match := numbered.match(key))}
+    found = {match[1] for key in source if (match := numbered.match(key))}
+    if len(found) > MAX_LAYERS or any(len(number) > len(str(MAX_LAYERS)) for number in found):
+        raise CheckpointError(
+            f"{source.path} numbers {len(found)} layers under {prefix}, up to {max(found, key=len)[:20]}: at most "
+            f"{MAX_LAYERS} can be meant, {AGAIN}"
+        )
+    return {int(number) for number in found}
 
 
 def _multiples(source: TensorSource, widths: Sequence[int], base: int, part: str) -> tuple[int, ...]:

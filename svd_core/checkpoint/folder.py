@@ -33,8 +33,11 @@ def refuse_other_folders(folder: Path) -> None:
 
 
 def _pipeline_class(folder: Path) -> str:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return ""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return ""
     name = index.get("_class_name", "") if isinstance(index, dict) else ""
@@ -46,7 +49,8 @@ def open_component(folder: Path, name: str) -> Component:
     part, stem = folder / name, re.escape(_STEMS[name])
     single = re.compile(rf"{stem}{_VARIANT}\.safetensors")
     index = re.compile(rf"{stem}{_VARIANT}\.safetensors\.index(?:\.(?P<late>[A-Za-z0-9_]+))?\.json")
-    found = sorted(path for path in part.iterdir() if single.fullmatch(path.name) or index.fullmatch(path.name))
+    files = (path for path in part.iterdir() if path.is_file())  # to open a pipe would wait for ever
+    found = sorted(path for path in files if single.fullmatch(path.name) or index.fullmatch(path.name))
     if not found:
         raise CheckpointError(_nothing_found(part))
     chosen = min(found, key=lambda path: _preference(path.name, single, index))

@@ -21,6 +21,9 @@ from ..errors import CheckpointError
 MAX_HEADER = 100_000_000
 """Bytes. The format's own limit on the head."""
 
+MAX_NAME, MAX_DIMENSIONS, MAX_SIZE = 1000, 16, 2**96
+"""Of any tensor that could be meant."""
+
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
 AGAIN = "download or convert it again"
@@ -167,11 +170,17 @@ def _tensors(entries: dict[str, Any], available: int, path: Path) -> dict[str, T
 
 
 def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    if len(name) > MAX_NAME:
+        raise CheckpointError(
+            f"{path}: the header names a tensor with {len(name)} characters ({some([name])}): {AGAIN}"
+        )
     if not (isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}):
         raise CheckpointError(f"{path}: the header's entry for {some([name])} is malformed: {AGAIN}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2):
-        raise CheckpointError(f"{path}: shape or offsets of {some([name])} are not whole numbers: {AGAIN}")
+        raise CheckpointError(
+            f"{path}: shape or offsets of {some([name])} are not whole numbers, or too many or large: {AGAIN}"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: {some([name])} is stored as {str(dtype)[:20]!r}, which is not supported: use a float16 file"
@@ -186,7 +195,10 @@ def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, tuple[int
 
 
 def _sizes(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """Few and of few digits, because a product of very many or long numbers takes hours."""
+    if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
+        return False
+    return all(type(value) is int and 0 <= value < MAX_SIZE for value in values)
 
 
 def _check_ranges(ranges: list[tuple[int, int, str]], available: int, path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,10 @@ _ALLOWED = {
 }
 _COUNTS = {"frames": MAX_FRAMES, "steps": MAX_STEPS, "height": MAX_SIDE, "width": MAX_SIDE}
 """Whole numbers of a variant and the most that each may be."""
+
+MAX_WHOLE = 2**31 - 1
+MAX_NAME = 100
+"""Characters of a variant's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def hints_from_metadata(metadata: Mapping[str, str], path: Path) -> Hints:
 def hints_from_folder(folder: Path) -> Hints:
     """The same from unet/config.json and image_encoder/config.json of a diffusers folder, where they exist."""
     unet, clip = _config(folder / "unet"), _config(folder / "image_encoder")
-    frames = _whole(unet["num_frames"], f"{folder}/unet/config.json: num_frames") if "num_frames" in unet else None
+    where = f"{folder}/unet/config.json: num_frames"
+    frames = _count(unet["num_frames"], MAX_FRAMES, where) if "num_frames" in unet else None
     return Hints(
         unet_head_channels=_unet_head_channels(unet, folder),
         clip_head_channels=_clip_head_channels(clip, folder),
@@ -90,12 +94,16 @@ def _unet_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
     where = f"{folder}/unet/config.json"
     widths, heads = config["block_out_channels"], config["num_attention_heads"]
     if not isinstance(widths, list):
-        raise CheckpointError(f"{where}: block_out_channels is {widths!r}, needs a list of widths: download it again")
+        raise CheckpointError(
+            f"{where}: block_out_channels is {_short(widths)}, needs a list of widths: download it again"
+        )
     heads = heads if isinstance(heads, list) else [heads] * len(widths)
     pairs = [(_whole(w, where), _whole(h, where)) for w, h in zip(widths, heads, strict=False)]
     head_widths = {width / count for width, count in pairs}
     if len(pairs) != len(widths) or len(head_widths) != 1 or widths[0] % pairs[0][1]:
-        raise CheckpointError(f"{where}: {heads} heads over widths {widths} is not one head width: not SVD")
+        raise CheckpointError(
+            f"{where}: {_short(heads)} heads over widths {_short(widths)} is not one head width: not SVD"
+        )
     return widths[0] // pairs[0][1]
 
 
@@ -124,8 +132,8 @@ def _variant(value: object, where: str) -> Variant:
     table = _table(value, where)
     _only(table, _ALLOWED["variant"], where)
     name = table.get("name", "custom")
-    if not isinstance(name, str) or not name:
-        raise CheckpointError(f"{where}: name is {name!r}, needs a text: save the file again")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise CheckpointError(f"{where}: name is {_short(name)}, needs a word or a few: save the file again")
     base = VARIANTS.get(name, VARIANTS["svd"])
     counts = {
         field: _count(table[field], most, f"{where}: {field}") for field, most in _COUNTS.items() if field in table
@@ -140,7 +148,7 @@ def _variant(value: object, where: str) -> Variant:
 def named_variant(name: str, where: str) -> Variant:
     """A released variant by its name."""
     if name not in VARIANTS:
-        raise CheckpointError(f"{where} {name!r} is not known: choose one of {', '.join(VARIANTS)}")
+        raise CheckpointError(f"{where} {_short(name)} is not known: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
@@ -162,6 +170,11 @@ def _json(text: str, where: str) -> object:
         ) from error
 
 
+def _short(value: object) -> str:
+    """Enough of a value to recognise it."""
+    return repr(value)[:MAX_NAME]
+
+
 def _table(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} is a {type(value).__name__}, needs a table of fields: save the file again")
@@ -170,12 +183,14 @@ def _table(value: object, where: str) -> dict[str, Any]:
 
 def _only(table: Mapping[str, Any], allowed: set[str], where: str) -> None:
     if unknown := sorted(table.keys() - allowed):
-        raise CheckpointError(f"{where} has the unknown field {unknown[0]!r}: known are {', '.join(sorted(allowed))}")
+        raise CheckpointError(
+            f"{where} has the unknown field {_short(unknown[0])}: known are {', '.join(sorted(allowed))}"
+        )
 
 
 def _whole(value: object, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{where} is {value!r}, needs a whole number of at least 1: correct it")
+    if type(value) is not int or not 1 <= value <= MAX_WHOLE:
+        raise CheckpointError(f"{where} is {_short(value)}, needs a whole number of 1 to {MAX_WHOLE}: correct it")
     return value
 
 
@@ -187,6 +202,6 @@ def _count(value: object, most: int, where: str) -> int:
 
 
 def _scale(value: object, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise CheckpointError(f"{where} is {value!r}, needs a number of at least 0: correct it")
+    if type(value) not in (int, float) or not 0 <= value <= MAX_WHOLE:
+        raise CheckpointError(f"{where} is {_short(value)}, needs a number of 0 to {MAX_WHOLE}: correct it")
     return float(value)

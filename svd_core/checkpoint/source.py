@@ -112,7 +112,7 @@ def _arranged(key: str, stored: list[TensorInfo], recipe: Recipe, path: Path) ->
     """What a recipe makes, found by following it on tensors without memory."""
     try:
         made = recipe.arrange(*(torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored))
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError, OverflowError) as error:
         shapes = " and ".join(str(info.shape) for info in stored)
         raise CheckpointError(f"{path}: {key} cannot be made from tensors of shape {shapes}: {AGAIN}") from error
     return TensorInfo(tuple(made.shape), made.dtype)

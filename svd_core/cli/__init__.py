@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from ..errors import OutputError, StableVideoError, out_of_memory, precision_notices
+from ..errors import OutputError, StableVideoError, out_of_memory, precision_notices, printable
 from .interrupts import Interrupts
 
 UNUSABLE, INTERRUPTED = 2, 130
@@ -50,7 +50,9 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
 
 def _notes() -> AbstractContextManager[None]:
     """Our own warnings, each in one line like any other note."""
-    return precision_notices(lambda text: sys.stderr.write(f"note: {text}\n"))
+    from .notes import note
+
+    return precision_notices(note)
 
 
 def _import_libraries() -> None:
@@ -72,12 +74,11 @@ def _flush() -> None:
 
 def _reason(error: BaseException) -> str:
     """One line for what a user can do something about; empty for a mistake of ours."""
-    text = " ".join(str(error).splitlines())
     if isinstance(error, StableVideoError):
-        return text
+        return str(error)
     if isinstance(error, OSError):
         name = error.filename or "standard output or a file"
-        return f"{name} cannot be used ({(error.strerror or text).lower()}): choose another path"
+        return printable(f"{name} cannot be used ({(error.strerror or str(error)).lower()}): choose another path")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         return "memory ran out: use a smaller --size, fewer --frames, a --budget such as 2GiB, or --dtype bfloat16"
     return ""

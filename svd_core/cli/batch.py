@@ -23,11 +23,12 @@ import torch
 
 from ..checkpoint.load import open_checkpoint
 from ..config import Variant
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, printable
 from ..media import check_output, read_recipe, round_size
 from ..recipe import Recipe, Source, sha256_of
 from .batch_worker import Outcome, Worker
 from .commands import Order, check_settings, order_from_flags
+from .notes import note
 from .table import LiveTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -111,9 +112,9 @@ class _Pool:
             print(outcome.said, end="", flush=True)
         elif outcome.lasting or task.tries >= self.retries:
             self.failed[task.picture] = outcome.error
-            sys.stderr.write(f"failed: {task.picture}: {outcome.error}\n")
+            sys.stderr.write(f"failed: {printable(f'{task.picture}: {outcome.error}')}\n")
         else:
-            sys.stderr.write(f"note: {task.picture} is tried again: {outcome.error}\n")
+            note(f"{task.picture} is tried again: {outcome.error}")
             self.waiting.append(dataclasses.replace(task, tries=task.tries + 1))
         return index
 
@@ -156,12 +157,22 @@ def _pictures(source: Path) -> list[Path]:
     if source.is_dir():
         found = [path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     elif source.suffix.lower() == ".txt" and source.is_file():
-        found = [Path(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [Path(line) for line in _lines(source) if line.strip()]
     else:
         raise InputError(f"{source} is neither a folder nor a .txt list of pictures, one a line")
     if not found:
         raise InputError(f"{source} names no pictures: needed files ending in {', '.join(SUFFIXES)}")
     return sorted(found)
+
+
+def _lines(source: Path) -> list[str]:
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read ({error}): give a list in UTF-8, one picture a line") from error
+    if "\0" in text:
+        raise InputError(f"{source} holds zero bytes: give a list in UTF-8, one picture a line")
+    return text.splitlines()
 
 
 def _unfinished(tasks: Sequence[Task], order: Order, args: Namespace) -> list[Task]:

@@ -44,7 +44,7 @@ class Worker:
             with redirect_stdout(said), redirect_stderr(said):
                 render_order(order_from_flags(args), args, means)
         except StableVideoError as error:
-            return Outcome(said.getvalue(), " ".join(str(error).split()), lasting=True)
+            return Outcome(said.getvalue(), str(error), lasting=True)
         except Exception as error:  # anything else may be this machine's trouble and not the picture's
             return Outcome(said.getvalue(), f"{type(error).__name__}: {' '.join(str(error).split())}")
         finally:

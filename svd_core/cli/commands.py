@@ -31,6 +31,7 @@ from ..recipe import DType, Recipe, Source, Versions
 from ..sampling import GuidanceSplit, split_guidance
 from ..settings import AttentionName, Settings, WeightsName
 from .latents import check_latents_output, load_latents, save_latents
+from .notes import note
 from .progress import Bars
 from .provenance import chosen_filter, marked, require_clean, will_mark
 
@@ -240,7 +241,7 @@ def _order_from_recipe(args: Namespace) -> Order:
     recipe = read_recipe(args.recipe)
     changed = recipe.versions.differences(Versions.here())
     if changed:
-        sys.stderr.write(f"note: the recipe was made with other versions, bytes may differ: {changed}\n")
+        note(f"the recipe was made with other versions, bytes may differ: {changed}")
     device = _known_device(getattr(args, "device", recipe.device))
     _use_threads(recipe, device)
     return Order(
@@ -338,8 +339,8 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
         notes = [_REUSE_NOTE.format(order.settings.reuse), *notes]
     if svd.variant_note and not (order.variant or order.recipe):
         notes = [svd.variant_note, *notes]
-    for note in notes:
-        sys.stderr.write(f"note: {note}\n")
+    for each in notes:
+        note(each)
 
 
 def _use_threads(recipe: Recipe | None, device: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -11,6 +10,7 @@ from ..errors import InputError
 from ..media.content_filter import ContentFilter, filter_named
 from ..media.watermark import embed, library, obstacle
 from ..recipe import Recipe
+from .notes import note
 
 
 def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -> bool:
@@ -24,12 +24,12 @@ def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -
     reason = obstacle(width, height)
     if recipe is None:
         if reason:
-            sys.stderr.write(f"note: {reason}; the clip is written without\n")
+            note(f"{reason}; the clip is written without")
         return not reason
     if reason:
         raise InputError(f"the recipe's clip is marked, and {reason}, or give --no-watermark for a clip without")
     if library() != recipe.watermark:
-        sys.stderr.write(f"note: the clip was marked by {recipe.watermark}, bytes may differ: here is {library()}\n")
+        note(f"the clip was marked by {recipe.watermark}, bytes may differ: here is {library()}")
     return True
 
 

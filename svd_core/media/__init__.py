@@ -3,7 +3,8 @@
 from .fitting import Fitted, default_size, fit_image, round_size
 from .metadata import read_recipe
 from .pictures import as_image, load_image
-from .video import check_output, check_target, replacing, write_clip
+from .video import check_output, check_target, write_clip
+from .whole import replacing
 
 __all__ = [
     "Fitted",

@@ -69,7 +69,7 @@ def filter_named(name: str) -> ContentFilter:
         raise InputError(f"content filter {name!r} is not module:function, such as my_checker:flag")
     try:
         found = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the name may be no name at all, and the module is anybody's code
         raise InputError(f"content filter {name} cannot be used ({error}): install it, or give another") from error
     if not callable(found):
         raise InputError(f"content filter {name} is no function: give module:function")
@@ -84,7 +84,7 @@ def installed_filters() -> list[ContentFilter]:
 def _loaded(point: EntryPoint) -> ContentFilter:
     try:
         return ContentFilter(point.name, point.load())
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is anybody's code
         raise InputError(f"content filter {point.name} cannot be loaded ({error}): repair or remove it") from error
 
 

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..errors import InputError, StableVideoError
 from ..recipe import Recipe
 from ..strict_json import MAX_CHARACTERS
+from .pictures import DECODE_ERRORS
 
 TEXT_KEY = "svd_core.recipe"
 """Name of the text chunk of a PNG, and of the metadata entry of a latents file."""
@@ -34,7 +35,7 @@ def read_recipe(path: str | Path) -> Recipe:
         text = _reader_of(path)(path)
     except StableVideoError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise InputError(f"recipe {path} cannot be read ({error}): give a clip made by svd_core") from error
     if not text:
         raise InputError(f"{path} carries no recipe: give the clip as svd_core wrote it, not a converted copy")

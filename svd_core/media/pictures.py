@@ -26,7 +26,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that Pillow decodes by itself. Others, such as EPS, would start programs outside this one."""
 
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -162,5 +162,5 @@ def _refusing(path: Path) -> Iterator[None]:
         raise InputError(
             f"picture {path} has over {MAX_PIXELS // 10**6} million pixels: scale it down first"
         ) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise InputError(f"picture {path} is damaged or cut short ({error}): save or download it again") from error

@@ -6,10 +6,7 @@ The same frames and recipe give the same bytes, and a file appears only when it 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -21,6 +18,7 @@ from PIL import Image
 from ..errors import OutputError
 from ..recipe import MAX_PLAYBACK_FPS, Recipe
 from .metadata import FRAME_NAME, MOVIE_KEY, exif, png_info
+from .whole import reason_of, replacing
 
 GIF_MAX_FPS = 50
 """Browsers slow down frames shorter than two hundredths of a second, the unit of GIF being one."""
@@ -82,7 +80,7 @@ def check_target(target: Path, *, folder: bool = False) -> None:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise OutputError(f"output {target} cannot be written: {_reason(error)}, choose another folder") from error
+        raise OutputError(f"output {target} cannot be written: {reason_of(error)}, choose another folder") from error
 
 
 def write_clip(frames: np.ndarray, path: str | Path, fps: float, recipe: Recipe | None = None) -> Path:
@@ -106,23 +104,6 @@ def write_clip(frames: np.ndarray, path: str | Path, fps: float, recipe: Recipe 
         else:
             _write_pngs(frames, scratch, text)
     return target
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Yield a scratch path with the target's name, beside it on the same disk; moved into place unless the body raises.
-    Raises OutputError where the system refuses."""
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".svd_core-", dir=target.parent.resolve()))
-        try:
-            yield scratch / target.name
-            if target.is_dir():
-                target.rmdir()  # empty, as checked; not every system lets a folder replace one
-            os.replace(scratch / target.name, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"output {target} cannot be written: {_reason(error)}, choose another place") from error
 
 
 def to_yuv420(frame: np.ndarray) -> np.ndarray:
@@ -252,7 +233,3 @@ def _check_frames(frames: np.ndarray, *, even: bool) -> None:
     height, width = frames.shape[1:3]
     if even and (height % 2 or width % 2):
         raise OutputError(f"frames of {width}x{height}: movies need even sides, choose another size or write PNGs")
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -20,9 +20,9 @@ from ..sinusoid import sinusoid
 
 def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]], num_frames: int) -> Tensor:
     """(T,) float32 from one number, a number for each frame, or points (position, value), position 0 the first frame
-    and 1 the last. Raises InputError for another count and for points that are no curve."""
+    and 1 the last. Raises InputError for another count, NaN or infinity, and points that are no curve."""
     if isinstance(given, int | float):
-        return torch.full((num_frames,), float(given))
+        return _in_float32([given] * num_frames)
     values = list(given)
     if values and isinstance(values[0], tuple | list):
         return curve_guidance(num_frames, [(float(x), float(y)) for x, y in values])
@@ -30,7 +30,17 @@ def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]],
         return curve_values(float(values[0]), num_frames)
     if len(values) != num_frames:
         raise InputError(f"{len(values)} values for {num_frames} frames: give one value, or one for each frame")
-    return torch.tensor([float(value) for value in values])
+    return _in_float32(values)
+
+
+def _in_float32(values: Sequence[float]) -> Tensor:
+    """Through float64, because torch raises an error of its own for what float32 does not hold."""
+    curve = torch.tensor([float(value) for value in values], dtype=torch.float64).float()
+    if not torch.isfinite(curve).all():
+        raise InputError(
+            f"curve of {', '.join(f'{value:g}' for value in values[:3])}: needed numbers, give finite ones"
+        )
+    return curve
 
 
 def with_curves(told: Conditioning, motion_bucket: Tensor | None, augmentation: Tensor | None) -> Conditioning:

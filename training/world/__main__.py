@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svd_core.errors import OutputError, StableVideoError
+from svd_core.media import replacing
 
 from . import DEFAULT_FPS, DEFAULT_HEIGHT, DEFAULT_MOTION_BUCKET, DEFAULT_WIDTH, KINDS, draw_scene
 from .sheet import contact_sheet
@@ -30,8 +31,11 @@ def _write(args: argparse.Namespace) -> None:
     for scene in scenes:
         sys.stdout.write(f"seed {scene.seed}: {scene.kind}, {scene.speed:.2f} pixels a frame\n")
     try:
-        contact_sheet([scene.frames for scene in scenes], args.columns).save(args.output)
-    except (OSError, ValueError) as error:
+        with replacing(args.output) as scratch:
+            contact_sheet([scene.frames for scene in scenes], args.columns).save(scratch)
+    except StableVideoError:
+        raise
+    except ValueError as error:  # Pillow's, for a suffix that it does not know
         raise OutputError(f"cannot write {args.output}: {error}; give a file ending in .png in a folder") from error
 
 

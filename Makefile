@@ -7,6 +7,7 @@ AUDIT := .venv-audit
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 FETCH := $(RUN) tools/fetch_comfyui.py
+BROWSER := $(RUN) tools/fetch_browser.py
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-dev-bare.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
 
 # The environment is stamped with what it was made from, so it is made anew when that changes and only then.
@@ -16,14 +17,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick test-core test-nodes test-slow test-gpu test-weights evaluate fuzz soak lint audit format demo serve bench bench-quick scout shortcuts bench-decode controls bench-gpu clean
+.PHONY: help setup test test-quick test-core test-nodes test-browser test-page test-slow test-gpu test-weights evaluate fuzz soak lint audit format demo serve screenshots bench bench-quick scout shortcuts bench-decode controls bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and fetch ComfyUI (every target below does this first)
 
-test: lint test-core test-nodes ## Lint, then every test that needs no GPU, no weights and no patience
+test: lint test-core test-nodes test-page ## Lint, then every test that needs no GPU, no weights and no patience
 
 test-quick: $(STAMP) ## The core's tests alone, without ComfyUI's servers
 	$(PYTEST) -q -x
@@ -40,6 +41,18 @@ test-nodes: $(STAMP)
 	for tree in $$trees; do \
 		echo "tests/nodes in $$tree"; \
 		COMFYUI_PATH="$$tree" $(PYTEST) -q tests/nodes || exit; \
+	done
+
+# As part of `make test`: a machine without a Chromium, to which none can be fetched, is told so and fails nothing.
+test-page: $(STAMP)
+	@if $(BROWSER) > /dev/null; then $(MAKE) --no-print-directory test-browser; else \
+		echo "NOT RUN: the tests of ComfyUI's page (make test-browser), for the reason above" >&2; fi
+
+test-browser: $(STAMP) ## The pack in ComfyUI's own page, in a headless Chromium (fetched where there is none)
+	@chromium=$$($(BROWSER)) || exit; trees=$$($(FETCH) --all) || exit; \
+	for tree in $$trees; do \
+		echo "tests/browser in $$tree, in $$chromium"; \
+		COMFYUI_PATH="$$tree" $(PYTEST) -q tests/browser || exit; \
 	done
 
 test-slow: $(STAMP) ## Full-size networks and long runs
@@ -83,6 +96,9 @@ demo: $(STAMP) ## Render a clip in the real ComfyUI and print where it is
 serve: $(STAMP) ## Open ComfyUI with the pack in it
 	$(RUN) tools/demo.py --serve
 
+screenshots: $(STAMP) ## Take the pictures of docs/in-the-page.md anew
+	$(RUN) tools/screenshots.py
+
 bench: $(STAMP) ## Every measurement: forwards beside diffusers and ComfyUI, import cost, a run at real size
 	$(RUN) -m benchmarks
 
@@ -105,7 +121,7 @@ bench-gpu: $(STAMP) ## One UNet step and the decoder on a CUDA device, beside di
 	COMFYUI_PATH="$$($(FETCH))" $(RUN) -m benchmarks.gpu
 
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) $(AUDIT) .comfyui .bench output .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(AUDIT) .comfyui .browser .bench output .pytest_cache .ruff_cache build *.egg-info
 
 $(STAMP): | $(VENV)/bin/pip
 	tree=$$($(FETCH)) && $(RUN) -m pip install --quiet -r requirements-dev.txt -r "$$tree/requirements.txt"

@@ -11,6 +11,7 @@ Nothing sleeps: each step waits for what it is about, for as long as a slow mach
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +32,17 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-VIEW = {"width": 1600, "height": 900}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Locale": "en",
+    "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.Workflow.Persist": False,  # starts without the tabs of the page before
+}
+VIEW = {"width": 1440, "height": 810}
 
-PATIENCE = 120_000
+MIDDLE = {"x": 800, "y": 400}
+
+PATIENCE = 20_000
 """Milliseconds that anything but a render may take on a slow machine."""
 RENDER = 400_000
 
@@ -42,14 +51,31 @@ READY = """() => {
     return "StableVideoSampler" in known && window.app?.graph && document.querySelector('[data-testid="queue-button"]')
 }"""
 
-NODES = """() => window.app.graph._nodes.map(node => ({
-    kind: node.type,
-    title: node.title,
-    faulty: !!node.has_errors || !(node.type in window.LiteGraph.registered_node_types),
-    widgets: Object.fromEntries((node.widgets ?? []).map(widget => [widget.name, widget.label ?? widget.name])),
-    inputs: Object.fromEntries((node.inputs ?? []).map(port => [port.name, port.label ?? port.localized_name ?? port.name])),
-    outputs: (node.outputs ?? []).map(port => port.label ?? port.localized_name ?? port.name),
-}))"""
+NODES = """() => {
+    const shown = port => port.label ?? port.localized_name ?? port.name
+    return window.app.graph._nodes.map(node => ({
+        kind: node.type,
+        title: node.title,
+        faulty: !!node.has_errors || !(node.type in window.LiteGraph.registered_node_types),
+        widgets: Object.fromEntries((node.widgets ?? []).map(widget => [widget.name, widget.label ?? widget.name])),
+        inputs: Object.fromEntries((node.inputs ?? []).map(port => [port.name, shown(port)])),
+        outputs: (node.outputs ?? []).map(shown),
+    }))
+}"""
+
+LOAD = """async url => {
+    const template = await (await fetch(url)).json()
+    await window.app.loadGraphData(template, true, true, null, {openSource: "template"})
+}"""
+
+CHOOSE = """kind => {
+    const {graph, canvas} = window.app
+    const node = graph._nodes.find(node => node.type === kind)
+    canvas.centerOnNode(node)
+    canvas.selectNode(node)
+}"""
+
+CONTENT = "async picture => [...new Uint8Array(await (await fetch(picture.src)).arrayBuffer())]"
 
 LOADED_VIDEO = "() => [...document.querySelectorAll('video')].some(video => video.readyState >= 2 && video.videoWidth)"
 
@@ -103,6 +129,7 @@ class ComfyPage:
 
     def browse_templates(self) -> list[Locator]:
         """Open the template browser at this pack; its cards."""
+        self.page.keyboard.press("Escape")  # whatever dialog is open
         self.page.locator(".templates-tab-button").first.click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(PACK_FOLDER, exact=True).first.click()
@@ -119,6 +146,11 @@ class ComfyPage:
         self.page.wait_for_function("() => window.app.graph._nodes.length > 0")
         return self.nodes()
 
+    def load_template(self, name: str) -> list[Node]:
+        """What the click on a card does, without the way there."""
+        self.page.evaluate(LOAD, f"api/workflow_templates/{PACK_FOLDER}/{name}.json")
+        return self.nodes()
+
     def nodes(self) -> list[Node]:
         return [Node(**each) for each in self.page.evaluate(NODES)]
 
@@ -130,15 +162,39 @@ class ComfyPage:
     def played_video(self) -> Played:
         return Played(**self.page.evaluate(PLAY))
 
+    def shown(self, picture: Locator) -> None:
+        """Wait until a picture has come."""
+        self.page.wait_for_function(
+            "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
+        )
+
+    def content(self, picture: Locator) -> bytes:
+        """The file that a picture shows."""
+        return bytes(picture.evaluate(CONTENT))
+
     def help(self, kind: str) -> Locator:
         """Ask for the help of the first node of a kind; the panel with our page in it."""
-        self.page.evaluate(
-            "kind => window.app.canvas.selectNode(window.app.graph._nodes.find(node => node.type === kind))", kind
-        )
+        self.page.evaluate(CHOOSE, kind)
         self.page.get_by_test_id("info-button").click()
         panel = self.page.locator(".node-help-content")
         panel.locator("h1").wait_for()
         return panel
+
+    def blueprint(self, name: str) -> Locator:
+        """Look for a blueprint in the node library; what the library lists."""
+        self.page.locator(".node-library-tab-button").first.click()
+        self.page.locator(".side-bar-panel").get_by_role("textbox").fill(name)
+        found = self.page.locator(".side-bar-panel").get_by_text(name, exact=True)
+        found.wait_for()
+        return found
+
+    def place(self, found: Locator) -> list[Node]:
+        """Put what the library lists onto an empty canvas."""
+        self.page.evaluate("() => window.app.graph.clear()")
+        found.click()  # the older page puts it down at once, the newer one where the canvas is clicked next
+        self.page.locator("#graph-canvas").click(position=MIDDLE)
+        self.page.wait_for_function("() => window.app.graph._nodes.length > 0")
+        return self.nodes()
 
 
 @contextmanager
@@ -156,10 +212,11 @@ def browsing(browser: Browser) -> Iterator[Chromium]:
 @contextmanager
 def opened(chromium: Chromium, comfy: ComfyUI, **settings: Any) -> Iterator[ComfyPage]:
     """ComfyUI's page with these of its settings, shut off from every other host."""
-    comfy.set({"Comfy.TutorialCompleted": True, **settings})
+    comfy.set({**SETTINGS, **settings})
     context = chromium.new_context(viewport=VIEW)
     context.set_default_timeout(PATIENCE)
-    context.route(lambda url: not url.startswith(comfy.url), lambda route: route.abort())
+    elsewhere = re.compile(rf"https?:(?!{re.escape(comfy.url.removeprefix('http:'))}).*")
+    context.route(elsewhere, lambda route: route.abort())
     try:
         page = ComfyPage(context.new_page())
         page.page.on("pageerror", lambda error: page.errors.append(str(error)))

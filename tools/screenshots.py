@@ -1,0 +1,88 @@
+"""Pictures of the pack in ComfyUI's own page (`make screenshots`), for docs/in-the-page.md. Takes a minute or two.
+
+The demo model renders the video in them. Text in Chinese needs a font that has it (Debian: fonts-noto-cjk).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python tools/screenshots.py` puts tools/ there
+
+from tools.comfyui_page import ComfyPage, browsing, opened  # noqa: E402
+from tools.comfyui_server import prepare, running  # noqa: E402
+from tools.fetch_browser import find_browser  # noqa: E402
+from tools.fetch_comfyui import newest_comfyui  # noqa: E402
+from tools.fetch_front_end import front_end  # noqa: E402
+from tools.samples import copy_pictures  # noqa: E402
+
+FOLDER = ROOT / "docs" / "page"
+QUALITY = 80
+DEMO = "demo_model"
+SAMPLER = "StableVideoSampler"
+
+Shot = tuple[str, bytes]
+"""File name without ending, PNG."""
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    comfyui = newest_comfyui()
+    with tempfile.TemporaryDirectory() as scratch, browsing(find_browser()) as chromium:
+        base = prepare(Path(scratch))
+        copy_pictures(base / "input")
+        with running(base, comfyui, [f"--front-end-root={front_end(comfyui)}"]) as comfy:
+            for modern in (False, True):
+                with opened(chromium, comfy, **{"Comfy.VueNodes.Enabled": modern}) as page:
+                    save(nodes_2(page) if modern else english(page))
+            with opened(chromium, comfy, **{"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": False}) as page:
+                save(chinese(page))
+
+
+def english(page: ComfyPage) -> Iterator[Shot]:
+    for card in page.browse_templates()[:8]:
+        page.shown(card.locator("img").first)
+    yield "templates", page.page.screenshot()
+    page.open_template(DEMO)
+    yield "opened", page.page.screenshot()
+    page.run()
+    page.played_video()
+    yield "video", page.page.screenshot()
+    for picture in page.help(SAMPLER).locator("img").all():
+        page.shown(picture)
+    yield "help", page.page.screenshot()
+    page.place(page.blueprint("Image to Video (Stable Video Diffusion)"))
+    yield "blueprint", page.page.screenshot()
+
+
+def nodes_2(page: ComfyPage) -> Iterator[Shot]:
+    page.open_template(DEMO)
+    page.run()
+    page.played_video()
+    yield "nodes-2", page.page.screenshot()
+
+
+def chinese(page: ComfyPage) -> Iterator[Shot]:
+    page.open_template(DEMO)
+    yield "chinese", page.page.screenshot()
+    for picture in page.help(SAMPLER).locator("img").all():
+        page.shown(picture)
+    yield "chinese-help", page.page.screenshot()
+
+
+def save(shots: Iterator[Shot]) -> None:
+    for name, data in shots:
+        path = FOLDER / f"{name}.webp"
+        Image.open(io.BytesIO(data)).convert("RGB").save(path, quality=QUALITY, method=6)
+        print(path, f"{path.stat().st_size / 1024:.0f} KiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

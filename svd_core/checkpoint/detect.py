@@ -210,13 +210,12 @@ def _any(source: TensorSource, prefix: str) -> bool:
 def _numbers(source: TensorSource, prefix: str, pattern: str) -> set[int]:
     """The distinct numbers that the pattern's group finds in keys after `prefix`."""
     numbered = re.compile(re.escape(prefix) + pattern)
-    found = {match[1] for key in source if (match := numbered.match(key))}
-    if len(found) > MAX_LAYERS or any(len(number) > len(str(MAX_LAYERS)) for number in found):
+    found = {int(match[1]) for key in source if (match := numbered.match(key))}
+    if len(found) > MAX_LAYERS:
         raise CheckpointError(
-            f"{source.path} numbers {len(found)} layers under {prefix}, up to {max(found, key=len)[:20]}: at most "
-            f"{MAX_LAYERS} can be meant, {AGAIN}"
+            f"{source.path} numbers {len(found)} layers under {prefix}: at most {MAX_LAYERS} can be meant, {AGAIN}"
         )
-    return {int(number) for number in found}
+    return found
 
 
 def _multiples(source: TensorSource, widths: Sequence[int], base: int, part: str) -> tuple[int, ...]:

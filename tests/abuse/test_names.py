@@ -1,6 +1,7 @@
 """Names that lead elsewhere: up and out of a folder, through links, to pipes and devices. None is written through, and
 none is read but what the user named."""
 
+import json
 import os
 import struct
 import zlib
@@ -21,6 +22,7 @@ from svd_core.cli.batch import _tasks
 from svd_core.errors import CheckpointError, InputError, OutputError
 from svd_core.media import load_image, read_recipe, write_clip
 from svd_core.recipe import Recipe, Source
+from tools.samples import write_checkpoint
 from training.checkpoint import save_tensors
 from training.data import open_folder
 
@@ -221,7 +223,7 @@ def test_what_is_no_file_is_neither_picture_nor_checkpoint_nor_recipe(tmp_path, 
     ("name", "message"),
     [
         ("9" * 5000, "names a tensor with 5"),
-        ("model.diffusion_model.input_blocks." + "9" * 900 + ".0.op.weight", "numbers 1 layers|not a model we know"),
+        ("model.diffusion_model.input_blocks." + "9" * 900 + ".0.op.weight", "not a model we know"),
         ("vae/" + "x" * 996, "not a model we know"),
     ],
     ids=["long", "number", "unknown"],
@@ -281,3 +283,16 @@ def test_a_picture_too_large_to_unpack_is_skipped_by_name(tmp_path):
     write_clip(FRAMES, tmp_path / "good.gif", 7)
     clips = open_folder(tmp_path, frames=1)
     assert [(skipped.path.name, "cannot be read" in skipped.reason) for skipped in clips.skipped] == [("bomb", True)]
+
+
+def test_a_model_of_thousands_of_layers_is_refused_before_it_is_built(tmp_path):
+    path = write_checkpoint(tmp_path / "whole.safetensors")
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        table, body = json.loads(file.read(length)), file.read()
+    stem = "model.diffusion_model.middle_block.1.transformer_blocks"
+    nothing = {"dtype": "F32", "shape": [0], "data_offsets": [len(body), len(body)]}
+    header = json.dumps(table | {f"{stem}.{number}.x": nothing for number in range(3000)}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + body)
+    with pytest.raises(CheckpointError, match=r"numbers 300[01] layers under .*: at most 256 can be meant"):
+        inspect_checkpoint(path)

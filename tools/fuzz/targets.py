@@ -369,7 +369,8 @@ def _flags(folder: Path) -> Case:
     def case(rng: random.Random, place: Path) -> None:
         chosen = [_flag(rng) for _ in range(rng.choice((1, 1, 2, 4)))]
         output = rng.choice(("clip.gif", "clip.gif", "clip.mp4", "clip/", *_TYPED))
-        places = ["--checkpoint", str(place / "absent.safetensors"), "--output", f"{place}/{output}"]
+        places = ["--checkpoint", str(place / "absent.safetensors"), "--output", f"{place}/output/{output}"]
+        (place / "output").mkdir()
         _command(["animate", str(folder / "still.png"), *places, *(word for flag in chosen for word in flag)])
 
     return case

@@ -40,11 +40,12 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Locale": "en",
     "Comfy.RightSidePanel.IsOpen": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text however small
     "Comfy.Workflow.Persist": False,  # starts without the tabs of the page before
 }
-VIEW = {"width": 1440, "height": 810}
+VIEW = {"width": 1600, "height": 900}
 
-MIDDLE = {"x": 800, "y": 400}
+MIDDLE = {"x": 800, "y": 300}
 
 PATIENCE = 120_000
 """Milliseconds that anything but a render may take on a slow machine."""

@@ -10,6 +10,8 @@ Nothing sleeps: each step waits for what it is about, for as long as a slow mach
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -36,13 +40,14 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Locale": "en",
     "Comfy.RightSidePanel.IsOpen": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text however small
     "Comfy.Workflow.Persist": False,  # starts without the tabs of the page before
 }
-VIEW = {"width": 1440, "height": 810}
+VIEW = {"width": 1600, "height": 900}
 
-MIDDLE = {"x": 800, "y": 400}
+MIDDLE = {"x": 800, "y": 300}
 
-PATIENCE = 20_000
+PATIENCE = 120_000
 """Milliseconds that anything but a render may take on a slow machine."""
 RENDER = 400_000
 
@@ -75,7 +80,12 @@ CHOOSE = """kind => {
     canvas.selectNode(node)
 }"""
 
-CONTENT = "async picture => [...new Uint8Array(await (await fetch(picture.src)).arrayBuffer())]"
+PIXELS = """picture => {
+    const canvas = document.createElement("canvas")
+    Object.assign(canvas, {width: picture.naturalWidth, height: picture.naturalHeight})
+    canvas.getContext("2d").drawImage(picture, 0, 0)
+    return canvas.toDataURL("image/png").split(",")[1]
+}"""
 
 LOADED_VIDEO = "() => [...document.querySelectorAll('video')].some(video => video.readyState >= 2 && video.videoWidth)"
 
@@ -168,9 +178,10 @@ class ComfyPage:
             "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
         )
 
-    def content(self, picture: Locator) -> bytes:
-        """The file that a picture shows."""
-        return bytes(picture.evaluate(CONTENT))
+    def pixels(self, picture: Locator) -> np.ndarray:
+        """What a picture shows, (H, W, 3) uint8."""
+        with Image.open(io.BytesIO(base64.b64decode(picture.evaluate(PIXELS)))) as drawn:
+            return np.asarray(drawn.convert("RGB"))
 
     def help(self, kind: str) -> Locator:
         """Ask for the help of the first node of a kind; the panel with our page in it."""
@@ -183,8 +194,9 @@ class ComfyPage:
     def blueprint(self, name: str) -> Locator:
         """Look for a blueprint in the node library; what the library lists."""
         self.page.locator(".node-library-tab-button").first.click()
-        self.page.locator(".side-bar-panel").get_by_role("textbox").fill(name)
-        found = self.page.locator(".side-bar-panel").get_by_text(name, exact=True)
+        library = self.page.locator(".side-bar-panel")
+        library.locator("input[placeholder]").fill(name)
+        found = library.get_by_text(name, exact=True)
         found.wait_for()
         return found
 

@@ -21,11 +21,14 @@ from tools.comfyui_server import prepare, running  # noqa: E402
 from tools.fetch_browser import find_browser  # noqa: E402
 from tools.fetch_comfyui import newest_comfyui  # noqa: E402
 from tools.fetch_front_end import front_end  # noqa: E402
-from tools.samples import copy_pictures  # noqa: E402
+from tools.samples import copy_pictures, write_checkpoint  # noqa: E402
 
 FOLDER = ROOT / "docs" / "page"
 QUALITY = 80
 DEMO = "demo_model"
+BLUEPRINTS_CHECKPOINT = "svd.safetensors"
+"""What it asks for; never run here, so random weights will do."""
+
 SAMPLER = "StableVideoSampler"
 
 Shot = tuple[str, bytes]
@@ -38,6 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, browsing(find_browser()) as chromium:
         base = prepare(Path(scratch))
         copy_pictures(base / "input")
+        write_checkpoint(base / "models" / "checkpoints" / BLUEPRINTS_CHECKPOINT)
         with running(base, comfyui, [f"--front-end-root={front_end(comfyui)}"]) as comfy:
             for modern in (False, True):
                 with opened(chromium, comfy, **{"Comfy.VueNodes.Enabled": modern}) as page:

@@ -32,6 +32,17 @@ GROUP_MARGIN, GROUP_TITLE, GROUP_GAP = 20, 50, 30
 TITLE_HEIGHT, SOCKET_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 36, 20, 26, 90
 NODE_WIDTH = 340
 PICTURE_HEIGHT = 260
+SAID_HEIGHT = {
+    "StableVideoImageFit": 50,
+    "StableVideoConditioning": 50,
+    "StableVideoSampler": 50,
+    "StableVideoDecode": 70,
+    "StableVideoSeedScout": 220,
+    "StableVideoSweep": 220,
+    "StableVideoMotionMeter": 220,
+}
+"""What a run writes into a node makes it taller by this."""
+
 SHOWS_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "SaveImage", "SaveAnimatedWEBP", "PreviewImage", "PreviewAny")
 
 GROUP_COLOUR = "#3f5159"
@@ -347,7 +358,8 @@ def _height(node: Node, info: Info) -> float:
     texts = sum(bool(_options(spec).get("multiline")) for _, spec in specs(info[node.kind]))
     picture = PICTURE_HEIGHT if node.kind in SHOWS_PICTURE else 0
     widgets = len(_values(node, info))
-    return TITLE_HEIGHT + SOCKET_HEIGHT * sockets + WIDGET_HEIGHT * widgets + TEXT_HEIGHT * texts + picture
+    shown = picture + SAID_HEIGHT.get(node.kind, 0)
+    return TITLE_HEIGHT + SOCKET_HEIGHT * sockets + WIDGET_HEIGHT * widgets + TEXT_HEIGHT * texts + shown
 
 
 def _groups(graph: Graph, boxes: Mapping[int, Box]) -> list[dict[str, Any]]:

@@ -139,7 +139,6 @@ class ComfyPage:
 
     def browse_templates(self) -> list[Locator]:
         """Open the template browser at this pack; its cards."""
-        self.page.keyboard.press("Escape")  # whatever dialog is open
         self.page.locator(".templates-tab-button").first.click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(PACK_FOLDER, exact=True).first.click()

@@ -54,6 +54,7 @@ def english(page: ComfyPage) -> Iterator[Shot]:
     for card in page.browse_templates()[:8]:
         page.shown(card.locator("img").first)
     yield "templates", page.page.screenshot()
+    page.page.keyboard.press("Escape")
     page.open_template(DEMO)
     yield "opened", page.page.screenshot()
     page.run()

@@ -85,16 +85,21 @@ def written(name):
     return sorted(node["type"] for node in nodes)
 
 
-def test_the_template_browser_lists_every_workflow_with_its_thumbnail(page):
-    cards = {card.get_attribute("data-testid"): card for card in page.browse_templates()}
-    assert sorted(cards) == [f"template-workflow-{name}" for name in TEMPLATES]
-    for name in TEMPLATES:
-        card = cards[f"template-workflow-{name}"]
-        card.scroll_into_view_if_needed()  # the browser loads what comes into view
-        picture = card.locator("img").first
-        page.shown(picture)
-        difference = np.abs(page.pixels(picture).astype(int) - thumbnail(name))
-        assert difference.max() < DECODERS, name
+def test_the_template_browser_lists_every_workflow_with_its_thumbnail(chromium, server):
+    with opened(chromium, server) as page:  # of its own: the older page's dialog would stay
+        cards = {card.get_attribute("data-testid"): card for card in page.browse_templates()}
+        assert sorted(cards) == [f"template-workflow-{name}" for name in TEMPLATES]
+        for name in TEMPLATES:
+            check_thumbnail(page, cards[f"template-workflow-{name}"], name)
+        assert not page.errors
+
+
+def check_thumbnail(page, card, name):
+    card.scroll_into_view_if_needed()  # the browser loads what comes into view
+    picture = card.locator("img").first
+    page.shown(picture)
+    difference = np.abs(page.pixels(picture).astype(int) - thumbnail(name))
+    assert difference.max() < DECODERS, name
 
 
 def check_nodes(nodes, name):
@@ -103,9 +108,11 @@ def check_nodes(nodes, name):
     assert not [node.title for node in nodes if node.faulty]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_opens_without_a_red_outline(page, name):
-    check_nodes(page.load_template(name), name)
+def test_every_template_opens_without_a_red_outline(chromium, server):
+    with opened(chromium, server) as page:  # of its own, so that another starts afresh
+        for name in TEMPLATES:
+            check_nodes(page.load_template(name), name)
+        assert not page.errors
 
 
 MISSING = """() => window.app.loadGraphData({

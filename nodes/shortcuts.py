@@ -11,6 +11,7 @@ from ..svd_core.sampling.schedule import SIGMA_MAX
 from .bridge.guider import require_video_model
 from .bridge.shortcuts import require_reusable, with_interval, with_reuse
 from .checks import verdict
+from .inputs import checked
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -60,11 +61,12 @@ class StableVideoShortcuts(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, guidance_low: float | None = 0.0, guidance_high: float | None = SIGMA_MAX) -> bool | str:
-        if guidance_low is None or guidance_high is None:
-            return True
+        if not all(isinstance(each, (int, float)) for each in (guidance_low, guidance_high)):
+            return True  # None comes over a wire; ComfyUI itself refuses text, and asks here all the same
         return verdict(lambda: GuidanceInterval(guidance_low, guidance_high))
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, reuse: float, guidance_low: float, guidance_high: float) -> io.NodeOutput:
         require_video_model(model)
         interval = GuidanceInterval(guidance_low, guidance_high)

@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tools.comfyui_server import PACK_FOLDER, ComfyUI
 from tools.fetch_browser import Browser
@@ -50,6 +51,7 @@ MIDDLE = {"x": 800, "y": 300}
 PATIENCE = 120_000
 """Milliseconds that anything but a render may take on a slow machine."""
 RENDER = 400_000
+SEARCH, TURNS = 10_000, 6
 
 READY = """() => {
     const known = window.LiteGraph?.registered_node_types ?? {}
@@ -192,11 +194,17 @@ class ComfyPage:
 
     def blueprint(self, name: str) -> Locator:
         """Look for a blueprint in the node library; what the library lists."""
-        self.page.locator(".node-library-tab-button").first.click()
         library = self.page.locator(".side-bar-panel")
-        library.locator("input[placeholder]").fill(name)
-        found = library.get_by_text(name, exact=True)
-        found.wait_for()
+        search, found = library.locator("input[placeholder]"), library.get_by_text(name, exact=True)
+        for _ in range(TURNS):
+            if not search.is_visible():  # the button would close what is open
+                self.page.locator(".node-library-tab-button").first.click()
+                search.wait_for()
+            search.fill("")
+            search.fill(name)  # a library that has just opened may not listen yet
+            with suppress(PlaywrightTimeout):
+                found.wait_for(timeout=SEARCH)
+                break
         return found
 
     def place(self, found: Locator) -> list[Node]:

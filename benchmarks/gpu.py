@@ -30,6 +30,7 @@ from svd_core.config import UNetConfig, VAEConfig
 from svd_core.kernels import report
 from svd_core.kernels.choice import cuda_seconds
 from svd_core.model.backend import Backend
+from svd_core.model.layout import laid_out
 from svd_core.model.step import BlockHooks
 from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE
@@ -197,7 +198,7 @@ def decode_rows(
     rounds: int = 5,
 ) -> list[Row]:
     """Ours, exact: everything kept, one frame kept, and in bands. Beside the others: `make bench-decode`."""
-    state = {name: value.to(device, dtype) for name, value in (weights or vae_weights()).items()}
+    state = {name: laid_out(value.to(device, dtype)) for name, value in (weights or vae_weights()).items()}
     vae = VideoVAE(config, backend=Backend(device="meta", dtype=dtype)).eval()
     vae.load_state_dict(state, strict=True, assign=True)
     z = torch.randn(frames, 4, *size, generator=torch.Generator().manual_seed(1)).to(device, dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from svd_core.checkpoint.keymaps import UNET, diffusers_unet
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
+from svd_core.model.layout import laid_out
 from svd_core.model.unet import VideoUNet
 from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
@@ -44,7 +45,7 @@ class Contestant:
 
 
 def random_unet_weights(config: UNetConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     state = VideoUNet(config, backend=Backend(device="meta")).state_dict()
     return {name: random_like(name, like, generator).to(device, dtype) for name, like in state.items()}
 
@@ -64,8 +65,9 @@ def random_batch(config: UNetConfig, weights: Weights, clips: int, frames: int, 
 
 
 def ours(config: UNetConfig, weights: Weights) -> Run:
+    """With convolutions' weights laid out as our loader does, which copies them."""
     unet = VideoUNet(config, backend=Backend(device="meta")).eval()
-    unet.load_state_dict(dict(weights), strict=True, assign=True)
+    unet.load_state_dict({name: laid_out(weight) for name, weight in weights.items()}, strict=True, assign=True)
     return lambda batch: unet(batch.x, batch.c_noise, batch.context, batch.vector, batch.frames)
 
 

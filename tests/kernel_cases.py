@@ -40,9 +40,14 @@ def _apart(random, *shape, heads):
     return *(random(*shape) for _ in range(3)), heads, scaled_dot_product
 
 
-def _norm(random, *shape, offset=0.0):
+def _norm(random, *shape, offset=0.0, shifts=0):
     channels = shape[1]
-    return channels_last(random(*shape) + offset), random(channels), random(channels), 32, 1e-5
+    shift = random(shifts, channels) if shifts else None
+    return channels_last(random(*shape) + offset), random(channels), random(channels), 32, 1e-5, shift
+
+
+def _blend(random, *shape):
+    return channels_last(random(*shape)), channels_last(random(*shape)), random(1), random(shape[1])
 
 
 def _geglu(random, *rows, width, hidden):
@@ -60,6 +65,10 @@ SMALL = (
     Case("group_norm of images", kernels.group_norm, lambda r: _norm(r, 2, 64, 5, 7)),
     Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 1, 160, 5, 3)),
     Case("group_norm_silu of clips, split", kernels.group_norm_silu, lambda r: _norm(r, 1, 32, 3, 231)),
+    Case("group_norm_silu of images, shifted", kernels.group_norm_silu, lambda r: _norm(r, 3, 64, 5, 7, shifts=3)),
+    Case("group_norm_silu of clips, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 32, 3, 231, shifts=6)),
+    Case("group_norm_silu, one shift for all", kernels.group_norm_silu, lambda r: _norm(r, 2, 96, 3, 41, shifts=1)),
+    Case("blend, odd", kernels.blend, lambda r: _blend(r, 3, 40, 5, 7)),
     Case("group_norm, large mean", kernels.group_norm, lambda r: _norm(r, 1, 32, 5, 131, offset=100.0)),
     Case(
         "add_layer_norm, all",
@@ -90,6 +99,8 @@ REAL = (
     Case("geglu", kernels.geglu, lambda r: _geglu(r, 26214, width=320, hidden=1280)),
     Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 28, 320, 72, 128)),
     Case("group_norm_silu of clips", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216)),
+    Case("group_norm_silu, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216, shifts=28)),
+    Case("blend", kernels.blend, lambda r: _blend(r, 28, 320, 72, 128)),
     Case(
         "add_layer_norm",
         kernels.add_layer_norm,

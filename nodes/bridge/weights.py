@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PLAIN = tuple(
     layer
     for family in (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
-    for layer in (family.Linear, deriving_linear(family.Linear), family.GroupNorm, family.LayerNorm)
+    for layer in (family.Linear, deriving_linear(family.Linear), family.Conv2d, family.GroupNorm, family.LayerNorm)
 )
 """Layers that do nothing but cast. Those that hold eight-bit weights multiply in their own way."""
 

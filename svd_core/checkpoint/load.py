@@ -16,6 +16,7 @@ from ..config import ModelConfig, Variant
 from ..errors import CheckpointError
 from ..model.backend import TORCH, Backend
 from ..model.clip_vision import CLIPVision
+from ..model.layout import laid_out
 from ..model.unet import VideoUNet
 from ..model.vae import VideoVAE
 from .detect import Detection, detect
@@ -166,7 +167,7 @@ def _converted(source: TensorSource, key: str, device: torch.device | str, dtype
     if not stored.dtype.is_floating_point:
         raise CheckpointError(f"{source.path}: {key} is stored as {stored.dtype}, needs a float: use a float16 file")
     _check_values(source, key, stored, dtype or stored.dtype)
-    return stored.to(device=device, dtype=dtype or stored.dtype)
+    return laid_out(stored.to(device=device, dtype=dtype or stored.dtype))
 
 
 def _check_values(source: TensorSource, key: str, stored: Tensor, dtype: torch.dtype) -> None:

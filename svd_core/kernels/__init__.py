@@ -5,6 +5,7 @@ what runs wherever a kernel does not. Importing this package imports no Triton; 
 device first asks for it.
 """
 
+from .blend import blend as blend
 from .choice import Choice as Choice
 from .choice import Operation as Operation
 from .choice import choices as choices
@@ -15,6 +16,7 @@ from .geglu import gated as gated
 from .geglu import geglu as geglu
 from .group_norm import group_norm as group_norm
 from .group_norm import group_norm_silu as group_norm_silu
+from .group_norm import spread as spread
 from .layer_norm import add_layer_norm as add_layer_norm
 
-OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, frame_attention, frame_conv)
+OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv)

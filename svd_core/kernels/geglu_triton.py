@@ -41,6 +41,28 @@ def products(
 
 
 @triton.jit
+def below(gate):
+    """How much of a unit normal lies below `gate`, in float32, for 16-bit results: gate times this is the erf GELU.
+
+    A least-squares fit of an odd polynomial of degree 23, 2.5e-6 from the truth. Beyond 4.8 it is 0 or 1. erf itself
+    takes longer on a tile than the products do."""
+    x = tl.minimum(tl.maximum(gate, -4.8), 4.8)
+    t = x * (x * 0.08680555555555555) - 1.0  # from -1 to 1, where no digits cancel
+    r = -0.00042284122901037335 * t + 0.0018708774587139487
+    r = r * t - 0.003339906223118305
+    r = r * t + 0.004525837488472462
+    r = r * t - 0.008035603910684586
+    r = r * t + 0.014467185363173485
+    r = r * t - 0.022024253383278847
+    r = r * t + 0.03055366314947605
+    r = r * t - 0.04058121144771576
+    r = r * t + 0.052919816225767136
+    r = r * t - 0.07297953218221664
+    r = r * t + 0.14721255004405975
+    return 0.5 + x * r
+
+
+@triton.jit
 def geglu_kernel(
     x,
     weight,
@@ -74,7 +96,10 @@ def geglu_kernel(
     if BIASED:
         value += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + hidden + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
-    result = value * gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    if out.dtype.element_ty == tl.float32:
+        result = value * gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        result = value * (gate * below(gate))
     place = out + m.to(tl.int64)[:, None] * hidden + n[None, :]
     tl.store(place, result.to(out.dtype.element_ty), mask=m_there[:, None] & n_there[None, :])
 
@@ -109,6 +134,7 @@ def launch(
 TILES = {
     "128x64": partial(launch, block_m=128, block_n=64, warps=8, stages=3),
     "128x128": partial(launch, block_m=128, block_n=128, warps=8, stages=3),
+    "128x128, deep": partial(launch, block_m=128, block_n=128, warps=8, stages=4),
     "64x64": partial(launch, block_m=64, block_n=64, warps=4, stages=3),
 }
 """Candidates for the probe. Accumulators are twice as wide as the tile."""

@@ -12,15 +12,25 @@ from .choice import Operation
 SAMPLE_COLUMNS = 256
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None) -> Tensor:
     """x (N, C, H, W) or (B, C, T, S), weight and bias (C,) -> like x. Statistics span a group's channels and the last
-    two dimensions: one frame of images, all frames of clips (Wu & He 2018; spec 1.4)."""
+    two dimensions: one frame of images, all frames of clips (Wu & He 2018; spec 1.4). `shift` is added first, see
+    `spread`."""
+    x = x if shift is None else x + spread(shift, x)
     return nn.functional.group_norm(x, groups, weight, bias, eps)
 
 
-def silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None) -> Tensor:
     """`reference`, then SiLU."""
-    return nn.functional.silu(reference(x, weight, bias, groups, eps), inplace=True)
+    return nn.functional.silu(reference(x, weight, bias, groups, eps, shift), inplace=True)
+
+
+def spread(shift: Tensor, x: Tensor) -> Tensor:
+    """A view that broadcasts to x (N, C, H, W): shift (1, C) for all, (N, C) for each image, or (N * H, C) for each
+    frame of clips, whose frames are H."""
+    if len(shift) == 1:
+        return shift[..., None, None]
+    return shift.unflatten(0, (len(x), -1)).movedim(-1, 1)[..., None]
 
 
 def _kernels() -> Mapping[str, Callable[..., Tensor]]:
@@ -35,19 +45,25 @@ def _silu_kernels() -> Mapping[str, Callable[..., Tensor]]:
     return {"split statistics": with_silu}
 
 
-def _refusal(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str:
+def _refusal(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None) -> str:
+    if shift is not None and not shift.is_contiguous():
+        return "the shift does not lie row after row"
     if x.ndim != 4 or not x.movedim(1, -1).is_contiguous():
         return "x does not lie channels last"
     return "" if weight is not None and bias is not None else "the normalisation has no weight or no bias"
 
 
-def _shape_class(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[int, int, int, float]:
+def _shape_class(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None
+) -> tuple[int, int, int, float, bool]:
     """Rows decide how the statistics are split, so a frame's or clip's size counts; how many there are does not."""
-    return x.shape[1], x.shape[2] * x.shape[3], groups, eps
+    return x.shape[1], x.shape[2] * x.shape[3], groups, eps, shift is not None
 
 
 def _sample(x: Tensor, *rest: Any) -> tuple[Any, ...]:
-    return x[:1, :, :, :SAMPLE_COLUMNS].movedim(1, -1).contiguous().movedim(-1, 1), *rest
+    *rest, shift = rest
+    few = x[:1, :, :, :SAMPLE_COLUMNS].movedim(1, -1).contiguous().movedim(-1, 1)
+    return few, *rest, None if shift is None else shift[: max(1, len(shift) // len(x))]
 
 
 group_norm = Operation("group_norm", reference, _kernels, _refusal, _shape_class, _sample)

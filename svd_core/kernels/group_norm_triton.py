@@ -18,34 +18,54 @@ SPLIT_ROWS = 512
 
 
 @triton.jit
+def shifted(tile, shift, image, r, c, there, per_image, repeat, channels):
+    """The tile's rows r, each with its row of the shift: every image has `per_image` of them, each for `repeat` rows of
+    the image; none where one serves all."""
+    row = image * per_image + r // repeat
+    return tile + tl.load(shift + row[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def partial_kernel(
-    x, means, squares, rows, channels, splits, SPLIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+    x,
+    shift,
+    means,
+    squares,
+    rows,
+    channels,
+    splits,
+    per_image,
+    repeat,
+    SHIFTED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """x (N, rows, C) -> means and squares (N, splits, C): of each channel over one split's rows."""
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane, c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_there = c < channels
     first = split * SPLIT
     last = tl.minimum(first + SPLIT, rows)
     base = x + image * rows * channels
-    mean = tl.zeros((BLOCK_C,), tl.float32)
-    square = tl.zeros((BLOCK_C,), tl.float32)
-    for offset in range(0, SPLIT, BLOCK_R):
-        start = first + offset
-        r = start + tl.arange(0, BLOCK_R)
+    mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    # Each lane keeps its own until the end (Welford): to merge them in every turn takes longer than to read.
+    for turn in range(SPLIT // BLOCK_R):
+        r = first + turn * BLOCK_R + lane
         there = (r < last)[:, None] & c_there[None, :]
         tile = tl.load(base + r.to(tl.int64)[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
-        before = tl.minimum(start, last) - first
-        after = tl.minimum(start + BLOCK_R, last) - first
-        count = after - before
-        tile_mean = tl.sum(tile, axis=0) / tl.maximum(count, 1)
-        away = tl.where(there, tile - tile_mean[None, :], 0.0)
-        gap = tile_mean - mean
-        square += tl.sum(away * away, axis=0) + gap * gap * (before.to(tl.float32) * count / after)
-        mean += gap * (count / after)
+        if SHIFTED:
+            tile = shifted(tile, shift, image, r, c, there, per_image, repeat, channels)
+        gap = tl.where(there, tile - mean, 0.0)
+        mean += gap * (1.0 / (turn + 1))
+        square += gap * (tile - mean)
+    count = tl.maximum(0, (last - first - lane + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
+    middle = tl.sum(mean * count, axis=0) / (last - first)
+    away = mean - middle[None, :]
     place = (image * splits + split) * channels + c
-    tl.store(means + place, mean, mask=c_there)
-    tl.store(squares + place, square, mask=c_there)
+    tl.store(means + place, middle, mask=c_there)
+    tl.store(squares + place, tl.sum(square + count * away * away, axis=0), mask=c_there)
 
 
 @triton.jit
@@ -94,6 +114,7 @@ def merge_kernel(
 @triton.jit
 def apply_kernel(
     x,
+    shift,
     means,
     scales,
     weight,
@@ -102,12 +123,15 @@ def apply_kernel(
     rows,
     channels,
     groups,
+    per_image,
+    repeat,
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
+    SHIFTED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = (x - mean) * scale * weight + bias of (N, rows, C), then SiLU where asked for."""
+    """out = (x + shift - mean) * scale * weight + bias of (N, rows, C), then SiLU where asked for."""
     image = tl.program_id(2).to(tl.int64)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -116,38 +140,49 @@ def apply_kernel(
     mean = tl.load(means + image * groups + c // WIDTH, mask=c_there, other=0.0)
     scale = tl.load(scales + image * groups + c // WIDTH, mask=c_there, other=0.0)
     scale *= tl.load(weight + c, mask=c_there, other=0.0).to(tl.float32)
-    shift = tl.load(bias + c, mask=c_there, other=0.0).to(tl.float32)
+    offset = tl.load(bias + c, mask=c_there, other=0.0).to(tl.float32)
     place = (image * rows + r)[:, None] * channels + c[None, :]
     tile = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
-    tile = (tile - mean[None, :]) * scale[None, :] + shift[None, :]
+    if SHIFTED:
+        tile = shifted(tile, shift, image, r, c, there, per_image, repeat, channels)
+    tile = (tile - mean[None, :]) * scale[None, :] + offset[None, :]
     if SILU:
         tile = tile / (1.0 + tl.exp(-tile))
     tl.store(out + place, tile.to(out.dtype.element_ty), mask=there)
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool) -> Tensor:
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None, *, silu: bool
+) -> Tensor:
     """As `group_norm.reference`, in three launches."""
     images, channels, height, width = x.shape
     rows, group = height * width, channels // groups
+    per_image = 0 if shift is None or len(shift) == 1 else len(shift) // images
+    added = (x if shift is None else shift, per_image, rows // max(1, per_image), shift is not None)
     block_c = min(128, triton.next_power_of_2(channels))
-    blocks_c = triton.cdiv(channels, block_c)
-    means, scales = _statistics(x, groups, eps, block_c)
+    means, scales = _statistics(x, added, groups, eps, block_c)
     out = torch.empty_like(x)
-    apply_kernel[(triton.cdiv(rows, 32), blocks_c, images)](
-        x, means, scales, weight, bias, out, rows, channels, groups, group, silu, BLOCK_R=32, BLOCK_C=block_c
-    )
+    shift, per_image, repeat, flag = added
+    grid = (triton.cdiv(rows, 32), triton.cdiv(channels, block_c), images)
+    tensors, sizes = (x, shift, means, scales, weight, bias, out), (rows, channels, groups, per_image, repeat)
+    apply_kernel[grid](*tensors, *sizes, group, silu, flag, BLOCK_R=32, BLOCK_C=block_c)
     return out
 
 
-def _statistics(x: Tensor, groups: int, eps: float, block_c: int) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation, (N, groups) each."""
+def _statistics(
+    x: Tensor, added: tuple[Tensor, int, int, bool], groups: int, eps: float, block_c: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation, (N, groups) each, of x and the shift, which comes with its rows an image,
+    how many rows each is for, and whether there is one."""
+    shift, *repeats, flag = added
     images, channels, height, width = x.shape
     rows, group = height * width, channels // groups
     splits = triton.cdiv(rows, SPLIT_ROWS)
     parts = x.new_empty((2, images, splits, channels), dtype=torch.float32)
     merged = x.new_empty((2, images, groups), dtype=torch.float32)
-    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": 32, "BLOCK_C": block_c}
-    partial_kernel[(splits, triton.cdiv(channels, block_c), images)](x, *parts, rows, channels, splits, **sizes)
+    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": 16, "BLOCK_C": block_c}
+    grid = (splits, triton.cdiv(channels, block_c), images)
+    partial_kernel[grid](x, shift, *parts, rows, channels, splits, *repeats, flag, **sizes)
     wide = triton.next_power_of_2(group)
     sizes = {"WIDTH": group, "SPLIT": SPLIT_ROWS, "BLOCK_S": max(1, 2048 // wide), "BLOCK_W": wide}
     merge_kernel[(groups, images)](*parts, *merged, rows, channels, splits, eps, groups, **sizes)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..kernels import Operation, add_layer_norm, group_norm, group_norm_silu
+from ..kernels import Operation, add_layer_norm, blend, group_norm, group_norm_silu, spread
 from .cpu import deriving_linear
-from .layout import joined
+from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
 
@@ -33,7 +33,7 @@ def own_weights(layer: nn.Module, _like: Tensor) -> Iterator[Weights | None]:
 
 
 def _plain_layers() -> tuple[type[nn.Module], ...]:
-    return nn.Linear, deriving_linear(nn.Linear), nn.GroupNorm, nn.LayerNorm
+    return nn.Linear, deriving_linear(nn.Linear), nn.Conv2d, nn.GroupNorm, nn.LayerNorm
 
 
 def altered(layer: nn.Module) -> bool:
@@ -60,7 +60,30 @@ def fused(
 
 def normed_images(weights: WeightsFn, norm: nn.Module, images: Tensor) -> Tensor:
     """GroupNorm of images (N, C, H, W) or clips (B, C, T, S) -> the same shape."""
-    return fused(group_norm, weights, norm, images, norm.num_groups, norm.eps, otherwise=lambda: norm(images))
+    return fused(group_norm, weights, norm, images, norm.num_groups, norm.eps, None, otherwise=lambda: norm(images))
+
+
+def normed_tokens(weights: WeightsFn, norm: nn.Module, tokens: Tensor) -> Tensor:
+    """LayerNorm of tokens (..., C) -> the same shape."""
+    return summed_and_normed(weights, norm, tokens, None)[1]
+
+
+def short_of_bias(weights: WeightsFn, conv: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution of images (N, C, H, W) that leaves out its bias, and the bias (C',), owed by the caller; all of it
+    and None where no kernel would take the bias in. On a device torch adds it in a pass of its own. Class: rounding."""
+    if group_norm_silu.wanted(images):
+        with weights(conv, images) as found:
+            if found is not None and found[1] is not None:
+                weight, bias = found
+                # What a host lends ends with the context.
+                owed = bias if bias is conv.bias else bias.clone()
+                return nn.functional.conv2d(images, weight, None, conv.stride, conv.padding), owed
+    return conv(images), None
+
+
+def blended_with(fresh: Tensor, change: Tensor, share: Tensor, owed: Tensor | None) -> Tensor:
+    """`layout.blended`, and the bias that `fresh` is owed, if any."""
+    return blended(fresh, change, share) if owed is None else blend(fresh, change, share, owed)
 
 
 def summed_and_normed(
@@ -81,16 +104,29 @@ def summed_and_normed(
 
 
 class NormActivated(nn.Sequential):
-    """GroupNorm and SiLU, which may run as one, and the layers after them."""
+    """GroupNorm and SiLU, which may run as one, and the layers after them, the last a convolution."""
 
     def __init__(self, weights: WeightsFn, *layers: nn.Module) -> None:
         super().__init__(*layers)
         self.weights = weights
 
-    def forward(self, images: Tensor) -> Tensor:
-        norm, silu, *rest = self
-        sizes = (norm.num_groups, norm.eps)
-        images = fused(group_norm_silu, self.weights, norm, images, *sizes, otherwise=lambda: silu(norm(images)))
-        for layer in rest:
-            images = layer(images)
-        return images
+    def forward(self, images: Tensor, shift: Tensor | None = None, *, fresh: bool = True) -> Tensor:
+        """images (N, C, H, W) or clips (B, C, T, S) -> the same with C' channels. `shift` (`kernels.spread`) is added
+        first: in the memory of the images where they are `fresh`, which is what the caller has just made."""
+        return self[-1](self.activated(images, shift, fresh))
+
+    def short(self, images: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """`forward`, but `short_of_bias`."""
+        return short_of_bias(self.weights, self[-1], self.activated(images, shift, fresh=True))
+
+    def activated(self, images: Tensor, shift: Tensor | None, fresh: bool) -> Tensor:
+        """What the convolution reads."""
+        norm, silu, *_ = self
+
+        def plain() -> Tensor:
+            if shift is None:
+                return silu(norm(images))
+            added = spread(shift, images)
+            return silu(norm(joined(added, images) if fresh else images + added))
+
+        return fused(group_norm_silu, self.weights, norm, images, norm.num_groups, norm.eps, shift, otherwise=plain)

@@ -32,6 +32,14 @@ def from_clips(clips: Tensor, height: int) -> Tensor:
     return rearrange(clips, "b c t (h w) -> (b t) c h w", h=height)
 
 
+def laid_out(weight: Tensor) -> Tensor:
+    """A weight as a CUDA device's convolutions read it, channels last where it is a 2-D convolution's: cuDNN would turn
+    it in every call. The values and the shape stay. Class: exact."""
+    if weight.is_cuda and weight.ndim == 4 and weight.shape[-1] > 1:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
+
+
 # Sums in the memory of an operand that nobody else holds. With gradients they take memory of their own.
 
 

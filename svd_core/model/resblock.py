@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backend import Backend
-from .fused import NormActivated, WeightsFn
-from .layout import blended, from_clips, joined, to_clips
+from .fused import NormActivated, WeightsFn, blended_with, short_of_bias
+from .layout import from_clips, joined, to_clips
 from .step import StepContext
 
 
@@ -39,6 +39,7 @@ class _Residual(nn.Module):
         self.in_layers = NormActivated(weights, norm_in, nn.SiLU(inplace=True), conv_in)
         # Identity keeps the slot of the SiLU, which has run before: `StepContext.activated`.
         self.emb_layers = nn.Sequential(nn.Identity(), emb)
+        self.weights = weights
         # Identity keeps the slot of the dropout: the released files call the next layer out_layers.3.
         self.out_layers = NormActivated(weights, norm_out, nn.SiLU(inplace=True), nn.Identity(), conv_out)
 
@@ -56,10 +57,11 @@ class TemporalResBlock(_Residual):
             backend.weights,
         )
 
-    def change(self, clips: Tensor, emb: Tensor) -> Tensor:
-        """clips (B, C, T, H*W), emb (B, T, E) activated -> what the block adds to clips, same shape."""
-        shift = self.emb_layers(emb).movedim(-1, 1)  # (B, C, T)
-        return self.out_layers(joined(shift[..., None], self.in_layers(clips)))
+    def change(self, clips: Tensor, emb: Tensor, owed: Tensor | None = None) -> Tensor:
+        """clips (B, C, T, H*W), emb (B * T, E) activated, owed (C,) that the clips lack -> what the block adds to them,
+        same shape."""
+        hidden = self.in_layers(clips, None if owed is None else owed[None], fresh=False)
+        return self.out_layers(hidden, self.emb_layers(emb))
 
 
 class VideoResBlock(_Residual):
@@ -80,12 +82,21 @@ class VideoResBlock(_Residual):
 
     def forward(self, images: Tensor, step: StepContext) -> Tensor:
         """images (N, C, H, W) -> (N, C', H, W)."""
-        spatial = self.spatial(images, step.activated)
-        clips = to_clips(spatial, step.num_frames)
-        change = self.time_stack.change(clips, step.activated.unflatten(0, (-1, step.num_frames)))
-        return blended(spatial, from_clips(change, images.shape[-2]), self.time_mixer.temporal_share(spatial))
+        spatial, owed = self.spatial(images, step.activated)
+        change = self.time_stack.change(to_clips(spatial, step.num_frames), step.activated, owed)
+        share = self.time_mixer.temporal_share(spatial)
+        return blended_with(spatial, from_clips(change, images.shape[-2]), share, owed)
 
-    def spatial(self, images: Tensor, emb: Tensor) -> Tensor:
-        """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) activated -> (N, C', H, W)."""
-        shift = self.emb_layers(emb)[..., None, None]
-        return joined(self.skip_connection(images), self.out_layers(joined(shift, self.in_layers(images))))
+    def spatial(self, images: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) activated -> (N, C', H, W), and the bias
+        (C',) that it still lacks, if any."""
+        hidden, owed = self.in_layers.short(images)
+        branch, later = self.out_layers.short(hidden, _both(self.emb_layers(emb), owed))
+        if isinstance(self.skip_connection, nn.Identity):
+            return joined(images, branch), later
+        skip, more = short_of_bias(self.weights, self.skip_connection, images)
+        return joined(skip, branch), more if later is None else _both(later, more)
+
+
+def _both(one: Tensor, other: Tensor | None) -> Tensor:
+    return one if other is None else one + other

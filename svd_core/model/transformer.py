@@ -15,7 +15,7 @@ from ..sinusoid import sinusoid
 from .attention import Attention
 from .backend import Backend
 from .embedding import embedding_mlp
-from .fused import fused, normed_images, summed_and_normed
+from .fused import fused, normed_images, normed_tokens, summed_and_normed
 from .layout import joined, to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
@@ -102,7 +102,7 @@ class SpatialBlock(_Block):
         """What the feed-forward joins, and what it reads."""
         if step.hooks.changes_attention:
             return summed_and_normed(self.weights, self.norm3, self.attend_hooked(tokens, step.context, step), None)
-        normed = self.norm1(tokens)
+        normed = normed_tokens(self.weights, self.norm1, tokens)
         change = self.attn1(normed, normed)
         if step.context.shape[1] == 1:
             return summed_and_normed(self.weights, self.norm3, tokens, change, self.attn2.constant(step.context))
@@ -118,17 +118,21 @@ class TemporalBlock(_Block):
         self.norm_in = backend.layer_norm(channels)
         self.ff_in = FeedForward(channels, backend=backend)
 
-    def forward(self, tokens: Tensor, step: StepContext) -> Tensor:
-        """(B, T, S, C) -> (B, T, S, C), where no gradients are recorded in the memory of `tokens` or of its own."""
-        tokens, normed = self.attend(self.ff_in.added(tokens, self.norm_in(tokens)), step)
+    def forward(self, tokens: Tensor, embedding: Tensor, step: StepContext) -> Tensor:
+        """(B, T, S, C) and each frame's embedding (T, 1, C), which joins them first -> (B, T, S, C)."""
+        tokens, normed = self.attend(self.ff_in.added(*self.placed(tokens, embedding)), step)
         return self.ff.added(tokens, normed)
+
+    def placed(self, tokens: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens with their frame's embedding, and what the first feed-forward reads."""
+        return summed_and_normed(self.weights, self.norm_in, tokens, None, embedding)
 
     def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
         """What the last feed-forward joins, and what it reads."""
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
             return summed_and_normed(self.weights, self.norm3, self.attend_by_pixel(tokens, step), None)
-        change = self.attn1.over_frames(self.norm1(tokens))
+        change = self.attn1.over_frames(normed_tokens(self.weights, self.norm1, tokens))
         constant = self.attn2.constant(step.clip_context)[:, None]  # (B, 1, 1, C)
         return summed_and_normed(self.weights, self.norm3, tokens, change, constant)
 
@@ -164,9 +168,9 @@ class SpatialVideoTransformer(nn.Module):
         for depth, (spatial, temporal) in enumerate(zip(self.transformer_blocks, self.time_stack, strict=True)):
             step.hooks.enter_transformer(depth, tuple(images.shape))
             tokens = spatial(tokens, step)
-            clips = tokens.unflatten(0, (-1, step.num_frames)) + frame_embedding
+            clips = temporal(tokens.unflatten(0, (-1, step.num_frames)), frame_embedding, step)
             # The blend's temporal operand carries the frame embedding, its spatial operand does not (spec 1.5).
-            tokens = torch.lerp(tokens, temporal(clips, step).flatten(0, 1), share)
+            tokens = torch.lerp(tokens, clips.flatten(0, 1), share)
         step.hooks.leave_transformer()
         return joined(images, to_images(self.proj_out(tokens), images.shape[-2]))
 

@@ -42,6 +42,11 @@ def timed(**seconds):
     return Choices(lambda device: "", lambda run: (run(), order[next(calls) % len(order)])[1])
 
 
+def process_seconds(run):
+    run()
+    return 1.0
+
+
 def right(x):
     return x + x
 
@@ -183,8 +188,8 @@ def test_a_sample_is_what_kernels_take_and_an_operation_refuses_what_they_cannot
     ("operation", "args", "reason"),
     [
         (kernels.geglu, (torch.ones(4, 6).T, torch.ones(8, 4), None), "row after row"),
-        (kernels.group_norm, (torch.ones(2, 32, 3, 3), torch.ones(32), torch.ones(32), 32, 1e-5), "channels last"),
-        (kernels.group_norm, (channels_last(torch.ones(2, 32, 3, 3)), None, None, 32, 1e-5), "no weight"),
+        (kernels.group_norm, (torch.ones(2, 32, 3, 3), torch.ones(32), torch.ones(32), 32, 1e-5, None), "channels last"),
+        (kernels.group_norm, (channels_last(torch.ones(2, 32, 3, 3)), None, None, 32, 1e-5, None), "no weight"),
         (kernels.add_layer_norm, (torch.ones(2, 9000), X, X, 1e-5, None, None), "9000 channels"),
         (kernels.frame_attention, (*(torch.ones(1, 33, 2, 64),) * 3, 1, None), "33 frames"),
         (kernels.frame_attention, (*(torch.ones(1, 3, 2, 80),) * 3, 1, None), "head width 80"),
@@ -257,6 +262,23 @@ def test_a_network_asks_for_every_operation_and_gets_the_same_result(use):
         actual = network(*call)
     assert asked == {operation.name for operation in kernels.OPERATIONS}
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [nn.GroupNorm, nn.Conv2d, (nn.GroupNorm, nn.Conv2d), nn.LayerNorm])
+def test_layers_that_must_be_called_are_and_nothing_is_added_twice_or_lost(use, kinds):
+    """A convolution that gave up its bias may be followed by a norm that takes none in, and the other way round."""
+    network = VideoUNet(replace(TINY.unet, head_channels=16), backend=TORCH).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    layers = [layer for layer in network.modules() if isinstance(layer, kinds)]
+    for layer in layers[::2]:
+        layer.register_forward_hook(lambda *_: None)
+    call = (torch.randn(6, 8, 8, 16), torch.randn(6), torch.randn(6, 1, TINY.unet.context_dim))
+    call += (torch.randn(6, TINY.unet.vector_dim), 3)
+    with torch.no_grad():
+        expected = network(*call)
+        use(Choices(lambda device: "", process_seconds))
+        torch.testing.assert_close(network(*call), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_can_still_be_copied():

@@ -13,18 +13,19 @@ LEAST_SHARED = 99 * 2**10
 CAPABILITIES = (80, 90)
 
 GEMM = {"WIDTH": 320, "BIASED": True}
-STATISTICS = {"SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128}
+STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
     "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
-    "group_norm_triton.partial_kernel": ("x means: squares:", STATISTICS),
+    "blend_triton.blend_kernel": ("images change share owed out", {"BLOCK": 2048}),
+    "group_norm_triton.partial_kernel": ("x shift means: squares:", STATISTICS),
     "group_norm_triton.merge_kernel": (
         "means: squares: mean_out: scale_out:",
         {"WIDTH": 10, "SPLIT": 512, "BLOCK_S": 128, "BLOCK_W": 16},
     ),
     "group_norm_triton.apply_kernel": (
-        "x means: scales: weight bias out",
-        {"WIDTH": 10, "SILU": True, "BLOCK_R": 32, "BLOCK_C": 128},
+        "x shift means: scales: weight bias out",
+        {"WIDTH": 10, "SILU": True, "SHIFTED": True, "BLOCK_R": 32, "BLOCK_C": 128},
     ),
     "layer_norm_triton.add_layer_norm_kernel": (
         "tokens change embedding weight bias total_out normed_out",

@@ -21,6 +21,7 @@ from svd_core.config import PIXELS_PER_LATENT, VAEConfig
 from svd_core.decode import places
 from svd_core.decode.places import Mode
 from svd_core.model.backend import Backend
+from svd_core.model.layout import laid_out
 from svd_core.model.vae import VideoVAE
 from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
@@ -42,9 +43,9 @@ class Contestant:
     build: Callable[[Weights | None, torch.dtype], tuple[nn.Module, Decode]]
 
 
-def random_weights(seed: int = 0) -> dict[str, Tensor]:
+def random_weights(seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
     """Every weight of the autoencoder in float32, so scaled that activations keep their size."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     state = VideoVAE(CONFIG, backend=Backend(device="meta")).state_dict()
     return {name: random_like(name, like, generator) for name, like in state.items()}
 
@@ -65,7 +66,8 @@ def _ours(name: str, decode: Callable[[VideoVAE, Tensor], Tensor]) -> Contestant
     def build(weights: Weights | None, dtype: torch.dtype) -> tuple[nn.Module, Decode]:
         vae = VideoVAE(CONFIG, backend=Backend(device="meta", dtype=dtype)).eval()
         if weights is not None:
-            vae.load_state_dict(_cast(weights, dtype), strict=True, assign=True)
+            own = {name: laid_out(value) for name, value in _cast(weights, dtype).items()}
+            vae.load_state_dict(own, strict=True, assign=True)
         return vae, lambda z: decode(vae, z)
 
     return Contestant(name, build)
@@ -147,6 +149,7 @@ def comfyui_on_card(free_gib: int) -> Contestant:
         vae = _comfyui_vae(weights, dtype)
 
         def decode(z: Tensor) -> Tensor:
+            vae.first_stage_model.to(z.device)
             batch = max(1, int(free_gib * GIB / vae.memory_used_decode(z.shape, dtype)))
             height, width = (PIXELS_PER_LATENT * side for side in z.shape[2:])
             pixels = places.host_memory((len(z), 3, height, width), dtype, z.device)

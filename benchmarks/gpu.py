@@ -12,8 +12,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,28 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import svd_core
-from benchmarks.decode_peers import CONFIG as VAE_CONFIG
+from benchmarks.decode_peers import Contestant as Decoder
+from benchmarks.decode_peers import comfyui_on_card, diffusers, plain
+from benchmarks.decode_peers import exact as exact_decode
 from benchmarks.decode_peers import random_weights as vae_weights
-from benchmarks.gpu_peers import CONTESTANTS, OURS, Batch, Contestant, Run, random_batch, random_unet_weights
+from benchmarks.gpu_clip import CARDS, card_rows, clip_table, clip_time, random_model
+from benchmarks.gpu_peers import (
+    CONTESTANTS,
+    OURS,
+    Batch,
+    Contestant,
+    Run,
+    diffusers_compiled,
+    random_batch,
+    random_unet_weights,
+)
 from benchmarks.work import Peaks, Seconds, Tally, Work, fused_attention, roofline
-from svd_core.config import UNetConfig, VAEConfig
-from svd_core.kernels import report
+from svd_core.config import UNetConfig
+from svd_core.kernels import choices, report
 from svd_core.kernels.choice import cuda_seconds
 from svd_core.model.backend import Backend
-from svd_core.model.layout import laid_out
 from svd_core.model.step import BlockHooks
 from svd_core.model.unet import VideoUNet
-from svd_core.model.vae import VideoVAE
 from tools.fetch_comfyui import FetchError
 from tools.random_weights import relative
 
@@ -42,6 +53,15 @@ GIB = 2**30
 PEAKS = {(8, 0): 312e12, (8, 6): 71e12, (8, 9): 165e12, (9, 0): 790e12}
 """Dense bf16 FLOP a second with float32 sums, by compute capability: what an A100, an RTX 3090 and an RTX 4090 are
 sold with, and what an H200 was found to reach (performance notes 0)."""
+
+DECODERS = (
+    exact_decode("all kept", "device"),
+    exact_decode("one frame kept", "device", 1),
+    plain(),
+    diffusers(None),
+    diffusers(8),
+    comfyui_on_card(80),
+)
 
 UNSEEN = "our kernels, and gaps"
 """What a step takes beyond the operations that torch dispatches, and the FLOPs that none of them did."""
@@ -122,7 +142,20 @@ def _in_float32(config: UNetConfig, weights: Mapping[str, Tensor], batch: Batch)
     """The plain network in float32, a clip at a time; on the device, where the weights fit twice."""
     run = OURS.build(config, {name: weight.float() for name, weight in weights.items()})
     parts = [tensor.float().split(batch.frames) for tensor in (batch.x, batch.c_noise, batch.context, batch.vector)]
-    return torch.cat([run(Batch(*clip, batch.frames)) for clip in zip(*parts, strict=True)])
+    with _exact_sums():
+        return torch.cat([run(Batch(*clip, batch.frames)) for clip in zip(*parts, strict=True)])
+
+
+@contextmanager
+def _exact_sums() -> Iterator[None]:
+    """While entered, float32 means float32, and no kernel of ours runs."""
+    made = choices()
+    incapable, made.incapable = made.incapable, lambda _device: "this is what kernels are compared to"
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        made.incapable = incapable
 
 
 class _InFull(BlockHooks):
@@ -182,7 +215,7 @@ def measured_peaks(
     return Peaks(2 * edge**3 / product, 2 * source.nbytes / copy)
 
 
-# Decoder and clip
+# Decoder
 
 
 @torch.inference_mode()
@@ -190,57 +223,48 @@ def decode_rows(
     frames: int,
     size: tuple[int, int],
     *,
-    config: VAEConfig = VAE_CONFIG,
     weights: Mapping[str, Tensor] | None = None,
+    contestants: Sequence[Decoder] = DECODERS,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
     seconds: Seconds = cuda_seconds,
     rounds: int = 5,
 ) -> list[Row]:
-    """Ours, exact: everything kept, one frame kept, and in bands. Beside the others: `make bench-decode`."""
-    state = {name: laid_out(value.to(device, dtype)) for name, value in (weights or vae_weights()).items()}
-    vae = VideoVAE(config, backend=Backend(device="meta", dtype=dtype)).eval()
-    vae.load_state_dict(state, strict=True, assign=True)
-    z = torch.randn(frames, 4, *size, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    ways = {
-        "all kept": {"mode": "device"},
-        "one frame kept": {"mode": "device", "chunk": 1},
-        "bands": {"mode": "bands"},
-    }
-    runs = {f"ours, {name}": lambda way=way: vae.decode(z, frames, **way) for name, way in ways.items()}
-    timed = interleaved(runs, seconds, rounds)
+    """Ours, exact, beside the plain form of it and beside the others. More of this: `make bench-decode`."""
+    weights = {name: value.to(device) for name, value in (weights or vae_weights(device=device)).items()}
+    z = torch.randn(frames, 4, *size, generator=torch.Generator().manual_seed(1)).to(device)
     case = f"decode, {frames} frames of {8 * size[1]}x{8 * size[0]}"
-    return [
-        _row(case, name, timed, None, None, None, _peak_gib(lambda _, run=run: run(), None))
-        for name, run in runs.items()
-    ]
-
-
-def clip_row(checkpoint: Path, device: str, steps: int, clips: int = 2) -> Row:
-    """Whole clips from a real file, wall-clock, the first left out: it probes and warms up."""
-    svd = svd_core.load_checkpoint(checkpoint, device=device, dtype=torch.bfloat16)
-    image = torch.linspace(0, 1, 576 * 1024 * 3).view(576, 1024, 3).numpy()
-    times = []
-    for _ in range(1 + clips):
-        start = time.perf_counter()
-        svd.animate(image, steps=steps, width=1024, height=576)
-        times.append(time.perf_counter() - start)
-    case = f"clip, {svd.config.variant.frames} frames, {steps} steps"
-    return Row(case, "ours", seconds=statistics.median(times[1:]), least_seconds=min(times[1:]))
+    with _exact_sums():
+        exact = exact_decode("float32", "device", 1).build(weights, torch.float32)[1](z)
+    runs, rows = {}, []
+    for each in contestants:
+        try:
+            run = partial(each.build(weights, dtype)[1], z.to(dtype))
+            runs[each.name] = (
+                run,
+                relative(run().to(device).float(), exact),
+                _peak_gib(lambda _, run=run: run(), None),
+            )
+        except (ImportError, RuntimeError, FetchError) as error:
+            rows.append(Row(case, each.name, note=f"not measured: {_first_line(error)}"))
+    timed = interleaved({name: run for name, (run, *_) in runs.items()}, seconds, rounds, warm_up=1)
+    return rows + [_row(case, name, timed, None, None, error, gib) for name, (_, error, gib) in runs.items()]
 
 
 # Timing
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], seconds: Seconds, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; three rounds warm up and do not count."""
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], seconds: Seconds, rounds: int, warm_up: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round; the rounds that warm up do not count."""
     names = list(runs)
     timed: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(3 + rounds):
+    for number in range(warm_up + rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
             timed[name].append(seconds(runs[name]))
-    return {name: each[3:] for name, each in timed.items()}
+    return {name: each[warm_up:] for name, each in timed.items()}
 
 
 def _row(
@@ -301,33 +325,50 @@ def facts_of(device: int = 0) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 2, after one line, where there is no CUDA device."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="also whole clips, from this released file")
-    parser.add_argument("--rounds", type=int, default=10)
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("no CUDA device here: run make bench-gpu on a machine with one; nothing was measured", file=sys.stderr)
         return 2
+    rows, rooflines = _unets(given)
+    rows += [row for frames in given.decode for row in decode_rows(frames, (72, 128), rounds=3)]
+    clips = [clip_time(random_model("cuda", torch.bfloat16), given.steps)] if given.steps else []
+    streamed = random_model("cuda", torch.bfloat16, unet_device="cpu") if given.cards else None
+    cards = card_rows(streamed, given.cards) if streamed else []
+    text = "\n".join([markdown(rows, facts_of()), *rooflines, *clip_table(clips, cards), "", report(), ""])
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / "gpu.md").write_text(text, encoding="utf-8")
+    told = {"rows": rows, "clips": clips, "cards": cards}
+    told = {name: [asdict(each) for each in part] for name, part in told.items()}
+    (OUTPUT / "gpu.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--compile", default="max-autotune-no-cudagraphs", help="mode of diffusers' compilation in the last case"
+    )
+    parser.add_argument("--decode", type=int, nargs="*", default=[14, 25], help="frames of the decoded clips")
+    parser.add_argument("--steps", type=int, default=25, help="of the whole clip; 0 leaves it out")
+    parser.add_argument("--cards", type=float, nargs="*", default=list(CARDS), help="GiB of the cards stood in for")
+    return parser
+
+
+def _unets(given: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """Every case, and a roofline of the last, in which alone one contestant is compiled: it takes minutes a shape."""
     config = UNetConfig()
     weights = random_unet_weights(config, "cuda", torch.bfloat16)
     peak = PEAKS.get(torch.cuda.get_device_capability())
-    peaks = measured_peaks("cuda", torch.bfloat16)
-    rows, rooflines = [], []
+    rows: list[Row] = []
     for case in CASES:
-        rows += unet_rows(case, config, weights, rounds=given.rounds, peak=peak)
-        ours = next(row for row in rows if (row.case, row.name) == (str(case), OURS.name))
-        if ours.seconds is not None:
-            rooflines += [*unet_roofline(case, config, weights, ours.seconds, peaks), ""]
-    del weights
-    rows += [row for frames in (14, 25) for row in decode_rows(frames, (72, 128))]
-    if given.checkpoint:
-        rows.append(clip_row(given.checkpoint, "cuda", 25))
-    text = "\n".join([markdown(rows, facts_of()), *rooflines, report(), ""])
-    OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / "gpu.md").write_text(text, encoding="utf-8")
-    (OUTPUT / "gpu.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-    print(text)
-    return 0
+        compiled = (diffusers_compiled(given.compile),) if given.compile and case == CASES[-1] else ()
+        rows += unet_rows(case, config, weights, (*CONTESTANTS, *compiled), rounds=given.rounds, peak=peak)
+        print(markdown(rows, {}), flush=True)
+    ours = next(row for row in rows if (row.case, row.name) == (str(CASES[-1]), OURS.name))
+    peaks = measured_peaks("cuda", torch.bfloat16)
+    return rows, [*unet_roofline(CASES[-1], config, weights, ours.seconds, peaks), ""]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ def _norm(random, *shape, offset=0.0, shifts=0):
     return channels_last(random(*shape) + offset), random(channels), random(channels), 32, 1e-5, shift
 
 
+def _linear_add(random, rows, width, outputs):
+    return random(rows, width), random(outputs, width) / width**0.5, random(outputs), random(rows, outputs)
+
+
 def _blend(random, *shape):
     return channels_last(random(*shape)), channels_last(random(*shape)), random(1), random(shape[1])
 
@@ -68,6 +72,8 @@ SMALL = (
     Case("group_norm_silu of images, shifted", kernels.group_norm_silu, lambda r: _norm(r, 3, 64, 5, 7, shifts=3)),
     Case("group_norm_silu of clips, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 32, 3, 231, shifts=6)),
     Case("group_norm_silu, one shift for all", kernels.group_norm_silu, lambda r: _norm(r, 2, 96, 3, 41, shifts=1)),
+    Case("linear_add, odd", kernels.linear_add, lambda r: _linear_add(r, 131, 40, 72)),
+    Case("linear_add, whole tiles", kernels.linear_add, lambda r: _linear_add(r, 128, 128, 64)),
     Case("blend, odd", kernels.blend, lambda r: _blend(r, 3, 40, 5, 7)),
     Case("group_norm, large mean", kernels.group_norm, lambda r: _norm(r, 1, 32, 5, 131, offset=100.0)),
     Case(
@@ -100,6 +106,7 @@ REAL = (
     Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 28, 320, 72, 128)),
     Case("group_norm_silu of clips", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216)),
     Case("group_norm_silu, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216, shifts=28)),
+    Case("linear_add", kernels.linear_add, lambda r: _linear_add(r, 26214, 1280, 320)),
     Case("blend", kernels.blend, lambda r: _blend(r, 28, 320, 72, 128)),
     Case(
         "add_layer_norm",

@@ -18,5 +18,6 @@ from .group_norm import group_norm as group_norm
 from .group_norm import group_norm_silu as group_norm_silu
 from .group_norm import spread as spread
 from .layer_norm import add_layer_norm as add_layer_norm
+from .linear_add import linear_add as linear_add
 
-OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv)
+OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv, linear_add)

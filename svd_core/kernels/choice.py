@@ -40,7 +40,8 @@ class Operation:
     `kernels` imports Triton and returns the candidates by name; `refusal` says in words why no kernel takes these
     arguments, or ""; `shape_class` is what a choice holds for; `sample` cuts the arguments down to what is cheap in
     float64; `in_place` is the reference in the memory of arguments that callers give away, for where no kernel was
-    chosen and no gradients are recorded. The first argument is a tensor. Class: rounding.
+    chosen and no gradients are recorded; `overwritten` which argument kernels then get as their `out`, too. The first
+    argument is a tensor. Class: rounding.
     """
 
     name: str
@@ -50,13 +51,16 @@ class Operation:
     shape_class: Callable[..., Hashable]
     sample: Callable[..., tuple[Any, ...]]
     in_place: Form | None = None
+    overwritten: int | None = None
 
     def __call__(self, *args: Any) -> Any:
         # Torch's compiler fuses the plain expression itself, and cannot look into a probe.
         if torch.compiler.is_compiling() or not self.wanted(args[0]):
             return self.reference(*args)
         form = choices().form(self, args)
-        return (self.in_place or form)(*args) if form is self.reference else form(*args)
+        if form is self.reference:
+            return (self.in_place or form)(*args)
+        return form(*args) if self.overwritten is None else form(*args, out=args[self.overwritten])
 
     def wanted(self, like: Tensor) -> bool:
         """Whether a kernel may run on such a tensor at all: quick, so that callers can ask before they gather weights.
@@ -241,8 +245,8 @@ def _on_device(choice: Choice, device: torch.device) -> Form:
     if choice.name == REFERENCE or device.type != "cuda" or device.index == torch.cuda.current_device():
         return choice.form
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **out: Tensor) -> Any:
         with torch.cuda.device(device):
-            return choice.form(*args)
+            return choice.form(*args, **out)
 
     return run

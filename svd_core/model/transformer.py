@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import gated, geglu
+from ..kernels import gated, geglu, linear_add
 from ..sinusoid import sinusoid
 from .attention import Attention
 from .backend import Backend
@@ -50,6 +50,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(
             GEGLU(channels, hidden, backend=backend), nn.Identity(), backend.linear(hidden, channels)
         )
+        self.weights = backend.weights
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
@@ -66,8 +67,13 @@ class FeedForward(nn.Module):
         group = max(1, HIDDEN_VALUES // self.net[0].proj.out_features)
         tokens = fresh.flatten(0, -2)
         for to, of in zip(tokens.split(group), normed.flatten(0, -2).split(group), strict=True):
-            to.add_(self(of))
+            self._add(to, self.net[0](of))
         return tokens.view(fresh.shape)
+
+    def _add(self, tokens: Tensor, hidden: Tensor) -> None:
+        """The last layer's result to tokens (R, C), in their memory."""
+        last = self.net[-1]
+        fused(linear_add, self.weights, last, hidden, tokens, otherwise=lambda: tokens.add_(last(hidden)))
 
 
 class _Block(nn.Module):

@@ -1,5 +1,7 @@
 """The GPU benchmark's machinery, on the CPU at a tiny size: what would be wasted if it failed on a rented device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from synthetic import TINY
@@ -7,6 +9,7 @@ from test_unet import SMALL
 
 from benchmarks import gpu
 from benchmarks.gpu import (
+    DECODERS,
     UNSEEN,
     Case,
     decode_rows,
@@ -18,12 +21,10 @@ from benchmarks.gpu import (
     unet_roofline,
     unet_rows,
 )
+from benchmarks.gpu_clip import STAGES, OnCard, clip_table, clip_time, random_model
 from benchmarks.gpu_peers import CONTESTANTS, OURS, Contestant, random_unet_weights
 from benchmarks.work import ATTENTION, CONVOLUTION, GEMM, NORM, OTHER, Peaks
 from svd_core.config import UNetConfig
-from svd_core.model.backend import Backend
-from svd_core.model.vae import VideoVAE
-from tools.random_weights import random_like
 
 CASE = Case(frames=2, clips=2, height=8, width=8)
 BY_NAME = {each.name: each for each in CONTESTANTS}
@@ -86,15 +87,23 @@ def test_peaks_are_those_of_a_product_and_a_copy():
     assert peaks == Peaks(flops=2 * 4**3 / 2, bytes=2 * 32 / 2)
 
 
-def test_the_decoder_is_measured_in_each_way():
-    config = TINY.vae
-    generator = torch.Generator().manual_seed(0)
-    state = VideoVAE(config, backend=Backend(device="meta")).state_dict()
-    weights = {name: random_like(name, like, generator) for name, like in state.items()}
-    rows = decode_rows(
-        2, (4, 4), config=config, weights=weights, device="cpu", dtype=torch.float32, seconds=process_seconds, rounds=1
-    )
-    assert [row.name for row in rows] == ["ours, all kept", "ours, one frame kept", "ours, bands"]
+def test_decoders_agree_before_they_are_timed(comfy):
+    rows = decode_rows(2, (4, 4), device="cpu", dtype=torch.float32, seconds=process_seconds, rounds=1)
+    assert [row.name for row in rows] == [each.name for each in DECODERS]
+    assert not any(row.note for row in rows)
+    exact = [row.error for row in rows if "8 GiB" not in row.name]
+    assert max(exact) < 1e-5 and rows[0].times_ours == 1
+
+
+def test_a_clip_is_timed_by_stage():
+    config = replace(TINY, variant=replace(TINY.variant, frames=2, height=64, width=64))
+    svd = random_model("cpu", torch.float32, config)
+    row = clip_time(svd, 2, clips=1)
+    assert row.case == "2 frames of 64x64, 2 steps"
+    assert list(row.stages) == list(STAGES)
+    assert 0 < max(row.stages.values()) < row.seconds
+    card = OnCard(6, 5.5, 5.25, 12, "visit", "host", True)
+    assert "| 6 | 5.50 | 5.25 | 12.0 | visit | host | yes |" in clip_table([row], [card])
 
 
 def test_without_a_cuda_device_it_says_so_in_one_line(monkeypatch, capsys):

@@ -188,7 +188,11 @@ def test_a_sample_is_what_kernels_take_and_an_operation_refuses_what_they_cannot
     ("operation", "args", "reason"),
     [
         (kernels.geglu, (torch.ones(4, 6).T, torch.ones(8, 4), None), "row after row"),
-        (kernels.group_norm, (torch.ones(2, 32, 3, 3), torch.ones(32), torch.ones(32), 32, 1e-5, None), "channels last"),
+        (
+            kernels.group_norm,
+            (torch.ones(2, 32, 3, 3), torch.ones(32), torch.ones(32), 32, 1e-5, None),
+            "channels last",
+        ),
         (kernels.group_norm, (channels_last(torch.ones(2, 32, 3, 3)), None, None, 32, 1e-5, None), "no weight"),
         (kernels.add_layer_norm, (torch.ones(2, 9000), X, X, 1e-5, None, None), "9000 channels"),
         (kernels.frame_attention, (*(torch.ones(1, 33, 2, 64),) * 3, 1, None), "33 frames"),

@@ -17,6 +17,7 @@ STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
     "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
+    "linear_add_triton.linear_add_kernel": ("residual x weight bias out", {"WIDTH": 1280}),
     "blend_triton.blend_kernel": ("images change share owed out", {"BLOCK": 2048}),
     "group_norm_triton.partial_kernel": ("x shift means: squares:", STATISTICS),
     "group_norm_triton.merge_kernel": (

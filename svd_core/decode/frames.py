@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..kernels import doubled
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
 
@@ -130,8 +131,7 @@ class Doubling:
         return out
 
     def _doubled(self, seen: Tensor, band: Band) -> Tensor:
-        doubled = nn.functional.interpolate(seen, scale_factor=2, mode="nearest")
-        return band.cut(convolved(self.conv, doubled), scale=2)
+        return band.cut(convolved(self.conv, doubled(seen)), scale=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from .choice import Choice as Choice
 from .choice import Operation as Operation
 from .choice import choices as choices
 from .choice import report as report
+from .doubled import doubled as doubled
 from .frame_attention import frame_attention as frame_attention
 from .frame_conv import frame_conv as frame_conv
 from .geglu import gated as gated

@@ -23,6 +23,7 @@ from ..decode.rescue import rescued
 from ..decode.run import run_plan
 from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..errors import InputError
+from ..kernels import doubled
 from .backend import TORCH, Backend
 from .layout import from_clips, to_clips, to_images, to_tokens
 
@@ -156,7 +157,7 @@ class Upsample(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
-        return self.conv(nn.functional.interpolate(images, scale_factor=2, mode="nearest"))
+        return self.conv(doubled(images))
 
     def in_bands(self) -> Doubling:
         return Doubling(self.conv)

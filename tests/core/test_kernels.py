@@ -15,6 +15,7 @@ from torch import nn
 from svd_core import kernels
 from svd_core.kernels import Operation, choice
 from svd_core.kernels.choice import Choices
+from svd_core.kernels.doubled import copied_twice
 from svd_core.kernels.layer_norm import rows_of
 from svd_core.model.backend import TORCH
 from svd_core.model.fused import fused, own_weights
@@ -283,6 +284,13 @@ def test_layers_that_must_be_called_are_and_nothing_is_added_twice_or_lost(use, 
         expected = network(*call)
         use(Choices(lambda device: "", process_seconds))
         torch.testing.assert_close(network(*call), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_doubling_by_copies_is_nearest_neighbour_upsampling():
+    images = channels_last(torch.randn(2, 8, 3, 5))
+    copied = copied_twice(images)
+    assert torch.equal(copied, nn.functional.interpolate(images, scale_factor=2, mode="nearest"))
+    assert copied.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_network_can_still_be_copied():

@@ -46,6 +46,22 @@ def _norm(random, *shape, offset=0.0, shifts=0):
     return channels_last(random(*shape) + offset), random(channels), random(channels), 32, 1e-5, shift
 
 
+def _strip(random, frames, pixels, channels, strip):
+    """A strip of a clip, which does not lie in one run of memory."""
+    return random(frames, pixels, channels)[:, 3 : 3 + strip]
+
+
+def _affine(tokens, random, offset=0.0):
+    channels = tokens.shape[-1]
+    return tokens + offset if offset else tokens, random(channels).float(), random(channels).float()
+
+
+def _merge(random, channels, spans, offset=0.0):
+    entries = len(spans.counts())
+    means, variances = random(entries, channels).float() + offset, random(entries, channels).float() ** 2
+    return means, variances, random(channels), random(channels), 32, 1e-5, spans
+
+
 def _linear_add(random, rows, width, outputs):
     return random(rows, width), random(outputs, width) / width**0.5, random(outputs), random(rows, outputs)
 
@@ -72,6 +88,12 @@ SMALL = (
     Case("group_norm_silu of images, shifted", kernels.group_norm_silu, lambda r: _norm(r, 3, 64, 5, 7, shifts=3)),
     Case("group_norm_silu of clips, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 32, 3, 231, shifts=6)),
     Case("group_norm_silu, one shift for all", kernels.group_norm_silu, lambda r: _norm(r, 2, 96, 3, 41, shifts=1)),
+    Case("split_moments, odd", kernels.split_moments, lambda r: (r(1, 23, 29, 40) + 7,)),
+    Case("split_moments of a strip", kernels.split_moments, lambda r: (_strip(r, 3, 400, 64, 351),)),
+    Case("merged_affine, one part", kernels.merged_affine, lambda r: _merge(r, 96, kernels.Spans(700, 700, 512))),
+    Case("merged_affine", kernels.merged_affine, lambda r: _merge(r, 64, kernels.Spans(5000, 1300, 512), offset=50.0)),
+    Case("affine_silu, odd", kernels.affine_silu, lambda r: _affine(r(1, 5, 7, 40), r)),
+    Case("affine_silu of a strip", kernels.affine_silu, lambda r: _affine(_strip(r, 3, 50, 192, 41), r)),
     Case("linear_add, odd", kernels.linear_add, lambda r: _linear_add(r, 131, 40, 72)),
     Case("linear_add, whole tiles", kernels.linear_add, lambda r: _linear_add(r, 128, 128, 64)),
     Case("blend, odd", kernels.blend, lambda r: _blend(r, 3, 40, 5, 7)),
@@ -106,6 +128,10 @@ REAL = (
     Case("group_norm_silu of images", kernels.group_norm_silu, lambda r: _norm(r, 28, 320, 72, 128)),
     Case("group_norm_silu of clips", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216)),
     Case("group_norm_silu, shifted", kernels.group_norm_silu, lambda r: _norm(r, 2, 320, 14, 9216, shifts=28)),
+    Case("split_moments of a band", kernels.split_moments, lambda r: (r(1, 64, 1024, 128),)),
+    Case("split_moments of a strip", kernels.split_moments, lambda r: (_strip(r, 25, 294912, 128, 2621),)),
+    Case("merged_affine", kernels.merged_affine, lambda r: _merge(r, 128, kernels.Spans(14745600, 65525, 512))),
+    Case("affine_silu of a strip", kernels.affine_silu, lambda r: _affine(_strip(r, 25, 294912, 128, 2621), r)),
     Case("linear_add", kernels.linear_add, lambda r: _linear_add(r, 26214, 1280, 320)),
     Case("blend", kernels.blend, lambda r: _blend(r, 28, 320, 72, 128)),
     Case(
@@ -116,7 +142,7 @@ REAL = (
     Case("frame_attention", kernels.frame_attention, lambda r: _packed(r, 2, 25, 9216, 320, 5)),
     Case("frame_conv", kernels.frame_conv, lambda r: _conv(r, 2, 320, 14, 9216, 320)),
 )
-"""As at the finest level of the released models."""
+"""As at the finest level of the released models, and at the end of their decoders."""
 
 
 def each(cases: tuple[Case, ...]) -> Iterator[tuple[Case, torch.dtype]]:

@@ -20,5 +20,14 @@ from .group_norm import group_norm_silu as group_norm_silu
 from .group_norm import spread as spread
 from .layer_norm import add_layer_norm as add_layer_norm
 from .linear_add import linear_add as linear_add
+from .split_norm import SPLIT_ROWS as SPLIT_ROWS
+from .split_norm import Spans as Spans
+from .split_norm import affine_silu as affine_silu
+from .split_norm import merged_affine as merged_affine
+from .split_norm import split_moments as split_moments
 
 OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv, linear_add)
+"""What the UNet asks for."""
+
+DECODE_OPERATIONS = (split_moments, merged_affine, affine_silu, frame_conv)
+"""What the streamed decoder asks for."""

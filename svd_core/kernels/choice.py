@@ -41,7 +41,8 @@ class Operation:
     arguments, or ""; `shape_class` is what a choice holds for; `sample` cuts the arguments down to what is cheap in
     float64; `in_place` is the reference in the memory of arguments that callers give away, for where no kernel was
     chosen and no gradients are recorded; `overwritten` which argument kernels then get as their `out`, too. The first
-    argument is a tensor. Class: rounding.
+    argument is a tensor, whose dtype others share: all of them, or of the first `alike`. `slack` is how many of the dtype's last digits a
+    kernel may be off beside twice torch's error. Class: rounding.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Operation:
     sample: Callable[..., tuple[Any, ...]]
     in_place: Form | None = None
     overwritten: int | None = None
+    alike: int | None = None
+    slack: float = 0.25
 
     def __call__(self, *args: Any) -> Any:
         # Torch's compiler fuses the plain expression itself, and cannot look into a probe.
@@ -123,7 +126,7 @@ class Choices:
 
     def form(self, operation: Operation, args: tuple[Any, ...]) -> Form:
         """What runs for these arguments; the probe's result where there was none."""
-        if _unfit(args) or operation.refusal(*args):
+        if _unfit(args, operation.alike) or operation.refusal(*args):
             return operation.reference
         key = _Key(operation.name, args[0].device, args[0].dtype, operation.shape_class(*args))
         if key not in self.made:
@@ -178,21 +181,22 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def _unfit(args: Iterable[Any]) -> bool:
+def _unfit(args: Iterable[Any], alike: int | None) -> bool:
     """What no kernel takes: an empty tensor, a dtype that none was written for, or tensors that do not go together."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     first = tensors[0]
-    alike = all(tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
-    return not alike or first.dtype not in DTYPES or first.numel() == 0
+    together = all(tensor.device == first.device for tensor in tensors)
+    same = all(tensor.dtype == first.dtype for tensor in tensors[:alike])
+    return not (together and same) or first.dtype not in DTYPES or first.numel() == 0
 
 
 def error_of(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
     """What is wrong with a kernel's numbers, or "": its largest error against float64 may be twice that of the torch
-    expression in the same dtype, and a quarter of the dtype's last digit."""
+    expression in the same dtype, and the operation's slack."""
     exact = list(_leaves(operation.reference(*map(_double, args))))
     plain, fused = (_errors(form(*args), exact) for form in (operation.reference, kernel))
     for torch_error, error, like in zip(plain, fused, exact, strict=True):
-        slack = torch.finfo(args[0].dtype).eps / 4 * float(like.abs().max())
+        slack = operation.slack * torch.finfo(args[0].dtype).eps * float(like.abs().max())
         if not error <= 2 * torch_error + slack:
             return f"error {error:.2e}, torch's is {torch_error:.2e}"
     return ""

@@ -26,6 +26,17 @@ def shifted(tile, shift, image, r, c, there, per_image, repeat, channels):
 
 
 @triton.jit
+def lanes_together(mean, square, rows, BLOCK_R: tl.constexpr):
+    """Mean and sum of squared distances from it of each channel, from those of the lanes (BLOCK_R, channels), which
+    took `rows` rows in turns (Chan, Golub & LeVeque 1979)."""
+    count = tl.maximum(0, (rows - tl.arange(0, BLOCK_R) + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
+    near = tl.sum(mean, axis=0) / BLOCK_R
+    middle = near + tl.sum((mean - near[None, :]) * count, axis=0) / rows
+    away = mean - middle[None, :]
+    return middle, tl.sum(square + count * away * away, axis=0)
+
+
+@triton.jit
 def partial_kernel(
     x,
     shift,
@@ -60,12 +71,10 @@ def partial_kernel(
         gap = tl.where(there, tile - mean, 0.0)
         mean += gap * (1.0 / (turn + 1))
         square += gap * (tile - mean)
-    count = tl.maximum(0, (last - first - lane + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
-    middle = tl.sum(mean * count, axis=0) / (last - first)
-    away = mean - middle[None, :]
+    middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     place = (image * splits + split) * channels + c
     tl.store(means + place, middle, mask=c_there)
-    tl.store(squares + place, tl.sum(square + count * away * away, axis=0), mask=c_there)
+    tl.store(squares + place, square, mask=c_there)
 
 
 @triton.jit

@@ -17,6 +17,12 @@ STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
     "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
+    "split_norm_triton.moments_kernel": ("x means: variances:", {"SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128}),
+    "split_norm_triton.merge_kernel": (
+        "means: variances: weight bias scale_out: shift_out:",
+        {"WIDTH": 4, "BLOCK_S": 512, "BLOCK_W": 4},
+    ),
+    "split_norm_triton.affine_silu_kernel": ("x gains: offsets: out", {"BLOCK_R": 32, "BLOCK_C": 128}),
     "linear_add_triton.linear_add_kernel": ("residual x weight bias out", {"WIDTH": 1280}),
     "blend_triton.blend_kernel": ("images change share owed out", {"BLOCK": 2048}),
     "group_norm_triton.partial_kernel": ("x shift means: squares:", STATISTICS),

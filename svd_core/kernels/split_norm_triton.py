@@ -1,0 +1,157 @@
+"""Triton forms of `split_norm`: one launch each."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .group_norm_triton import lanes_together
+from .split_norm import SPLIT_ROWS, Spans, runs_of
+
+LANES = 32
+"""Rows that a program reads at once."""
+
+
+@triton.jit
+def moments_kernel(
+    x,
+    means,
+    variances,
+    rows,
+    inner,
+    stride,
+    channels,
+    SPLIT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """x in runs of `inner` rows of C -> (splits, C) twice. Each lane keeps its own statistics (Welford) until all rows
+    are read; lanes are merged at the end (Chan, Golub & LeVeque 1979)."""
+    split, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane, c_there = tl.arange(0, BLOCK_R), c < channels
+    first = split * SPLIT
+    last = tl.minimum(first + SPLIT, rows)
+    mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    for turn in range(SPLIT // BLOCK_R):
+        r = first + turn * BLOCK_R + lane
+        there = (r < last)[:, None] & c_there[None, :]
+        place = (r // inner).to(tl.int64) * stride + (r % inner).to(tl.int64) * channels
+        tile = tl.load(x + place[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
+        gap = tl.where(there, tile - mean, 0.0)
+        mean += gap * (1.0 / (turn + 1))
+        square += gap * (tile - mean)
+    middle, square = lanes_together(mean, square, last - first, BLOCK_R)
+    tl.store(means + split * channels + c, middle, mask=c_there)
+    tl.store(variances + split * channels + c, square / (last - first), mask=c_there)
+
+
+@triton.jit
+def together(means, variances, place, there, counts):
+    """Count, mean and sum of squared distances from it, of entries that count so many rows."""
+    middle = tl.load(means + place, mask=there, other=0.0)
+    added = tl.sum(tl.sum(counts, axis=1), axis=0)
+    mean = tl.sum(tl.sum(middle * counts, axis=1), axis=0) / added
+    away = middle - mean
+    inside = counts * (tl.load(variances + place, mask=there, other=0.0) + away * away)
+    return added, mean, tl.sum(tl.sum(inside, axis=1), axis=0)
+
+
+@triton.jit
+def merge_kernel(
+    means,
+    variances,
+    weight,
+    bias,
+    scale_out,
+    shift_out,
+    entries,
+    channels,
+    total,
+    part,
+    split,
+    per_part,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """(entries, C) twice -> scale and shift of one group's WIDTH channels. Which rows an entry covers: `Spans`."""
+    w = tl.arange(0, BLOCK_W)
+    w_there = w < WIDTH
+    base = tl.program_id(0) * WIDTH
+    count, mean, square = tl.zeros((), tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
+    start = 0
+    while start < entries:
+        s = start + tl.arange(0, BLOCK_S)
+        there = (s < entries)[:, None] & w_there[None, :]
+        left = tl.minimum(part, total - (s // per_part) * part) - (s % per_part) * split
+        rows = tl.minimum(tl.maximum(left, 0), split)
+        counts = tl.where(there, rows[:, None].to(tl.float32), 0.0)
+        place = s.to(tl.int64)[:, None] * channels + base + w[None, :]
+        added, part_mean, inside = together(means, variances, place, there, counts)
+        gap = part_mean - mean
+        square += inside + gap * gap * (count * added / (count + added))
+        mean += gap * (added / (count + added))
+        count, start = count + added, start + BLOCK_S
+    gain = tl.load(weight + base + w, mask=w_there, other=0.0).to(tl.float32) / tl.sqrt(square / count + eps)
+    offset = tl.load(bias + base + w, mask=w_there, other=0.0).to(tl.float32)
+    tl.store(scale_out + base + w, gain, mask=w_there)
+    tl.store(shift_out + base + w, offset - mean * gain, mask=w_there)
+
+
+@triton.jit
+def affine_silu_kernel(x, gains, offsets, out, inner, stride, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """x in runs of `inner` rows of C -> silu(x * gain + offset), row after row."""
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    run = tl.program_id(2).to(tl.int64)
+    c_there = c < channels
+    there = (r < inner)[:, None] & c_there[None, :]
+    row = r.to(tl.int64)[:, None]
+    tile = tl.load(x + run * stride + row * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
+    gain, offset = tl.load(gains + c, mask=c_there, other=0.0), tl.load(offsets + c, mask=c_there, other=0.0)
+    tile = tile * gain[None, :] + offset[None, :]
+    tile = tile / (1.0 + tl.exp(-tile))
+    tl.store(out + (run * inner + row) * channels + c[None, :], tile.to(out.dtype.element_ty), mask=there)
+
+
+def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As `split_norm.moments_reference`."""
+    outer, inner, stride = runs_of(tokens)
+    channels, rows = tokens.shape[-1], outer * inner
+    splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(128, triton.next_power_of_2(channels))
+    found = tokens.new_empty((2, splits, channels), dtype=torch.float32)
+    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": LANES, "BLOCK_C": block_c}
+    grid = (splits, triton.cdiv(channels, block_c))
+    moments_kernel[grid](tokens, found[0], found[1], rows, inner, stride, channels, **sizes, num_warps=8)
+    return found[0], found[1]
+
+
+def merged(
+    means: Tensor, variances: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, spans: Spans
+) -> tuple[Tensor, Tensor]:
+    """As `split_norm.affine_reference`."""
+    entries, channels = means.shape
+    width = channels // groups
+    wide = triton.next_power_of_2(width)
+    found = means.new_empty((2, channels))
+    per_part = triton.cdiv(min(spans.part, spans.total), spans.split)
+    numbers = (entries, channels, spans.total, spans.part, spans.split, per_part, eps)
+    sizes = {"WIDTH": width, "BLOCK_S": max(1, 2048 // wide), "BLOCK_W": wide}
+    merge_kernel[(groups,)](means, variances, weight, bias, found[0], found[1], *numbers, **sizes, num_warps=8)
+    return found[0], found[1]
+
+
+def affine_silu(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """As `split_norm.silu_reference`."""
+    outer, inner, stride = runs_of(tokens)
+    channels = tokens.shape[-1]
+    out = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    block_c = min(128, triton.next_power_of_2(channels))
+    grid = (triton.cdiv(inner, LANES), triton.cdiv(channels, block_c), outer)
+    sizes = {"BLOCK_R": LANES, "BLOCK_C": block_c}
+    affine_silu_kernel[grid](tokens, scale, shift, out, inner, stride, channels, **sizes)
+    return out

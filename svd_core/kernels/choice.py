@@ -41,8 +41,8 @@ class Operation:
     arguments, or ""; `shape_class` is what a choice holds for; `sample` cuts the arguments down to what is cheap in
     float64; `in_place` is the reference in the memory of arguments that callers give away, for where no kernel was
     chosen and no gradients are recorded; `overwritten` which argument kernels then get as their `out`, too. The first
-    argument is a tensor, whose dtype others share: all of them, or of the first `alike`. `slack` is how many of the dtype's last digits a
-    kernel may be off beside twice torch's error. Class: rounding.
+    argument is a tensor, whose dtype others share: all of them, or of the first `alike`. `slack` is how many of the
+    dtype's last digits a kernel may be off beside twice torch's error. Class: rounding.
     """
 
     name: str

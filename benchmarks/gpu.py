@@ -152,7 +152,7 @@ def _exact_sums() -> Iterator[None]:
     made = choices()
     incapable, made.incapable = made.incapable, lambda _device: "this is what kernels are compared to"
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
     finally:
         made.incapable = incapable

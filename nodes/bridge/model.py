@@ -7,6 +7,7 @@ merging, saving and every patch work on it as they do on the native one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -19,7 +20,7 @@ import comfy.supported_models
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...svd_core.errors import out_of_memory
+from ...svd_core.errors import InputError, out_of_memory
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.unet import VideoUNet
 from ...svd_core.planning import sample_bytes
@@ -123,6 +124,7 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Native conditioning, except that conditioning may say how long one clip is; ComfyUI takes a batch for one."""
+        require_numbers(kwargs)
         conds = super().extra_conds(**kwargs)
         if "num_video_frames" in kwargs:
             conds["num_video_frames"] = comfy.conds.CONDConstant(kwargs["num_video_frames"])
@@ -152,6 +154,16 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
                     raise
             make_room(self.current_patcher, share)  # outside the handler, which holds the failed attempt's tensors
         return super().apply_model(*args, **kwargs)
+
+
+def require_numbers(told: Mapping[str, Any]) -> None:
+    """Raise InputError where what conditioning tells the network beside the picture is no number."""
+    for name in ("fps", "motion_bucket_id", "augmentation_level"):
+        value = told.get(name, 0)
+        if not isinstance(value, Real | torch.Tensor):
+            raise InputError(
+                f"the conditioning's {name} is {value!r}, which is no number: connect Stable Video Conditioning"
+            )
 
 
 def make_room(patcher: comfy.model_patcher.ModelPatcher | None, share: float) -> None:

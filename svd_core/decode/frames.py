@@ -20,9 +20,9 @@ from ..kernels import doubled
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
 
-BAND_VALUES = 2**23
-"""Values of the widest tensor of a band: 16 MiB in 16 bits. Large enough to fill a GPU, small enough that the several
-that live at once fit the smallest budgets."""
+BAND_VALUES = 2**24
+"""Values of the widest tensor of a band: 32 MiB in 16 bits. Large enough that a GPU takes longer for a band than the
+host for asking, small enough that the several that live at once fit the smallest budgets."""
 
 
 LONG_SUM = 512

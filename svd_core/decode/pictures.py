@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, out_of_memory
 from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
-from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host
+from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host, steady
 from .plan import mebibytes
 
 PLAIN_PIXELS = 2**16
@@ -123,11 +123,12 @@ def encode_picture(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.
     steps = _steps(layers, tuple(picture.shape[1:]), mode)
     lengths, held = _lengths(steps), {}
     frame = _taken(picture, dtype, place)
-    for step in steps:
-        if step.stretch not in held:
-            held[step.stretch] = place.empty((1, lengths[step.stretch], 1, 1), dtype)
-        frame = step.layer(frame, place, _start_of(held[step.stretch], step.made))
-        held = held if staged else {step.stretch: held[step.stretch]}
+    with steady(picture.device):
+        for step in steps:
+            if step.stretch not in held:
+                held[step.stretch] = place.empty((1, lengths[step.stretch], 1, 1), dtype)
+            frame = step.layer(frame, place, _start_of(held[step.stretch], step.made))
+            held = held if staged else {step.stretch: held[step.stretch]}
     return frame.to(picture.device, copy=True)  # a view would keep the stretch
 
 

@@ -6,7 +6,8 @@ values are the same bits wherever they stay, and the host waits once, at the end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -139,6 +140,22 @@ def release_host(device: torch.device) -> None:
     release = getattr(torch._C, "_host_emptyCache", None)  # not in every version, and public in none so far
     if device.type == "cuda" and release is not None:
         release()
+
+
+@contextmanager
+def steady(device: torch.device) -> Iterator[None]:
+    """While entered, cuDNN chooses a convolution by its shape alone, and none whose sums come in an order that varies.
+    Otherwise a host that lets it measure (`benchmark`) gets other bits from one call to the next."""
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda":
+        yield
+        return
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def wait_for(device: torch.device) -> None:

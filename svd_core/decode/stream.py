@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .frames import BAND_VALUES, InsideFrame, Shape
 from .norms import Affine, Moments, affine_bytes, moments_bytes
-from .places import Mode, Place, Placement, wait_for
+from .places import Mode, Place, Placement, steady, wait_for
 
 
 class AcrossFrames(Protocol):
@@ -138,10 +138,11 @@ def stream(stages: Sequence[Stage], latents: Tensor, mode: Mode, keep: int) -> T
     placement = Placement.of(mode, latents.device)
     clip = placement.clip.empty(latents.shape, latents.dtype)
     placement.clip.save(clip, latents)
-    for stage in stages:
-        clip = _each_frame(stage.inside, clip, placement)
-        if stage.across is not None:
-            stage.across(clip, placement.clip, keep)
+    with steady(latents.device):
+        for stage in stages:
+            clip = _each_frame(stage.inside, clip, placement)
+            if stage.across is not None:
+                stage.across(clip, placement.clip, keep)
     if mode != "device":
         wait_for(latents.device)
     return clip

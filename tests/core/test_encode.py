@@ -233,7 +233,7 @@ def test_the_prediction_is_within_a_tenth_of_the_peak(mode, dtype, shape):
 
 
 @pytest.mark.parametrize(
-    ("mode", "device", "host"), [("device", 31.8, 0), ("host", 19.9, 0), ("bands", 2.2, 19.8)], ids=MODES
+    ("mode", "device", "host"), [("device", 31.8, 0), ("host", 19.9, 0), ("bands", 2.3, 19.8)], ids=MODES
 )
 def test_an_8k_still_fits_where_it_should(mode, device, host):
     """7680x4320 in float32, in GiB. One frame of the widest activations is 15.8, keys and values 2."""

@@ -52,6 +52,12 @@ def test_the_model_reads_the_numbers_as_the_core_does(condition, loaded):
     torch.testing.assert_close(told, MicroConditioning(12, 40, 0.3).vector(48))
 
 
+def test_what_is_no_number_among_the_conditioning_is_named(loaded, part):
+    refusal = part("svd_core.errors").InputError
+    with pytest.raises(refusal, match=r"the conditioning's fps is 'seven', which is no number"):
+        loaded.model.model.extra_conds(fps="seven", noise=torch.zeros(3, 4, 8, 8), device=torch.device("cpu"))
+
+
 def test_a_batch_of_pictures_is_a_batch_of_clips(condition, pictures):
     [[context, numbers]], [[without, _]], latent = condition(image=pictures, augmentation=0.0)
     assert latent["samples"].shape == (2 * FRAMES, 4, 8, 16)

@@ -34,13 +34,14 @@ def test_a_gpu_makes_the_clip_that_the_cpu_makes(file):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_no_bit_of_a_decode_depends_on_memory(file, dtype):
-    svd, clip = render(file, "cuda", dtype=dtype)
-    z = clip.latents.to("cuda")
+@pytest.mark.parametrize("way", [{}, {"chunk": 1}, {"chunk": 2}, {"mode": "host"}, {"mode": "bands"}], ids=str)
+def test_no_bit_of_a_decode_depends_on_memory(file, dtype, way):
+    """The first way is that of the other side: where this alone fails, a kernel of some library sums as it likes."""
+    vae = svd_core.load_checkpoint(file, device="cuda", dtype=dtype).vae
+    z = torch.randn(5, 4, 8, 16, generator=torch.Generator().manual_seed(0)).to("cuda")
     with torch.inference_mode():
-        first = svd.vae.decode(z, len(z))
-        for way in ({"chunk": 1}, {"chunk": 2}, {"mode": "host"}, {"mode": "bands"}):
-            assert torch.equal(svd.vae.decode(z, len(z), **way).cpu(), first.cpu()), way
+        one, other = (vae.decode(z, len(z), **each).float().cpu() for each in ({}, way))
+    assert torch.equal(one, other), f"{relative(other, one):.1e} apart"
 
 
 def test_attention_runs_beyond_the_launch_limit():

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 from torch import Tensor
 
 from svd_core.conditioning import MicroConditioning
 from svd_core.errors import InputError
-from svd_core.media.pictures import DECODE_ERRORS
+from svd_core.media.reading import ANIMATIONS, DAMAGE, MOVIES, frames_of, opened, pictures_in
 
 from .randomness import generator_for, seed_for, whole_number
 from .recipe import Data
 from .world import TRAIN_SEEDS, draw_scene
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-
-MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
-"""Suffix -> FFmpeg's container, named so that no file can send FFmpeg to a playlist and from there to other
-files and addresses."""
-
-ANIMATIONS = (".gif", ".webp")
 DEFAULT_FPS = 7
 """For a folder of pictures, which says nothing about speed."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
-
-_DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
-"""What Pillow, and `_opened` for PyAV, raise on files that they cannot read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,9 +122,9 @@ class ClipFolder:
         file = self.files[whole_number(0, len(self.files) - 1, generator)]
         start = whole_number(0, file.frames - self.frames, generator)
         try:
-            run = list(islice(_frames(file.path), start, start + self.frames))
+            run = list(islice(frames_of(file.path), start, start + self.frames))
             return Clip(as_pixels(np.stack(run)), file.fps, self.motion_bucket)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise InputError(f"clip {file.path} can no longer be read ({error}): put it back, or start anew") from error
 
 
@@ -194,16 +182,16 @@ def _is_clip(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        return bool(_pictures(path))
+        return bool(pictures_in(path))
     return path.suffix.lower() in (*MOVIES, *ANIMATIONS) and path.is_file()
 
 
 def _looked_at(path: Path, frames: int) -> _File | Skipped:
     """Reads the whole clip, so that damage anywhere in it is found before training begins."""
     try:
-        sizes = Counter(picture.shape[1::-1] for picture in _frames(path))
+        sizes = Counter(picture.shape[1::-1] for picture in frames_of(path))
         fps = _fps(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         return Skipped(path, f"cannot be read ({_in_short(error, path)})")
     count = sum(sizes.values())
     if count < frames:
@@ -216,50 +204,6 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
 def _in_short(error: Exception, path: Path) -> str:
     """What a decoder says, in a line, without the path that is named already."""
     return " ".join(str(error).replace(repr(str(path)), "").split())[:80] or type(error).__name__
-
-
-def _frames(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a clip, (H, W, 3) uint8 each."""
-    if path.is_dir():
-        return map(_picture, _pictures(path))
-    return _reader(path)(path)
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[np.ndarray]]:
-    return _animation if path.suffix.lower() in ANIMATIONS else _movie
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Files alone: to open a pipe would wait for ever."""
-    return sorted(path for path in folder.glob("*.png") if path.is_file())
-
-
-def _picture(path: Path) -> np.ndarray:
-    with Image.open(path, formats=("PNG",)) as picture:
-        return np.asarray(picture.convert("RGB"))
-
-
-def _animation(path: Path) -> Iterator[np.ndarray]:
-    with Image.open(path, formats=("GIF", "WEBP")) as animation:
-        for picture in ImageSequence.Iterator(animation):
-            yield np.asarray(picture.convert("RGB"))
-
-
-def _movie(path: Path) -> Iterator[np.ndarray]:
-    with _opened(path) as movie:
-        for frame in movie.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
-    import av
-
-    try:
-        with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
-            yield movie
-    except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
-        raise OSError(f"{error.strerror or error}") from error
 
 
 def _fps(path: Path) -> float:
@@ -276,7 +220,7 @@ def _animation_fps(path: Path) -> float:
 
 
 def _movie_fps(path: Path) -> float:
-    with _opened(path) as movie:
+    with opened(path) as movie:
         rate = movie.streams.video[0].average_rate
     return float(rate) if rate else DEFAULT_FPS
 

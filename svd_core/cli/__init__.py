@@ -1,4 +1,4 @@
-"""The command line: `python -m svd_core animate | inspect | decode | plan | batch`.
+"""The command line: `python -m svd_core animate | inspect | decode | plan | watermark | batch`.
 
 Exit codes: 0 done, 2 something given cannot be used (one line on stderr says what), 130 interrupted.
 """

@@ -35,6 +35,7 @@ def parser() -> ArgumentParser:
     _add_inspect(commands)
     _add_decode(commands)
     _add_plan(commands)
+    _add_watermark(commands)
     _add_batch(commands)
     return top
 
@@ -104,6 +105,11 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     _flag(command, "--frames", "length of the clip (default: the model's)", int, "N")
     _flag(command, "--size", "of the clip (default: 1024x576)", _size, "WxH")
     _flag(command, "--dtype", "of the networks (default: float16)", choices=get_args(DType))
+
+
+def _add_watermark(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "watermark", "say whether a clip holds the invisible watermark", _watermark)
+    command.add_argument("clip", metavar="CLIP", help="movie, animation, folder of PNGs, or one PNG")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> ArgumentParser:
@@ -216,6 +222,12 @@ def _plan(args: Namespace) -> None:
     from .commands import plan
 
     plan(args)
+
+
+def _watermark(args: Namespace) -> None:
+    from .provenance import watermark
+
+    watermark(args)
 
 
 def _batch(args: Namespace) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..media.content_filter import ContentFilter, filter_named
-from ..media.watermark import embed, library, obstacle
+from ..media.reading import read_frames
+from ..media.watermark import detect, embed, library, obstacle
 from ..recipe import Recipe
 from .notes import note
+
+MOST_VALUES = 2**28
+"""Of the frames in which a watermark is looked for: 1 GiB in float32, 151 frames of 1024x576."""
 
 
 def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -> bool:
@@ -36,6 +41,14 @@ def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -
 def marked(frames: np.ndarray, mark: bool) -> tuple[np.ndarray, str]:
     """The frames to write, and what marked them, for the recipe."""
     return (embed(frames), library()) if mark else (frames, "")
+
+
+def watermark(args: Namespace) -> None:
+    """Say whether a clip or picture holds the invisible watermark, by its first frames."""
+    frames = read_frames(args.clip, MOST_VALUES)
+    found = detect(frames)
+    count = f"{len(frames)} frame" + ("s" if len(frames) > 1 else "")
+    sys.stdout.write(f"{printable(str(args.clip))}: {found} ({count} looked at)\n")
 
 
 def chosen_filter(args: Namespace) -> ContentFilter | None:

@@ -14,10 +14,11 @@ from PIL import Image
 from recipes import a_recipe
 from synthetic import TINY
 
-from svd_core.cli import commands, main
+from svd_core.cli import commands, main, provenance
 from svd_core.errors import InputError
 from svd_core.media import content_filter, read_recipe, watermark, write_clip
 from svd_core.media.content_filter import filter_named, installed_filters
+from svd_core.media.reading import read_frames
 from svd_core.media.watermark import CERTAIN, MESSAGE, detect, embed, library, obstacle, rank_sum_chance
 from svd_core.pipeline import Clip
 from svd_core.recipe import Recipe
@@ -228,6 +229,62 @@ def test_a_recipe_from_before_there_was_a_mark_says_that_there_is_none():
     data = json.loads(a_recipe().to_json())
     del data["watermark"]
     assert Recipe.from_json(json.dumps(data)) == dataclasses.replace(a_recipe(), watermark="")
+
+
+def looked_for(path, capsys):
+    """What the command says of a clip, after its name."""
+    assert main(["watermark", str(path)]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{path}: ") and line.count("\n") == 1
+    return line.removeprefix(f"{path}: ").strip()
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.webp", "folder/"])
+def test_the_command_finds_the_mark_in_what_is_written(name, tmp_path, capsys):
+    frames = scene(3)
+    marked = write_clip(embed(frames), tmp_path / name, 7)
+    assert re.fullmatch(
+        r"watermark found: \d\d of 48 bits match, p = \S+ \(3 frames looked at\)", looked_for(marked, capsys)
+    )
+    plain = write_clip(frames, tmp_path / f"plain-{name}", 7)
+    assert looked_for(plain, capsys).startswith("no watermark found: ")
+
+
+def test_the_command_reads_a_picture_and_stops_where_memory_would(tmp_path, capsys, monkeypatch):
+    folder = write_clip(embed(scene(3)), tmp_path / "folder/", 7)
+    first = sorted(folder.glob("*.png"))[0]
+    assert looked_for(first, capsys).endswith("(1 frame looked at)")
+    monkeypatch.setattr(provenance, "MOST_VALUES", 2 * SIDE * SIDE * 3)
+    assert looked_for(folder, capsys).endswith("(2 frames looked at)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.mp4", None, "does not exist: check the path"),
+        ("clip.txt", b"words", "is no clip: give a folder of PNGs or a file of .mp4"),
+        ("clip.mp4", b"#EXTM3U\nhttp://example.com/", "cannot be read"),
+        ("clip.webp", b"RIFF", "cannot be read"),
+        ("clip.png", b"", "cannot be read"),
+        ("empty/", None, "holds no frames: give a clip as svd_core wrote it"),
+    ],
+)
+def test_what_holds_no_frames_is_refused_in_one_line(name, content, message, tmp_path, capsys):
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["watermark", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_frames_of_several_sizes_are_refused(tmp_path):
+    for index, side in enumerate((256, 320)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{index}.png")
+    with pytest.raises(InputError, match="holds frames of several sizes"):
+        read_frames(tmp_path, 2**30)
 
 
 # The content filter

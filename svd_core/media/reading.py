@@ -1,0 +1,103 @@
+"""Frames out of the files that clips are kept in: movies, animations, folders of PNGs, single pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from ..errors import InputError
+from .pictures import DECODE_ERRORS
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
+"""Suffix -> FFmpeg's container, named so that no file can send FFmpeg to a playlist and from there to other
+files and addresses."""
+
+ANIMATIONS = (".gif", ".webp")
+PICTURE = ".png"
+
+DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
+"""What Pillow, and `opened` for PyAV, raise on files that they cannot read."""
+
+
+def frames_of(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a clip, (H, W, 3) uint8 each. Raises one of `DAMAGE` where they cannot be read."""
+    if path.is_dir():
+        return map(_picture, pictures_in(path))
+    return _reader(path)(path)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Files alone: to open a pipe would wait for ever."""
+    return sorted(path for path in folder.glob(f"*{PICTURE}") if path.is_file())
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """A movie. FFmpeg's errors become OSErrors."""
+    import av
+
+    try:
+        with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
+            yield movie
+    except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
+        raise OSError(f"{error.strerror or error}") from error
+
+
+def read_frames(path: str | Path, most_values: int) -> np.ndarray:
+    """(T, H, W, 3) float32 in [0, 1]: the first frames of a clip, as many as have `most_values` values, at least one.
+
+    Raises InputError for what is no clip, is damaged before that, or has frames of several sizes.
+    """
+    path = Path(path)
+    _require_clip(path)
+    kept: list[np.ndarray] = []
+    try:
+        for frame in frames_of(path):
+            kept.append(frame)
+            if sum(each.size for each in kept) + frame.size > most_values:
+                break
+    except DAMAGE as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): save the clip again") from error
+    if len({frame.shape for frame in kept}) != 1:
+        why = "frames of several sizes" if kept else "no frames"
+        raise InputError(f"{path} holds {why}: give a clip as svd_core wrote it")
+    return np.stack(kept).astype(np.float32) / 255
+
+
+def _require_clip(path: Path) -> None:
+    kinds = (*MOVIES, *ANIMATIONS, PICTURE)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: check the path")
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in kinds):
+        raise InputError(f"{path} is no clip: give a folder of PNGs or a file of {', '.join(kinds)}")
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[np.ndarray]]:
+    if path.suffix.lower() == PICTURE:
+        return lambda path: iter([_picture(path)])
+    return _animation if path.suffix.lower() in ANIMATIONS else _movie
+
+
+def _picture(path: Path) -> np.ndarray:
+    with Image.open(path, formats=("PNG",)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _animation(path: Path) -> Iterator[np.ndarray]:
+    with Image.open(path, formats=("GIF", "WEBP")) as animation:
+        for picture in ImageSequence.Iterator(animation):
+            yield np.asarray(picture.convert("RGB"))
+
+
+def _movie(path: Path) -> Iterator[np.ndarray]:
+    with opened(path) as movie:
+        for frame in movie.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")

@@ -216,7 +216,8 @@ class Residual:
             seen = (place.load(hidden[:, :, band.seen]) for band in rows)
         for band in rows:
             branch = self._branch(seen, band, second)
-            place.save(out[:, :, band.rows], self.shortcut(place.load(frame[:, :, band.rows])).add(branch))
+            part = out[:, :, band.rows]
+            _save_sum(place, part, self.shortcut(place.load(frame[:, :, band.rows])), branch)
             del branch  # or it would stay while the next band is at its widest
         return out
 
@@ -278,7 +279,8 @@ class SelfAttention:
         keys, values = self._keys_and_values(frame, place, rows, affine)
         out = _made(place, self, frame) if out is None else out
         for band in rows:
-            place.save(out[:, :, band.rows], self._attended(place.load(frame[:, :, band.rows]), affine, keys, values))
+            own = place.load(frame[:, :, band.rows])
+            _save_sum(place, out[:, :, band.rows], own, self._attended(own, affine, keys, values))
         return out
 
     def _keys_and_values(self, frame: Tensor, place: Place, rows: list[Band], affine: Affine) -> Tensor:
@@ -293,7 +295,7 @@ class SelfAttention:
 
     def _attended(self, own: Tensor, affine: Affine, keys: Tensor, values: Tensor) -> Tensor:
         attended = self.attention(_tokens(self.q(_on_images(affine.normed, own))), keys, values)
-        return own + self.proj_out(rearrange(attended, "n 1 (h w) c -> n c h w", w=own.shape[3]))
+        return self.proj_out(rearrange(attended, "n 1 (h w) c -> n c h w", w=own.shape[3]))
 
 
 def convolved(conv: nn.Module, images: Tensor) -> Tensor:
@@ -335,6 +337,13 @@ def _normed(values: int, itemsize: int, copied: int) -> int:
 def _made(place: Place, layer: InsideFrame, frame: Tensor) -> Tensor:
     """Room for the layer's result."""
     return place.empty((1, *layer.result(tuple(frame.shape[1:]))), frame.dtype)
+
+
+def _save_sum(place: Place, part: Tensor, one: Tensor, other: Tensor) -> None:
+    """one + other, straight into a part that lies on the device."""
+    room = place.room(part)
+    torch.add(one, other, out=room)
+    place.save(part, room)
 
 
 def _statistics(norm: nn.Module, frame: Tensor, place: Place, rows: list[Band]) -> Affine:

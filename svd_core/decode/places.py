@@ -35,6 +35,9 @@ class Place(Protocol):
     def load(self, part: Tensor) -> Tensor:
         """The part on the device: itself where it lies there, else a copy."""
 
+    def room(self, part: Tensor) -> Tensor:
+        """Where to put a value on the device that is to be saved in the part: the part itself where it lies there."""
+
     def save(self, part: Tensor, value: Tensor) -> None:
         """Put a value from the device into the part, unless it is the part."""
 
@@ -50,6 +53,9 @@ class OnDevice:
         return torch.empty(tuple(shape), dtype=dtype, device=self.device, memory_format=torch.channels_last)
 
     def load(self, part: Tensor) -> Tensor:
+        return part
+
+    def room(self, part: Tensor) -> Tensor:
         return part
 
     def save(self, part: Tensor, value: Tensor) -> None:
@@ -73,6 +79,9 @@ class OnHost:
         loaded = torch.empty_like(part, device=self.device)
         _copy(loaded, part)
         return loaded
+
+    def room(self, part: Tensor) -> Tensor:
+        return torch.empty_like(part, device=self.device)
 
     def save(self, part: Tensor, value: Tensor) -> None:
         _copy(part, value)

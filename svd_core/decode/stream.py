@@ -54,12 +54,12 @@ class TimeConvolution:
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         for strip in _strips(clip):
-            own = place.load(strip)
-            place.save(strip, _clip_tokens(over_frames(self.conv, rearrange(own, "t s c -> 1 c t s"), self.circular)))
+            own = rearrange(place.load(strip).contiguous(), "t s c -> 1 c t s")  # in every mode the same call
+            place.save(strip, _clip_tokens(over_frames(self.conv, own, self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
         values = strip_values(shape, frames)
-        return itemsize * ((2 if staged else 1) * values + wrapped_values(values, frames, self.circular))
+        return itemsize * (2 * values + wrapped_values(values, frames, self.circular))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class TimeResidual:
         first = Affine.of(self.norm1, [Moments.of(place.load(strip)) for strip in strips])
         staying = kept_strips(len(strips), len(clip), keep)
         kept: list[Tensor] = []
-        moments = [self._gather(place, strip, first, kept, staying) for strip in strips]
-        second = Affine.of(self.norm2, moments)
+        second = Affine.of(self.norm2, [self._gather(place, strip, first, kept, staying) for strip in strips])
+        alpha = self.alpha.to(second.scale.device, clip.dtype)
         kept.reverse()
         for strip in strips:
-            self._finish(place, strip, kept.pop() if kept else None, first, second)
+            self._finish(place, strip, kept.pop() if kept else None, first, second, alpha)
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
         values = strip_values(shape, frames)
@@ -102,11 +102,13 @@ class TimeResidual:
             kept.append(place.keep(hidden))
         return Moments.of(hidden)
 
-    def _finish(self, place: Place, strip: Tensor, kept: Tensor | None, first: Affine, second: Affine) -> None:
+    def _finish(
+        self, place: Place, strip: Tensor, kept: Tensor | None, first: Affine, second: Affine, alpha: Tensor
+    ) -> None:
         own = place.load(strip)
         hidden = self._hidden(own, first) if kept is None else place.load(kept)
         branch = over_frames(self.conv2, rearrange(second.silu(hidden), "t s c -> 1 c t s"), self.circular)
-        place.save(strip, own.addcmul_(_clip_tokens(branch), self.alpha.to(own)))
+        place.save(strip, own.addcmul_(_clip_tokens(branch), alpha))
 
     def _hidden(self, strip: Tensor, affine: Affine) -> Tensor:
         """strip (T, s, C) -> the same shape."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_like(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """A weight matrix with variance 1 / fan-in, a norm around 1, a bias or blend around 0; on the generator's device."""
+    """A weight matrix with variance 1 / fan-in, a norm around 1, a bias or blend around 0, where the generator is."""
     noise = torch.randn(like.shape, generator=generator, device=generator.device)
     if like.ndim > 1:
         return noise / like[0].numel() ** 0.5

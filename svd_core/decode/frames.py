@@ -1,9 +1,9 @@
 """The networks' layers inside one frame or picture, band of rows by band of rows.
 
-A band's height depends on the frame's shape alone, never on memory: every mode does the same calculations on the same
-bands, and only where the rows wait in between differs. Statistics cover the frame, so a normalised layer reads it once
-to gather them. A convolution sees its neighbours' rows (a halo), so no seam is ever made. Class: rounding, against the
-layer on the whole frame.
+A band's height depends on the frame's shape and dtype alone, never on memory: every mode does the same calculations on
+the same bands, and only where the rows wait in between differs. Statistics cover the frame, so a normalised layer reads
+it once to gather them. A convolution sees its neighbours' rows (a halo), so no seam is ever made. Class: rounding,
+against the layer on the whole frame.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..kernels import doubled
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
 
-BAND_VALUES = 2**24
-"""Values of the widest tensor of a band: 32 MiB in 16 bits. Large enough that a GPU takes longer for a band than the
-host for asking, small enough that the several that live at once fit the smallest budgets."""
+BAND_BYTES = 2**25
+"""Of the widest tensor of a band. A fast GPU takes about as long for so much in 16 bits as the host for asking, and a
+CPU is slower with more. Several live at once, and must fit the smallest budgets."""
 
 
 LONG_SUM = 512
@@ -68,9 +68,9 @@ class Band:
         return convolved[:, :, first : first + scale * (self.bottom - self.top)]
 
 
-def bands(height: int, values_per_row: int) -> list[Band]:
+def bands(height: int, values_per_row: int, itemsize: int) -> list[Band]:
     """Equal bands, at least four rows high so that halos stay cheap."""
-    rows = max(4, BAND_VALUES // values_per_row)
+    rows = max(4, BAND_BYTES // (itemsize * values_per_row))
     count = -(-height // rows)
     rows = -(-height // count)
     return [Band(top, min(top + rows, height), height) for top in range(0, height, rows)]
@@ -87,7 +87,7 @@ class Convolution:
         return (self.conv.weight.shape[0], *shape[1:])
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        seen, _, convolved = _values(shape, self.conv.weight.shape[0])
+        seen, _, convolved = _values(shape, self.conv.weight.shape[0], itemsize)
         copied = itemsize * seen if staged else 0
         normed = _normed(seen, itemsize, copied) if self.norm is not None else copied
         return made + max(normed, itemsize * convolved + (itemsize * seen if self.norm is not None else copied))
@@ -117,14 +117,14 @@ class Doubling:
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         channels, height, width = shape
         outputs = self.conv.weight.shape[0]
-        band = _widest(bands(height, 4 * width * max(channels, outputs)))
+        band = _widest(bands(height, 4 * width * max(channels, outputs), itemsize))
         seen = (band.seen.stop - band.seen.start) * width
         return made + itemsize * seen * (4 * (channels + outputs) + (channels if staged else 0))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         outputs = self.conv.weight.shape[0]
         out = _made(place, self, frame) if out is None else out
-        for band in bands(frame.shape[2], 4 * frame.shape[3] * max(frame.shape[1], outputs)):
+        for band in bands(frame.shape[2], 4 * frame.shape[3] * max(frame.shape[1], outputs), frame.itemsize):
             place.save(
                 out[:, :, 2 * band.top : 2 * band.bottom], self._doubled(place.load(frame[:, :, band.seen]), band)
             )
@@ -147,7 +147,7 @@ class Halving:
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         channels, _, width = shape
         outputs, _, columns = self.result(shape)
-        band = _widest(self._bands(shape))
+        band = _widest(self._bands(shape, itemsize))
         rows = band.bottom - band.top
         seen = (2 * rows + 1) * channels
         copied = seen * width if staged else 0
@@ -155,15 +155,15 @@ class Halving:
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         out = _made(place, self, frame) if out is None else out
-        for band in self._bands(tuple(frame.shape[1:])):
+        for band in self._bands(tuple(frame.shape[1:]), frame.itemsize):
             seen = frame[:, :, 2 * band.top : 2 * band.bottom + 1]
             below = 2 * band.bottom + 1 - 2 * band.top - seen.shape[2]  # 1 at the bottom of a frame of even height
             place.save(out[:, :, band.rows], self._halved(place.load(seen), below))
         return out
 
-    def _bands(self, shape: Shape) -> list[Band]:
+    def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
         """Of the result's rows."""
-        return bands(shape[1] // 2, 2 * shape[2] * max(shape[0], self.conv.weight.shape[0]))
+        return bands(shape[1] // 2, 2 * shape[2] * max(shape[0], self.conv.weight.shape[0]), itemsize)
 
     def _halved(self, seen: Tensor, below: int) -> Tensor:
         return convolved(self.conv, nn.functional.pad(seen, (0, 1, 0, below)))
@@ -189,7 +189,7 @@ class Residual:
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         outputs = self.conv1.weight.shape[0]
-        seen, own, convolved = _values(shape, outputs)
+        seen, own, convolved = _values(shape, outputs, itemsize)
         result = own * outputs // shape[0]  # the band's own rows of it
         hidden = 0 if staged or not self.keep else itemsize * outputs * shape[1] * shape[2]
         waiting = 0 if self.keep else itemsize * convolved  # the next band's hidden rows
@@ -268,7 +268,7 @@ class SelfAttention:
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         """Tokens counted in units of the band's, of which keys and values hold the frame's."""
-        _, own, _ = _values(shape, shape[0])
+        _, own, _ = _values(shape, shape[0], itemsize)
         held = 2 * itemsize * shape[0] * shape[1] * shape[2]
         copied = itemsize * own if staged else 0
         return max(held + _normed(own, itemsize, copied), made + held + copied + 3 * itemsize * own)
@@ -315,13 +315,13 @@ def convolved(conv: nn.Module, images: Tensor) -> Tensor:
 
 
 def _bands_of(frame: Tensor, outputs: int) -> list[Band]:
-    return bands(frame.shape[2], frame.shape[3] * max(frame.shape[1], outputs))
+    return bands(frame.shape[2], frame.shape[3] * max(frame.shape[1], outputs), frame.itemsize)
 
 
-def _values(shape: Shape, outputs: int) -> tuple[int, int, int]:
+def _values(shape: Shape, outputs: int, itemsize: int) -> tuple[int, int, int]:
     """Of the widest band: values seen, values of its own rows, and values that a convolution makes of those seen."""
     channels, height, width = shape
-    band = _widest(bands(height, width * max(channels, outputs)))
+    band = _widest(bands(height, width * max(channels, outputs), itemsize))
     seen = (band.seen.stop - band.seen.start) * width
     return seen * channels, (band.bottom - band.top) * width * channels, seen * outputs
 

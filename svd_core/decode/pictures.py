@@ -181,7 +181,7 @@ def _plain_values(steps: Sequence[_Step]) -> int:
 def _taken(picture: Tensor, dtype: torch.dtype, place: Place) -> Tensor:
     """The picture in `place`, channels last, so that its own layout and dtype change no bit."""
     taken = place.empty(picture.shape, dtype)
-    for band in bands(picture.shape[2], picture.shape[1] * picture.shape[3]):
+    for band in bands(picture.shape[2], picture.shape[1] * picture.shape[3], dtype.itemsize):
         rows = picture[:, :, band.rows].to(dtype)
         place.save(taken[:, :, band.rows], rows.contiguous(memory_format=torch.channels_last))
     return taken

@@ -35,7 +35,7 @@ def decode_plan(stages: Sequence[Stage], clip: ClipShape, itemsize: int, mode: M
     for stage in stages:
         made, layers = _inside(stage, shape, itemsize, mode)
         held = clip[0] * itemsize * (_size(shape) + (_size(made) if made != shape else 0))
-        kept = _kept(stage, made, clip[0], keep) * itemsize
+        kept = _kept(stage, made, clip[0], keep, itemsize) * itemsize
         after = clip[0] * itemsize * _size(made) + kept
         across = stage.across.scratch(made, clip[0], itemsize, mode != "device") if stage.across else 0
         peaks += [held + layers, after + across] if mode == "device" else [layers, across]
@@ -106,13 +106,13 @@ def _frames(stage: Stage, shape: tuple[int, int, int]) -> int:
     return 3 * max(sizes)
 
 
-def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int) -> int:
+def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int, itemsize: int) -> int:
     """Values of the intermediate results that a sweep leaves for the next."""
     if not isinstance(stage.across, TimeResidual):
         return 0
-    strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames))
+    strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames, itemsize))
     whole = frames * _size(shape)
-    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames))
+    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames, itemsize))
 
 
 def _size(shape: tuple[int, int, int]) -> int:

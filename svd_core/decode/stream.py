@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frames import BAND_VALUES, InsideFrame, Shape
+from .frames import BAND_BYTES, InsideFrame, Shape
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Mode, Place, Placement, steady, wait_for
 
@@ -58,7 +58,7 @@ class TimeConvolution:
             place.save(strip, _clip_tokens(over_frames(self.conv, own, self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        values = strip_values(shape, frames)
+        values = strip_values(shape, frames, itemsize)
         return itemsize * (2 * values + wrapped_values(values, frames, self.circular))
 
 
@@ -87,9 +87,9 @@ class TimeResidual:
             self._finish(place, strip, kept.pop() if kept else None, first, second, alpha)
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        values = strip_values(shape, frames)
+        values = strip_values(shape, frames, itemsize)
         copied = itemsize * values if staged else 0
-        whole = strip_pixels(shape, frames) == shape[1] * shape[2]
+        whole = strip_pixels(shape, frames, itemsize) == shape[1] * shape[2]
         ungathered = 0 if staged or whole else itemsize * values  # a strip of a clip is not one run of memory
         gathering = copied + ungathered + moments_bytes(values, itemsize)
         hidden = copied  # on the device it is one of those that are kept
@@ -169,15 +169,15 @@ def _run(layers: Sequence[InsideFrame], frame: Tensor, place: Place, out: Tensor
     return layers[-1](frame, place, out)
 
 
-def strip_pixels(shape: Shape, frames: int) -> int:
+def strip_pixels(shape: Shape, frames: int, itemsize: int) -> int:
     """Pixels of a strip of a clip whose frames have the shape (C, H, W), however much memory there is."""
     channels, height, width = shape
-    count = -(-height * width // max(1, BAND_VALUES // (frames * channels)))
+    count = -(-height * width // max(1, BAND_BYTES // (itemsize * frames * channels)))
     return -(-height * width // count)
 
 
-def strip_values(shape: Shape, frames: int) -> int:
-    return strip_pixels(shape, frames) * frames * shape[0]
+def strip_values(shape: Shape, frames: int, itemsize: int) -> int:
+    return strip_pixels(shape, frames, itemsize) * frames * shape[0]
 
 
 def kept_strips(strips: int, frames: int, keep: int) -> int:
@@ -187,7 +187,7 @@ def kept_strips(strips: int, frames: int, keep: int) -> int:
 
 def _strips(clip: Tensor) -> list[Tensor]:
     """(T, C, H, W) -> views (T, strip, C)."""
-    pixels = strip_pixels(tuple(clip.shape[1:]), len(clip))
+    pixels = strip_pixels(tuple(clip.shape[1:]), len(clip), clip.itemsize)
     return list(rearrange(clip, "t c h w -> t (h w) c").split(pixels, dim=1))
 
 

@@ -257,7 +257,7 @@ def test_an_unknown_mode_is_refused(vae):
 def narrow(monkeypatch):
     """Bands and strips so small that a small clip has many."""
     for module in (svd_core.decode.frames, svd_core.decode.stream):
-        monkeypatch.setattr(module, "BAND_VALUES", 30000)
+        monkeypatch.setattr(module, "BAND_BYTES", 120000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

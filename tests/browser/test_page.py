@@ -146,7 +146,7 @@ def check_help(page, language):
     assert pictures.count() == len(re.findall(r"!\[[^\]]*\]\([^)]+\)", source)) > 0
     for picture in pictures.all():
         page.shown(picture)
-    for widget in re.findall(r"^\| `(\w+)`", source, re.MULTILINE):
+    for widget in re.findall(r"^- `(\w+)`", source, re.MULTILINE):
         assert panel.get_by_text(widget, exact=True).count() > 0
 
 

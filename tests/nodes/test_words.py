@@ -28,8 +28,15 @@ SYNTAX = re.compile(r"[{}@|]")
 """What the page's translator reads as instructions."""
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
-ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+?) \| .+ \|$", re.MULTILINE)
-SOCKET = re.compile(r"^\| `(\w+)` \| (in|out|in, out|输入|输出|输入、输出) \| .+ \|$", re.MULTILINE)
+WIDGETS, SOCKETS = ("## Widgets", "## 控件"), ("## Sockets", "## 接口")
+"""Lists and not tables: the panel is so narrow that a table's last column is cut off."""
+
+WIDGET = re.compile(
+    r"^- `(\w+)`(?: \(|\uff08)(?:(?:default|默认) (`.+?`)[;\uff1b] ?)?(.+?)(?:\): |\uff09\uff1a).+$", re.MULTILINE
+)
+SOCKET = re.compile(
+    r"^- `(\w+)`(?: \(|\uff08)(in|out|in, out|输入|输出|输入、输出)(?:\): |\uff09\uff1a).+$", re.MULTILINE
+)
 PICTURE = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
 LARGEST_PICTURE = 200 * 1024
 
@@ -133,11 +140,18 @@ def is_widget(widget) -> bool:
     return not settings.get("forceInput") and ("default" in settings or "options" in settings)
 
 
+def section(page: str, titles: tuple[str, ...]) -> str:
+    """What stands under one of these titles, "" where none is there."""
+    found = [part for part in re.split(r"^(?=## )", page, flags=re.MULTILINE) if part.splitlines()[0] in titles]
+    return "".join(found)
+
+
 def test_pages_give_every_widget_with_its_default_and_range(classes):
     for schema in (node.define_schema() for node in classes):
         for language, page in pages(schema.node_id).items():
             wanted = {each.id: shown(each, language) for each in schema.inputs if is_widget(each)}
-            given = {name: (value, extent) for name, value, extent in ROW.findall(page)}
+            listed = WIDGET.findall(section(page, WIDGETS))
+            given = {name: (value or "-", extent) for name, value, extent in listed}
             assert set(given) == set(wanted), (schema.node_id, language)
             for name, (value, extent) in wanted.items():
                 assert given[name][0] == value, (schema.node_id, language, name)
@@ -149,7 +163,7 @@ def test_pages_give_every_socket(classes):
         inputs = {each.id for each in schema.inputs if not is_widget(each)}
         outputs = {each.display_name or each.get_io_type() for each in schema.outputs}
         for language, page in pages(schema.node_id).items():
-            given = dict(SOCKET.findall(page))
+            given = dict(SOCKET.findall(section(page, SOCKETS)))
             assert set(given) == inputs | outputs, (schema.node_id, language)
             assert {name for name, way in given.items() if "in" in way or "输入" in way} == inputs
             assert {name for name, way in given.items() if "out" in way or "输出" in way} == outputs

@@ -31,12 +31,11 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 WIDGETS, SOCKETS = ("## Widgets", "## 控件"), ("## Sockets", "## 接口")
 """Lists and not tables: the panel is so narrow that a table's last column is cut off."""
 
-WIDGET = re.compile(
-    r"^- `(\w+)`(?: \(|\uff08)(?:(?:default|默认) (`.+?`)[;\uff1b] ?)?(.+?)(?:\): |\uff09\uff1a).+$", re.MULTILINE
-)
-SOCKET = re.compile(
-    r"^- `(\w+)`(?: \(|\uff08)(in|out|in, out|输入|输出|输入、输出)(?:\): |\uff09\uff1a).+$", re.MULTILINE
-)
+OPENING, CLOSING = r"(?: \(|\uff08)", r"(?:\): |\uff09\uff1a)"
+"""The brackets of a list's line, Chinese ones too."""
+
+WIDGET = re.compile(rf"^- `(\w+)`{OPENING}(?:(?:default|默认) (`.+?`)[;\uff1b] ?)?(.+?){CLOSING}.+$", re.MULTILINE)
+SOCKET = re.compile(rf"^- `(\w+)`{OPENING}(in|out|in, out|输入|输出|输入、输出){CLOSING}.+$", re.MULTILINE)
 PICTURE = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
 LARGEST_PICTURE = 200 * 1024
 

@@ -156,18 +156,23 @@ def loop(bench: Bench) -> Iterable[Figure]:
 
 def long_take(bench: Bench) -> Iterable[Figure]:
     """A hundred frames, without guidance, which acts once more in every window and drives colours out of range. A
-    border is where the windows that cover a frame change."""
+    border is where the windows that cover a frame change; plain clips say how much steps differ where there is none."""
     windows = Windows(bench.svd.config.variant.frames, bench.svd.config.variant.frames // 2)
     starts = windows.starts(TAKE)
     borders = sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
-    jumps, drifts = [], []
+    jumps, drifts, plain = [], [], []
     for number in range(min(bench.scenes, 2)):
         frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0)
         steps = frame_steps(frames)
         jumps.append(float(max(steps[border - 1] for border in borders) / np.median(steps)))
         drifts.append(100 * colour_drift(frames))
+        steps = frame_steps(bench.render(bench.scene(number), UNGUIDED))
+        plain.append(float(max(steps) / np.median(steps)))
     name = f"long take, {TAKE} frames unguided"
     yield Figure(f"{name}: largest step at a border", max(jumps), "medians", most=1.3, detail=_each(jumps))
+    yield Figure(
+        "plain clips of these scenes, without a border: largest step", max(plain), "medians", detail=_each(plain)
+    )
     yield Figure(f"{name}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
 
 

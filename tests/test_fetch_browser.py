@@ -130,3 +130,14 @@ def test_without_a_package_index_it_is_one_line_and_exit_code_2(tmp_path, monkey
         "error: there is no Chromium, and pip could not install no-such-package==0 to fetch one with"
     )
     assert line.endswith("(Debian, Ubuntu: apt install chromium), or set CHROMIUM to its program")
+
+
+def test_a_driver_that_does_not_start_is_named_in_one_line(monkeypatch, tmp_path, capsys):
+    node = program(tmp_path / "node")
+    node.write_text("#!/bin/sh\necho 'node: libatomic.so.1: cannot open shared object file' >&2\nexit 127\n")
+    monkeypatch.setattr(fetch_browser, "driver", lambda: node)
+    monkeypatch.setenv("CHROMIUM", str(program(tmp_path / "chromium")))
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Playwright's Node.js does not start (node: libatomic.so.1: cannot open")
+    assert said.count("\n") == 1

@@ -152,9 +152,24 @@ def decompressed(file: tarfile.ExFileObject) -> Iterator[bytes]:
         yield decoder.process(block)
 
 
+def require_driver() -> None:
+    """Raise FetchError where Playwright's own Node.js does not start: some need a library that a bare machine lacks."""
+    ran = subprocess.run([driver(), "--version"], capture_output=True, text=True)
+    if ran.returncode:
+        why = (ran.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise FetchError(f"Playwright's Node.js does not start ({why}): install what it lacks, then run this again")
+
+
+def driver() -> Path:
+    import playwright
+
+    return Path(playwright.__file__).parent / "driver" / "node"
+
+
 def main() -> int:
     try:
         browser = find_browser()
+        require_driver()
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -33,6 +33,33 @@ def test_a_layer_that_does_more_is_called_itself(part):
             assert found is None
 
 
+def test_a_network_on_kernels_computes_what_its_layers_do(part, loaded, monkeypatch):
+    """With a LoRA that waits on some layers, convolutions among them, whose biases kernels take over."""
+    network, choice = loaded.model.model.diffusion_model, part("svd_core.kernels.choice")
+    kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm)
+    for layer in [each for each in network.modules() if isinstance(each, kinds)][::3]:
+        monkeypatch.setattr(layer, "weight_function", [lambda weight: weight * 1.5], raising=False)
+        monkeypatch.setattr(layer, "bias_function", [lambda bias: bias + 0.1], raising=False)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    width = network.label_emb[0][0].in_features
+    call = (draw(3, 8, 8, 16), draw(1).repeat(3), draw(1, 1, 32).repeat(3, 1, 1), draw(1, width).repeat(3, 1))
+    asked = set()
+
+    class Recording(choice.Choices):
+        def form(self, operation, args):
+            asked.add(operation.name)
+            return operation.reference
+
+    with torch.inference_mode():
+        expected = network(*call, num_video_frames=3)
+        monkeypatch.setattr(choice, "choices", lambda: recording)
+        recording = Recording(lambda device: "")
+        actual = network(*call, num_video_frames=3)
+    assert {"blend", "group_norm_silu", "linear_add", "add_layer_norm"} <= asked
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_interrupt_ends_a_run_between_kernels_too(part):
     import comfy.model_management as management
     import comfy.ops

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .channels_last import first_columns, is_channels_last
 from .choice import Operation
 
 SAMPLE_COLUMNS = 256
@@ -29,7 +30,7 @@ def _kernels() -> Mapping[str, Callable[..., Tensor]]:
 
 
 def _refusal(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) -> str:
-    if images.shape != change.shape or not all(part.movedim(1, -1).is_contiguous() for part in (images, change)):
+    if images.shape != change.shape or not (is_channels_last(images) and is_channels_last(change)):
         return "images and change do not lie alike, channels last"
     return ""
 
@@ -39,8 +40,7 @@ def _shape_class(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) ->
 
 
 def _sample(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) -> tuple[Tensor, ...]:
-    few = [part[:1, :, :, :SAMPLE_COLUMNS].movedim(1, -1).contiguous().movedim(-1, 1) for part in (images, change)]
-    return *few, share, owed
+    return *(first_columns(part, SAMPLE_COLUMNS) for part in (images, change)), share, owed
 
 
 blend = Operation("blend", reference, _kernels, _refusal, _shape_class, _sample, in_place)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from .channels_last import first_columns, is_channels_last
 from .choice import Operation
 
 SAMPLE_PIXELS = 64
@@ -24,7 +25,7 @@ def _kernels() -> Mapping[str, Callable[..., Tensor]]:
 
 
 def _refusal(clips: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    if clips.ndim != 4 or not clips.movedim(1, -1).is_contiguous():
+    if not is_channels_last(clips):
         return "clips do not lie channels last"
     return "" if tuple(weight.shape[1:]) == (clips.shape[1], 3, 1, 1) else "the kernel is not (3,1,1) over all channels"
 
@@ -35,8 +36,7 @@ def _shape_class(clips: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[in
 
 
 def _sample(clips: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    few = clips[:1, :, :, :SAMPLE_PIXELS].movedim(1, -1).contiguous().movedim(-1, 1)
-    return few, weight, bias
+    return first_columns(clips, SAMPLE_PIXELS), weight, bias
 
 
 frame_conv = Operation("frame_conv", reference, _kernels, _refusal, _shape_class, _sample)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .channels_last import first_columns, is_channels_last
 from .choice import Operation
 
 SAMPLE_COLUMNS = 256
@@ -48,7 +49,7 @@ def _silu_kernels() -> Mapping[str, Callable[..., Tensor]]:
 def _refusal(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None) -> str:
     if shift is not None and not shift.is_contiguous():
         return "the shift does not lie row after row"
-    if x.ndim != 4 or not x.movedim(1, -1).is_contiguous():
+    if not is_channels_last(x):
         return "x does not lie channels last"
     return "" if weight is not None and bias is not None else "the normalisation has no weight or no bias"
 
@@ -62,8 +63,8 @@ def _shape_class(
 
 def _sample(x: Tensor, *rest: Any) -> tuple[Any, ...]:
     *rest, shift = rest
-    few = x[:1, :, :, :SAMPLE_COLUMNS].movedim(1, -1).contiguous().movedim(-1, 1)
-    return few, *rest, None if shift is None else shift[: max(1, len(shift) // len(x))]
+    own = None if shift is None else shift[: max(1, len(shift) // len(x))]
+    return first_columns(x, SAMPLE_COLUMNS), *rest, own
 
 
 group_norm = Operation("group_norm", reference, _kernels, _refusal, _shape_class, _sample)

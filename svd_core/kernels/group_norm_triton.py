@@ -26,6 +26,14 @@ def shifted(tile, shift, image, r, c, there, per_image, repeat, channels):
 
 
 @triton.jit
+def taken_in(tile, there, mean, square, turn):
+    """Each lane's mean and sum of squared distances from it, with one row more (Welford 1962)."""
+    gap = tl.where(there, tile - mean, 0.0)
+    mean += gap * (1.0 / (turn + 1))
+    return mean, square + gap * (tile - mean)
+
+
+@triton.jit
 def lanes_together(mean, square, rows, BLOCK_R: tl.constexpr):
     """Mean and sum of squared distances from it of each channel, from those of the lanes (BLOCK_R, channels), which
     took `rows` rows in turns (Chan, Golub & LeVeque 1979)."""
@@ -68,9 +76,7 @@ def partial_kernel(
         tile = tl.load(base + r.to(tl.int64)[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
         if SHIFTED:
             tile = shifted(tile, shift, image, r, c, there, per_image, repeat, channels)
-        gap = tl.where(there, tile - mean, 0.0)
-        mean += gap * (1.0 / (turn + 1))
-        square += gap * (tile - mean)
+        mean, square = taken_in(tile, there, mean, square, turn)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     place = (image * splits + split) * channels + c
     tl.store(means + place, middle, mask=c_there)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .group_norm_triton import lanes_together
+from .group_norm_triton import lanes_together, taken_in
 from .split_norm import SPLIT_ROWS, Spans, runs_of
 
 LANES = 32
@@ -40,9 +40,7 @@ def moments_kernel(
         there = (r < last)[:, None] & c_there[None, :]
         place = (r // inner).to(tl.int64) * stride + (r % inner).to(tl.int64) * channels
         tile = tl.load(x + place[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
-        gap = tl.where(there, tile - mean, 0.0)
-        mean += gap * (1.0 / (turn + 1))
-        square += gap * (tile - mean)
+        mean, square = taken_in(tile, there, mean, square, turn)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     tl.store(means + split * channels + c, middle, mask=c_there)
     tl.store(variances + split * channels + c, square / (last - first), mask=c_there)

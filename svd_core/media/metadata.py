@@ -13,6 +13,7 @@ from ..errors import InputError, StableVideoError
 from ..recipe import Recipe
 from ..strict_json import MAX_CHARACTERS
 from .pictures import DECODE_ERRORS
+from .reading import opened_as
 
 TEXT_KEY = "svd_core.recipe"
 """Name of the text chunk of a PNG, and of the metadata entry of a latents file."""
@@ -85,11 +86,10 @@ def _read_webm(path: Path) -> str:
 
 
 def _read_movie(path: Path, container: str) -> str:
-    """Named container and open file, so that no file's contents can send FFmpeg to another demuxer or address."""
     import av
 
     try:
-        with path.open("rb") as file, av.open(file, format=container) as movie:
+        with opened_as(path, container) as movie:
             found = {key.lower(): value for key, value in movie.metadata.items()}
     except av.error.FFmpegError as error:
         reason = f"is not a readable {container} file ({error.strerror})"

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
-"""Suffix -> FFmpeg's container, named so that no file can send FFmpeg to a playlist and from there to other
-files and addresses."""
+"""Suffix -> FFmpeg's container; see `opened_as`."""
 
 ANIMATIONS = (".gif", ".webp")
 PICTURE = ".png"
@@ -40,12 +39,22 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
+def opened_as(path: Path, container: str) -> Iterator[InputContainer]:
+    """A movie, by a named container and open file, so that no file's contents can send FFmpeg to another demuxer or
+    address. Raises FFmpeg's own errors."""
+    import av
+
+    with path.open("rb") as file, av.open(file, format=container) as movie:
+        yield movie
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """A movie. FFmpeg's errors become OSErrors."""
+    """`opened_as` the suffix says; FFmpeg's errors become OSErrors."""
     import av
 
     try:
-        with path.open("rb") as file, av.open(file, format=MOVIES[path.suffix.lower()]) as movie:
+        with opened_as(path, MOVIES[path.suffix.lower()]) as movie:
             yield movie
     except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
         raise OSError(f"{error.strerror or error}") from error
@@ -59,17 +68,21 @@ def read_frames(path: str | Path, most_values: int) -> np.ndarray:
     path = Path(path)
     _require_clip(path)
     kept: list[np.ndarray] = []
+    values = 0
     try:
         for frame in frames_of(path):
             kept.append(frame)
-            if sum(each.size for each in kept) + frame.size > most_values:
+            values += frame.size
+            if values + frame.size > most_values:
                 break
     except DAMAGE as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): save the clip again") from error
     if len({frame.shape for frame in kept}) != 1:
         why = "frames of several sizes" if kept else "no frames"
         raise InputError(f"{path} holds {why}: give a clip as svd_core wrote it")
-    return np.stack(kept).astype(np.float32) / 255
+    frames = np.stack(kept).astype(np.float32)
+    frames /= 255
+    return frames
 
 
 def _require_clip(path: Path) -> None:

@@ -95,8 +95,11 @@ class VideoResBlock(_Residual):
         if isinstance(self.skip_connection, nn.Identity):
             return joined(images, branch), later
         skip, more = short_of_bias(self.weights, self.skip_connection, images)
-        return joined(skip, branch), more if later is None else _both(later, more)
+        return joined(skip, branch), _both(later, more)
 
 
-def _both(one: Tensor, other: Tensor | None) -> Tensor:
-    return one if other is None else one + other
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of those that are there."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -20,7 +20,7 @@ from tools.samples import CHECKPOINT_NAME
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 BLUEPRINT = "Image to Video (Stable Video Diffusion)"
-"""One of them: the older page's search does not find *First-Last Frame*; its list holds all."""
+"""One of them: the page's search does not find *First-Last Frame* by its whole name; its list holds all."""
 PREFIX = "StableVideo"
 DEMO = "demo_model"
 

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import doubled
+from ..kernels import doubled, owed_moments, owed_sum
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
 
@@ -29,6 +29,16 @@ LONG_SUM = 512
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
 
 Shape = tuple[int, int, int]
+
+
+Short = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
+"""(convolution, images (1, C, h, W)) -> its result, and the bias (C',) that the result is then still owed, if any: a
+device adds that on the way to where the result goes, which saves a pass over it."""
+
+
+def whole(conv: nn.Module, images: Tensor) -> tuple[Tensor, None]:
+    """A convolution whose result is owed nothing."""
+    return convolved(conv, images), None
 
 
 class InsideFrame(Protocol):
@@ -82,6 +92,7 @@ class Convolution:
 
     conv: nn.Module
     norm: nn.Module | None = None
+    short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
         return (self.conv.weight.shape[0], *shape[1:])
@@ -98,11 +109,13 @@ class Convolution:
         affine = _statistics(self.norm, frame, place, rows) if self.norm is not None else None
         out = _made(place, self, frame) if out is None else out
         for band in rows:
-            place.save(out[:, :, band.rows], band.cut(self._convolved(place.load(frame[:, :, band.seen]), affine)))
+            result, owed = self._convolved(place.load(frame[:, :, band.seen]), affine)
+            _save(place, out[:, :, band.rows], band.cut(result), owed)
+            del result
         return out
 
-    def _convolved(self, seen: Tensor, affine: Affine | None) -> Tensor:
-        return convolved(self.conv, _on_images(affine.silu, seen) if affine else seen)
+    def _convolved(self, seen: Tensor, affine: Affine | None) -> tuple[Tensor, Tensor | None]:
+        return _shortly(self.short, self.conv, _on_images(affine.silu, seen) if affine else seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,7 @@ class Doubling:
     """Each pixel becomes four, which a 3x3 convolution smooths."""
 
     conv: nn.Module
+    short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
         return self.conv.weight.shape[0], 2 * shape[1], 2 * shape[2]
@@ -119,19 +133,16 @@ class Doubling:
         outputs = self.conv.weight.shape[0]
         band = _widest(bands(height, 4 * width * max(channels, outputs), itemsize))
         seen = (band.seen.stop - band.seen.start) * width
-        return made + itemsize * seen * (4 * (channels + outputs) + (channels if staged else 0))
+        return made + itemsize * seen * (4 * channels + max(4 * outputs, channels if staged else 0))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         outputs = self.conv.weight.shape[0]
         out = _made(place, self, frame) if out is None else out
         for band in bands(frame.shape[2], 4 * frame.shape[3] * max(frame.shape[1], outputs), frame.itemsize):
-            place.save(
-                out[:, :, 2 * band.top : 2 * band.bottom], self._doubled(place.load(frame[:, :, band.seen]), band)
-            )
+            result, owed = _shortly(self.short, self.conv, doubled(place.load(frame[:, :, band.seen])))
+            _save(place, out[:, :, 2 * band.top : 2 * band.bottom], band.cut(result, scale=2), owed)
+            del result
         return out
-
-    def _doubled(self, seen: Tensor, band: Band) -> Tensor:
-        return band.cut(convolved(self.conv, doubled(seen)), scale=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,7 @@ class Halving:
     2r to 2r + 2 and columns 2c to 2c + 2."""
 
     conv: nn.Module
+    short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
         return self.conv.weight.shape[0], shape[1] // 2, shape[2] // 2
@@ -151,22 +163,21 @@ class Halving:
         rows = band.bottom - band.top
         seen = (2 * rows + 1) * channels
         copied = seen * width if staged else 0
-        return made + itemsize * (copied + seen * (width + 1) + rows * outputs * columns)
+        return made + itemsize * (seen * (width + 1) + max(copied, rows * outputs * columns))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         out = _made(place, self, frame) if out is None else out
         for band in self._bands(tuple(frame.shape[1:]), frame.itemsize):
             seen = frame[:, :, 2 * band.top : 2 * band.bottom + 1]
             below = 2 * band.bottom + 1 - 2 * band.top - seen.shape[2]  # 1 at the bottom of a frame of even height
-            place.save(out[:, :, band.rows], self._halved(place.load(seen), below))
+            padded = nn.functional.pad(place.load(seen), (0, 1, 0, below))
+            _save(place, out[:, :, band.rows], *_shortly(self.short, self.conv, padded))
+            del padded
         return out
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
         """Of the result's rows."""
         return bands(shape[1] // 2, 2 * shape[2] * max(shape[0], self.conv.weight.shape[0]), itemsize)
-
-    def _halved(self, seen: Tensor, below: int) -> Tensor:
-        return convolved(self.conv, nn.functional.pad(seen, (0, 1, 0, below)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +194,7 @@ class Residual:
     conv2: nn.Module
     shortcut: Callable[[Tensor], Tensor]
     keep: bool = True
+    short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
         return (self.conv1.weight.shape[0], *shape[1:])
@@ -215,9 +227,9 @@ class Residual:
         else:
             seen = (place.load(hidden[:, :, band.seen]) for band in rows)
         for band in rows:
-            branch = self._branch(seen, band, second)
+            branch, owed = self._branch(seen, band, second)
             part = out[:, :, band.rows]
-            _save_sum(place, part, self.shortcut(place.load(frame[:, :, band.rows])), branch)
+            _save_sum(place, part, self.shortcut(place.load(frame[:, :, band.rows])), branch, owed)
             del branch  # or it would stay while the next band is at its widest
         return out
 
@@ -225,30 +237,31 @@ class Residual:
         """The second norm, past which the first convolution's result goes; it is left in `hidden`, if that is given."""
         moments = []
         for band in rows:
-            convolved = self._convolved(frame, place, band, first)
-            moments.append(Moments.of(_last(convolved)))
-            if hidden is not None:
-                place.save(hidden[:, :, band.rows], convolved)
+            convolved, owed = self._convolved(frame, place, band, first)
+            part = None if hidden is None else hidden[:, :, band.rows]
+            moments.append(_moments(place, part, convolved, owed))
             del convolved
         return Affine.of(self.norm2, moments)
 
     def _again(self, frame: Tensor, place: Place, rows: list[Band], first: Affine) -> Iterator[Tensor]:
         """Band by band, the first convolution's result on the rows that the band sees. The next band's is there before
         a band is handed out, so that the frame may then be overwritten down to the band's last row."""
-        above, own = None, self._convolved(frame, place, rows[0], first)
+        above, own = None, _paid(*self._convolved(frame, place, rows[0], first))
         for following in (*rows[1:], None):
-            below = None if following is None else self._convolved(frame, place, following, first)
+            below = None if following is None else _paid(*self._convolved(frame, place, following, first))
             joined = [_joined(above, own, below)]
             above, own = own[:, :, -1:].clone(), below
             del below
             yield joined.pop()  # which leaves none of it here
 
-    def _convolved(self, frame: Tensor, place: Place, band: Band, first: Affine) -> Tensor:
-        return band.cut(convolved(self.conv1, _on_images(first.silu, place.load(frame[:, :, band.seen]))))
+    def _convolved(self, frame: Tensor, place: Place, band: Band, first: Affine) -> tuple[Tensor, Tensor | None]:
+        result, owed = _shortly(self.short, self.conv1, _on_images(first.silu, place.load(frame[:, :, band.seen])))
+        return band.cut(result), owed
 
-    def _branch(self, seen: Iterator[Tensor], band: Band, second: Affine) -> Tensor:
+    def _branch(self, seen: Iterator[Tensor], band: Band, second: Affine) -> tuple[Tensor, Tensor | None]:
         """The next of what bands see of the first convolution's result is this one's."""
-        return band.cut(convolved(self.conv2, _on_images(second.silu, next(seen))))
+        result, owed = _shortly(self.short, self.conv2, _on_images(second.silu, next(seen)))
+        return band.cut(result), owed
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,11 +352,45 @@ def _made(place: Place, layer: InsideFrame, frame: Tensor) -> Tensor:
     return place.empty((1, *layer.result(tuple(frame.shape[1:]))), frame.dtype)
 
 
-def _save_sum(place: Place, part: Tensor, one: Tensor, other: Tensor) -> None:
-    """one + other, straight into a part that lies on the device."""
+def _shortly(short: Short, conv: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    return short(conv, images) if owed_moments.wanted(images) else whole(conv, images)
+
+
+def _paid(result: Tensor, owed: Tensor | None) -> Tensor:
+    return result if owed is None else result.add_(owed[:, None, None])
+
+
+def _save(place: Place, part: Tensor, result: Tensor, owed: Tensor | None) -> None:
+    """Into a part, with what it is owed."""
+    if owed is not None:
+        room = place.room(part)
+        torch.add(result, owed[:, None, None], out=room)
+        result = room
+    place.save(part, result)
+
+
+def _save_sum(place: Place, part: Tensor, one: Tensor, other: Tensor, owed: Tensor | None = None) -> None:
+    """one + other, and what that is owed, straight into a part that lies on the device."""
     room = place.room(part)
-    torch.add(one, other, out=room)
+    if owed is None:
+        torch.add(one, other, out=room)
+    else:
+        owed_sum.into(_last(room), _last(one), _last(other), owed)
     place.save(part, room)
+
+
+def _moments(place: Place, part: Tensor | None, result: Tensor, owed: Tensor | None) -> Moments:
+    """Of a result with what it is owed; both go to a part, if there is one."""
+    if owed is None:
+        moments = Moments.of(_last(result))
+        if part is not None:
+            place.save(part, result)
+        return moments
+    room = None if part is None else place.room(part)
+    moments = Moments.owed(_last(result), owed, None if room is None else _last(room))
+    if part is not None:
+        place.save(part, room)
+    return moments
 
 
 def _statistics(norm: nn.Module, frame: Tensor, place: Place, rows: list[Band]) -> Affine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SPLIT_ROWS, Spans, affine_silu, merged_affine, split_moments
+from ..kernels import SPLIT_ROWS, Spans, affine_silu, merged_affine, owed_moments, split_moments
 
 CENTRED_VALUES = 2**20
 """Values whose distance from the mean is squared at once on a CPU: 4 MiB, which its cache holds. Mean first and then
@@ -38,6 +38,12 @@ class Moments:
             variance = torch.stack(squares).sum(0) / len(rows)
         return cls(mean[None], variance[None], len(rows), len(rows))
 
+    @classmethod
+    def owed(cls, tokens: Tensor, owed: Tensor, out: Tensor | None) -> Moments:
+        """Of the sum of tokens (..., C) and owed (C,), which goes to `out` where that is given."""
+        _, mean, variance = owed_moments.into(out, tokens, owed)
+        return cls(mean, variance, tokens.numel() // tokens.shape[-1], SPLIT_ROWS)
+
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -50,7 +56,7 @@ class Affine:
     def of(cls, norm: nn.Module, parts: Sequence[Moments]) -> Affine:
         """Merges the moments of parts, all of as many values but the last, which may have fewer, in order."""
         spans = Spans(sum(part.count for part in parts), parts[0].count, parts[0].split)
-        means, variances = torch.cat([part.mean for part in parts]), torch.cat([part.variance for part in parts])
+        means, variances = (_joined(values) for values in ([p.mean for p in parts], [p.variance for p in parts]))
         return cls(*merged_affine(means, variances, norm.weight, norm.bias, norm.num_groups, norm.eps, spans))
 
     def normed(self, tokens: Tensor) -> Tensor:
@@ -74,3 +80,7 @@ def _rows_at_once(channels: int) -> int:
 def affine_bytes(values: int, itemsize: int) -> int:
     """The most that `Affine` holds beside its input, its result included."""
     return (8 if itemsize < 4 else 4) * values
+
+
+def _joined(splits: list[Tensor]) -> Tensor:
+    return splits[0] if len(splits) == 1 else torch.cat(splits)

@@ -24,10 +24,12 @@ from .split_norm import SPLIT_ROWS as SPLIT_ROWS
 from .split_norm import Spans as Spans
 from .split_norm import affine_silu as affine_silu
 from .split_norm import merged_affine as merged_affine
+from .split_norm import owed_moments as owed_moments
+from .split_norm import owed_sum as owed_sum
 from .split_norm import split_moments as split_moments
 
 OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv, linear_add)
 """What the UNet asks for."""
 
-DECODE_OPERATIONS = (split_moments, merged_affine, affine_silu, frame_conv)
+DECODE_OPERATIONS = (split_moments, owed_moments, owed_sum, merged_affine, affine_silu, frame_conv)
 """What the streamed decoder asks for."""

@@ -65,6 +65,12 @@ class Operation:
             return (self.in_place or form)(*args)
         return form(*args) if self.overwritten is None else form(*args, out=args[self.overwritten])
 
+    def into(self, out: Tensor | None, *args: Any) -> Any:
+        """As a call, for an operation whose forms take `out`: memory for their result or the first of them, which may
+        be an argument's if its values lie in the same places."""
+        form = choices().form(self, args) if self.wanted(args[0]) else self.reference
+        return form(*args, out=out)
+
     def wanted(self, like: Tensor) -> bool:
         """Whether a kernel may run on such a tensor at all: quick, so that callers can ask before they gather weights.
         Never while gradients are recorded: kernels have no backward pass."""

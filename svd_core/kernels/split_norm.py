@@ -88,7 +88,59 @@ split_moments = Operation(
 )
 
 
-# Their merge
+# Statistics of a convolution's result that is still owed its bias
+
+
+def owed_reference(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens (..., C) and owed (C,) -> their sum, in `out` where that is given, and its `moments_reference`."""
+    total = torch.add(tokens, owed, out=out)
+    return total, *moments_reference(total)
+
+
+def _owed_kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+    from .split_norm_triton import owed_moments as launch
+
+    return {"by lane": launch}
+
+
+owed_moments = Operation(
+    "owed_moments",
+    owed_reference,
+    _owed_kernels,
+    lambda tokens, owed: "" if tokens.is_contiguous() else "tokens do not lie row after row",
+    _channels,
+    lambda tokens, owed: (_few(tokens), owed),
+    slack=4,  # as above
+)
+
+
+# Their sum with what they are a change of
+
+
+def sum_reference(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:
+    """tokens and change (..., C), owed (C,) -> tokens + change + owed, in `out` where that is given."""
+    return torch.add(tokens, change + owed, out=out)
+
+
+def _sum_kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from .split_norm_triton import owed_sum as launch
+
+    return {"one pass": launch}
+
+
+owed_sum = Operation(
+    "owed_sum",
+    sum_reference,
+    _sum_kernels,
+    lambda tokens, change, owed: (
+        "" if tokens.is_contiguous() and change.is_contiguous() else "tokens or change do not lie row after row"
+    ),
+    _channels,
+    lambda tokens, change, owed: (_few(tokens), _few(change), owed),
+)
+
+
+# The merge of statistics
 
 
 def affine_reference(

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .group_norm_triton import lanes_together, taken_in
-from .split_norm import SPLIT_ROWS, Spans, runs_of
+from .split_norm import SPLIT_ROWS, Spans, owed_reference, runs_of, sum_reference
 
 LANES = 32
 """Rows that a program reads at once."""
@@ -17,29 +17,38 @@ LANES = 32
 @triton.jit
 def moments_kernel(
     x,
+    owed,
+    total,
     means,
     variances,
     rows,
     inner,
     stride,
     channels,
+    OWED: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """x in runs of `inner` rows of C -> (splits, C) twice. Each lane keeps its own statistics (Welford) until all rows
-    are read; lanes are merged at the end (Chan, Golub & LeVeque 1979)."""
+    """x in runs of `inner` rows of C -> (splits, C) twice; if OWED, of x + owed, rounded, which goes to `total` row
+    after row. Each lane keeps its own statistics (Welford) until all rows are read; lanes are merged at the end (Chan,
+    Golub & LeVeque 1979)."""
     split, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     lane, c_there = tl.arange(0, BLOCK_R), c < channels
     first = split * SPLIT
     last = tl.minimum(first + SPLIT, rows)
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    due = tl.load(owed + c, mask=c_there, other=0.0).to(tl.float32) if OWED else 0.0
     for turn in range(SPLIT // BLOCK_R):
         r = first + turn * BLOCK_R + lane
         there = (r < last)[:, None] & c_there[None, :]
         place = (r // inner).to(tl.int64) * stride + (r % inner).to(tl.int64) * channels
         tile = tl.load(x + place[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
+        if OWED:
+            rounded = (tile + due[None, :]).to(total.dtype.element_ty)
+            tl.store(total + r.to(tl.int64)[:, None] * channels + c[None, :], rounded, mask=there)
+            tile = rounded.to(tl.float32)
         mean, square = taken_in(tile, there, mean, square, turn)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     tl.store(means + split * channels + c, middle, mask=c_there)
@@ -116,16 +125,56 @@ def affine_silu_kernel(x, gains, offsets, out, inner, stride, channels, BLOCK_R:
     tl.store(out + (run * inner + row) * channels + c[None, :], tile.to(out.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def owed_sum_kernel(x, change, owed, out, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """x + change + owed of (rows, C), in float32."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_there = c < channels
+    there = (r < rows)[:, None] & c_there[None, :]
+    place = r[:, None] * channels + c[None, :]
+    tile = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    tile += tl.load(change + place, mask=there, other=0.0).to(tl.float32)
+    tile += tl.load(owed + c, mask=c_there, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + place, tile.to(out.dtype.element_ty), mask=there)
+
+
 def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """As `split_norm.moments_reference`."""
+    return _moments(tokens, None, None)
+
+
+def owed_moments(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `split_norm.owed_reference`."""
+    total = torch.empty_like(tokens) if out is None else out
+    if not total.is_contiguous():
+        return owed_reference(tokens, owed, out)
+    return total, *_moments(tokens, owed, total)
+
+
+def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None) -> tuple[Tensor, Tensor]:
     outer, inner, stride = runs_of(tokens)
     channels, rows = tokens.shape[-1], outer * inner
     splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(128, triton.next_power_of_2(channels))
     found = tokens.new_empty((2, splits, channels), dtype=torch.float32)
-    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": LANES, "BLOCK_C": block_c}
+    flag = owed is not None
+    tensors = (tokens, owed if flag else tokens, total if flag else tokens, found[0], found[1])
+    sizes = {"OWED": flag, "SPLIT": SPLIT_ROWS, "BLOCK_R": LANES, "BLOCK_C": block_c}
     grid = (splits, triton.cdiv(channels, block_c))
-    moments_kernel[grid](tokens, found[0], found[1], rows, inner, stride, channels, **sizes, num_warps=8)
+    moments_kernel[grid](*tensors, rows, inner, stride, channels, **sizes, num_warps=8)
     return found[0], found[1]
+
+
+def owed_sum(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:
+    """As `split_norm.sum_reference`."""
+    total = torch.empty_like(tokens) if out is None else out
+    if not total.is_contiguous():
+        return sum_reference(tokens, change, owed, out)
+    channels = tokens.shape[-1]
+    rows, block_c = tokens.numel() // channels, min(128, triton.next_power_of_2(channels))
+    grid = (triton.cdiv(rows, LANES), triton.cdiv(channels, block_c))
+    owed_sum_kernel[grid](tokens, change, owed, total, rows, channels, BLOCK_R=LANES, BLOCK_C=block_c)
+    return total
 
 
 def merged(

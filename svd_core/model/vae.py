@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 
 import torch
@@ -25,6 +25,7 @@ from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..errors import InputError
 from ..kernels import doubled
 from .backend import TORCH, Backend
+from .fused import short_of_bias
 from .layout import from_clips, to_clips, to_images, to_tokens
 
 SPATIAL_EPS = 1e-6
@@ -44,6 +45,7 @@ class ConvBlock(nn.Module):
         self.norm2 = backend.group_norm(outputs, eps=SPATIAL_EPS)
         self.conv2 = backend.conv(outputs, outputs)
         self.nin_shortcut = nn.Identity() if inputs == outputs else backend.conv(inputs, outputs, 1)
+        self.short = partial(short_of_bias, backend.weights)
 
     def spatial(self, images: Tensor) -> Tensor:
         hidden = self.conv1(_norm_silu(self.norm1, images))
@@ -52,7 +54,7 @@ class ConvBlock(nn.Module):
 
     def in_bands(self) -> Residual:
         """`spatial` in parts, for what cannot hold the frame several times."""
-        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut)
+        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut, short=self.short)
 
 
 class ResnetBlock(ConvBlock):
@@ -139,13 +141,14 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
         self.conv = backend.conv(channels, channels, stride=2, padding=0)
+        self.short = partial(short_of_bias, backend.weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H // 2, W // 2)."""
         return self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
 
     def in_bands(self) -> Halving:
-        return Halving(self.conv)
+        return Halving(self.conv, self.short)
 
 
 class Upsample(nn.Module):
@@ -154,13 +157,14 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
         self.conv = backend.conv(channels, channels)
+        self.short = partial(short_of_bias, backend.weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
         return self.conv(doubled(images))
 
     def in_bands(self) -> Doubling:
-        return Doubling(self.conv)
+        return Doubling(self.conv, self.short)
 
 
 BlockType = type[ResnetBlock] | type[VideoBlock]
@@ -200,6 +204,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
         super().__init__()
         widths = config.level_channels
+        self.short = partial(short_of_bias, backend.weights)
         self.conv_in = backend.conv(PIXEL_CHANNELS, config.channels)
         self.down = nn.ModuleList()
         for inputs, outputs in zip((config.channels, *widths), widths, strict=False):
@@ -225,7 +230,11 @@ class Encoder(nn.Module):
     def in_bands(self) -> list[InsideFrame]:
         """The same computation in parts, for a picture whose activations are too many to hold several times."""
         first, *others = self.layers()
-        return [Convolution(first), *(layer.in_bands() for layer in others), Convolution(self.conv_out, self.norm_out)]
+        return [
+            Convolution(first, short=self.short),
+            *(layer.in_bands() for layer in others),
+            Convolution(self.conv_out, self.norm_out, self.short),
+        ]
 
 
 class Decoder(nn.Module):
@@ -234,6 +243,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig, block: BlockType, *, backend: Backend) -> None:
         super().__init__()
         widths = config.level_channels
+        self.short = partial(short_of_bias, backend.weights)
         self.conv_in = backend.conv(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1], block, backend=backend)
         self.up = nn.ModuleList()
@@ -260,13 +270,13 @@ class Decoder(nn.Module):
         """The same computation as runs of layers inside a frame, each ended by a layer across frames. circular: the
         clip is a loop, and its last frame the neighbour of its first."""
         first, *others = self.layers()
-        stages, inside = [], [Convolution(first)]
+        stages, inside = [], [Convolution(first, short=self.short)]
         for layer in others:
             inside.append(layer.in_bands())
             if isinstance(layer, VideoBlock):
                 stages.append(Stage(tuple(inside), layer.across_frames(circular)))
                 inside = []
-        inside.append(Convolution(self.conv_out, self.norm_out))
+        inside.append(Convolution(self.conv_out, self.norm_out, self.short))
         return [*stages, Stage(tuple(inside), self.last_across_frames(circular))]
 
     def last_across_frames(self, circular: bool) -> TimeConvolution | None:

@@ -17,7 +17,11 @@ STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
     "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
-    "split_norm_triton.moments_kernel": ("x means: variances:", {"SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128}),
+    "split_norm_triton.moments_kernel": (
+        "x owed total means: variances:",
+        {"OWED": True, "SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128},
+    ),
+    "split_norm_triton.owed_sum_kernel": ("x change owed out", {"BLOCK_R": 32, "BLOCK_C": 128}),
     "split_norm_triton.merge_kernel": (
         "means: variances: weight bias scale_out: shift_out:",
         {"WIDTH": 4, "BLOCK_S": 512, "BLOCK_W": 4},

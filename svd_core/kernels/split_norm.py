@@ -72,9 +72,9 @@ def moments_reference(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moments_kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor]]]:
-    from .split_norm_triton import moments
+    from .split_norm_triton import MOMENTS
 
-    return {"by lane": moments}
+    return MOMENTS
 
 
 split_moments = Operation(
@@ -98,9 +98,9 @@ def owed_reference(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> t
 
 
 def _owed_kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    from .split_norm_triton import owed_moments as launch
+    from .split_norm_triton import OWED_MOMENTS
 
-    return {"by lane": launch}
+    return OWED_MOMENTS
 
 
 owed_moments = Operation(

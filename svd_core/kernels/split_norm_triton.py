@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +15,25 @@ from .split_norm import SPLIT_ROWS, Spans, owed_reference, runs_of, sum_referenc
 
 LANES = 32
 """Rows that a program reads at once."""
+
+
+@triton.jit
+def taken(mean, square, turn, x, due, total, r, last, c, layout, OWED: tl.constexpr, ONE_RUN: tl.constexpr):
+    """The lanes' statistics after one more row each, which are the rows r."""
+    inner, stride, channels = layout
+    there = (r < last)[:, None] & (c < channels)[None, :]
+    own = r.to(tl.int64)[:, None] * channels + c[None, :]
+    place = (
+        own
+        if ONE_RUN
+        else ((r // inner).to(tl.int64) * stride + (r % inner).to(tl.int64) * channels)[:, None] + c[None, :]
+    )
+    tile = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    if OWED:
+        rounded = (tile + due[None, :]).to(total.dtype.element_ty)
+        tl.store(total + own, rounded, mask=there)
+        tile = rounded.to(tl.float32)
+    return taken_in(tile, there, mean, square, turn)
 
 
 @triton.jit
@@ -26,6 +48,8 @@ def moments_kernel(
     stride,
     channels,
     OWED: tl.constexpr,
+    ONE_RUN: tl.constexpr,
+    UNROLLED: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -34,22 +58,21 @@ def moments_kernel(
     after row. Each lane keeps its own statistics (Welford) until all rows are read; lanes are merged at the end (Chan,
     Golub & LeVeque 1979)."""
     split, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    lane, c_there = tl.arange(0, BLOCK_R), c < channels
+    c_there = c < channels
     first = split * SPLIT
-    last = tl.minimum(first + SPLIT, rows)
+    r, last = first + tl.arange(0, BLOCK_R), tl.minimum(first + SPLIT, rows)
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     due = tl.load(owed + c, mask=c_there, other=0.0).to(tl.float32) if OWED else 0.0
-    for turn in range(SPLIT // BLOCK_R):
-        r = first + turn * BLOCK_R + lane
-        there = (r < last)[:, None] & c_there[None, :]
-        place = (r // inner).to(tl.int64) * stride + (r % inner).to(tl.int64) * channels
-        tile = tl.load(x + place[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
-        if OWED:
-            rounded = (tile + due[None, :]).to(total.dtype.element_ty)
-            tl.store(total + r.to(tl.int64)[:, None] * channels + c[None, :], rounded, mask=there)
-            tile = rounded.to(tl.float32)
-        mean, square = taken_in(tile, there, mean, square, turn)
+    layout = (inner, stride, channels)
+    if UNROLLED:
+        for turn in tl.static_range(SPLIT // BLOCK_R):
+            at = r + turn * BLOCK_R
+            mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
+    else:
+        for turn in range(SPLIT // BLOCK_R):
+            at = r + turn * BLOCK_R
+            mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     tl.store(means + split * channels + c, middle, mask=c_there)
     tl.store(variances + split * channels + c, square / (last - first), mask=c_there)
@@ -139,30 +162,48 @@ def owed_sum_kernel(x, change, owed, out, rows, channels, BLOCK_R: tl.constexpr,
     tl.store(out + place, tile.to(out.dtype.element_ty), mask=there)
 
 
-def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows and channels that a program of `moments_kernel` reads at once, and whether its turns are unrolled, so that
+    some of them read while others count."""
+
+    rows: int
+    channels: int
+    unrolled: bool
+
+
+def moments(tokens: Tensor, *, tile: Tile) -> tuple[Tensor, Tensor]:
     """As `split_norm.moments_reference`."""
-    return _moments(tokens, None, None)
+    return _moments(tokens, None, None, tile)
 
 
-def owed_moments(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def owed_moments(
+    tokens: Tensor, owed: Tensor, out: Tensor | None = None, *, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `split_norm.owed_reference`."""
     total = torch.empty_like(tokens) if out is None else out
     if not total.is_contiguous():
         return owed_reference(tokens, owed, out)
-    return total, *_moments(tokens, owed, total)
+    return total, *_moments(tokens, owed, total, tile)
 
 
-def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None) -> tuple[Tensor, Tensor]:
+def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None, tile: Tile) -> tuple[Tensor, Tensor]:
     outer, inner, stride = runs_of(tokens)
     channels, rows = tokens.shape[-1], outer * inner
-    splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(128, triton.next_power_of_2(channels))
+    splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(tile.channels, triton.next_power_of_2(channels))
     found = tokens.new_empty((2, splits, channels), dtype=torch.float32)
     flag = owed is not None
     tensors = (tokens, owed if flag else tokens, total if flag else tokens, found[0], found[1])
-    sizes = {"OWED": flag, "SPLIT": SPLIT_ROWS, "BLOCK_R": LANES, "BLOCK_C": block_c}
+    flags = {"OWED": flag, "ONE_RUN": outer == 1, "UNROLLED": tile.unrolled}
+    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": tile.rows, "BLOCK_C": block_c}
     grid = (splits, triton.cdiv(channels, block_c))
-    moments_kernel[grid](*tensors, rows, inner, stride, channels, **sizes, num_warps=8)
+    moments_kernel[grid](*tensors, rows, inner, stride, channels, **flags, **sizes, num_warps=8)
     return found[0], found[1]
+
+
+SHAPES = {"32x128": Tile(32, 128, unrolled=False), "64x64": Tile(64, 64, unrolled=True)}
+MOMENTS = {name: partial(moments, tile=tile) for name, tile in SHAPES.items()}
+OWED_MOMENTS = {name: partial(owed_moments, tile=tile) for name, tile in SHAPES.items()}
 
 
 def owed_sum(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:

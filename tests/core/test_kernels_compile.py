@@ -19,7 +19,7 @@ KERNELS = {
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
     "split_norm_triton.moments_kernel": (
         "x owed total means: variances:",
-        {"OWED": True, "SPLIT": 512, "BLOCK_R": 32, "BLOCK_C": 128},
+        {"OWED": True, "ONE_RUN": False, "UNROLLED": True, "SPLIT": 512, "BLOCK_R": 64, "BLOCK_C": 64},
     ),
     "split_norm_triton.owed_sum_kernel": ("x change owed out", {"BLOCK_R": 32, "BLOCK_C": 128}),
     "split_norm_triton.merge_kernel": (

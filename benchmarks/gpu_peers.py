@@ -119,13 +119,23 @@ def _diffusers(config: UNetConfig, weights: Weights) -> nn.Module:
     return model.eval()
 
 
+class _Given(nn.Module):
+    """Stands where diffusers embeds three ids for itself, and gives the vector that they would have become. One module
+    for all calls: a compiled network that met another each time would be compiled each time."""
+
+    vector: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.vector.reshape(ids.numel(), -1)
+
+
 def _diffusers_run(model: nn.Module) -> Run:
-    """diffusers embeds three ids for itself; it is handed the vector that they would have given."""
+    given = model.add_time_proj = _Given()
 
     def run(batch: Batch) -> Tensor:
         clips = batch.x.unflatten(0, (-1, batch.frames))
         first = slice(None, None, batch.frames)
-        model.add_time_proj.forward = lambda _ids: batch.vector[first].reshape(3 * len(clips), -1)
+        given.vector = batch.vector[first]
         ids = batch.x.new_zeros(len(clips), 3)
         out = model(clips, batch.c_noise[first], batch.context[first], ids, return_dict=False)[0]
         return out.flatten(0, 1)

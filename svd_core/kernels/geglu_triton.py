@@ -1,4 +1,4 @@
-"""Triton form of `geglu`: two accumulators share each tile of tokens, one for values and one for gates."""
+"""Triton form of `geglu`: values and gates share each tile of tokens, in two accumulators or in the halves of one."""
 
 from __future__ import annotations
 
@@ -41,6 +41,32 @@ def products(
 
 
 @triton.jit
+def joint_products(
+    x_tile,
+    weight_tile,
+    k,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """As `products` in one accumulator, whose left half is of values and whose right half is of gates: one wide product
+    reads the tokens' tile once. A thread holds the same columns of both halves, so that they part without a move."""
+    total = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
+    for start in range(0, WIDTH, BLOCK_K):
+        if WIDTH % BLOCK_K == 0:
+            a, w = tl.load(x_tile), tl.load(weight_tile)
+        else:
+            left = k < WIDTH - start
+            a = tl.load(x_tile, mask=left[None, :], other=0.0)
+            w = tl.load(weight_tile, mask=left[:, None], other=0.0)
+        total = tl.dot(a, w, total, input_precision="tf32x3")
+        x_tile += BLOCK_K
+        weight_tile += BLOCK_K
+    return tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
+
+
+@triton.jit
 def below(gate):
     """How much of a unit normal lies below `gate`, in float32, for 16-bit results: gate times this is the erf GELU.
 
@@ -76,6 +102,7 @@ def geglu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BAND: tl.constexpr,
+    JOINT: tl.constexpr,
 ):
     """One (BLOCK_M, BLOCK_N) tile of out (rows, hidden). Tiles go in bands of BAND rows of tiles, which share weights
     in the second-level cache."""
@@ -90,9 +117,15 @@ def geglu_kernel(
     m_there, n_there = m < rows, n < hidden
     # Beyond the edge read the last row or column again: cheaper than a mask in the loop, and never stored.
     x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
-    value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * WIDTH + k[:, None]
-    gate_tile = value_tile + hidden * WIDTH
-    value, gate = products(x_tile, value_tile, gate_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
+    if JOINT:
+        half = tl.arange(0, 2 * BLOCK_N)
+        row = tl.minimum((inside // high) * BLOCK_N + half % BLOCK_N, hidden - 1) + (half // BLOCK_N) * hidden
+        weight_tile = weight + row[None, :] * WIDTH + k[:, None]
+        value, gate = joint_products(x_tile, weight_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
+    else:
+        value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * WIDTH + k[:, None]
+        gate_tile = value_tile + hidden * WIDTH
+        value, gate = products(x_tile, value_tile, gate_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
     if BIASED:
         value += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + hidden + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
@@ -105,9 +138,17 @@ def geglu_kernel(
 
 
 def launch(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, *, block_m: int, block_n: int, warps: int, stages: int
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    block_m: int,
+    block_n: int,
+    warps: int,
+    stages: int,
+    joint: bool = False,
 ) -> Tensor:
-    """As `geglu.reference`. The tile's size changes no bit: each sum runs over the same BLOCK_K in the same order."""
+    """As `geglu.reference`, in one accumulator if `joint`. The tile's size changes no bit: each sum runs over the same BLOCK_K in the same order."""
     width, hidden = weight.shape[1], weight.shape[0] // 2
     rows = tokens.numel() // width
     out = tokens.new_empty((*tokens.shape[:-1], hidden))
@@ -125,6 +166,7 @@ def launch(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         BAND=8,
+        JOINT=joint,
         num_warps=warps,
         num_stages=stages,
     )
@@ -136,5 +178,9 @@ TILES = {
     "128x128": partial(launch, block_m=128, block_n=128, warps=8, stages=3),
     "128x128, deep": partial(launch, block_m=128, block_n=128, warps=8, stages=4),
     "64x64": partial(launch, block_m=64, block_n=64, warps=4, stages=3),
+    "128x128, joint": partial(launch, block_m=128, block_n=128, warps=8, stages=3, joint=True),
+    "128x128, joint, deep": partial(launch, block_m=128, block_n=128, warps=8, stages=4, joint=True),
+    "64x128, joint": partial(launch, block_m=64, block_n=128, warps=4, stages=2, joint=True),
+    "128x64, joint": partial(launch, block_m=128, block_n=64, warps=4, stages=3, joint=True),
 }
 """Candidates for the probe. Accumulators are twice as wide as the tile."""

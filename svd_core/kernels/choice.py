@@ -209,6 +209,16 @@ def error_of(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
 
 
 def _complaint(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
+    """What is wrong with a kernel, or "". One that raises leaves the choice to the others."""
+    try:
+        return _disagreement(operation, kernel, args)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's compilers raise what they like, and none of it may stop a render
+        return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _disagreement(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
     """`error_of` a sample; and what only large tensors show, such as an overflowing offset, by the distance of the
     whole result from the reference's, which for rounding alone is a few last digits."""
     if wrong := error_of(operation, kernel, operation.sample(*args)):

@@ -148,7 +148,8 @@ def launch(
     stages: int,
     joint: bool = False,
 ) -> Tensor:
-    """As `geglu.reference`, in one accumulator if `joint`. The tile's size changes no bit: each sum runs over the same BLOCK_K in the same order."""
+    """As `geglu.reference`, in one accumulator if `joint`. Neither that nor the tile's size changes a bit: each sum runs
+    over the same BLOCK_K in the same order."""
     width, hidden = weight.shape[1], weight.shape[0] // 2
     rows = tokens.numel() // width
     out = tokens.new_empty((*tokens.shape[:-1], hidden))

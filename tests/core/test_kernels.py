@@ -87,6 +87,7 @@ X = torch.linspace(1, 2, 100)
         ({"wrong_far_out": wrong_far_out}, {"reference": 2.0, "wrong": 1.0}, "reference"),
         ({"failing": failing}, {"reference": 2.0, "failing": 1.0}, "reference"),
         ({"wrong": wrong, "right": right}, {"reference": 2.0, "right": 1.0}, "right"),
+        ({"failing": failing, "right": right}, {"reference": 2.0, "right": 1.0}, "right"),
         ({"one": right, "two": right}, {"reference": 3.0, "one": 2.0, "two": 1.0}, "two"),
     ],
 )
@@ -120,7 +121,7 @@ def test_the_report_says_what_was_chosen_and_why(use):
     use(timed(reference=2.0, failing=1.0))
     with torch.no_grad():
         doubling(failing=failing)(X)
-    assert "reference (RuntimeError: PTX assembly aborted)" in kernels.report()
+    assert "reference (failing: RuntimeError: PTX assembly aborted)" in kernels.report()
 
 
 def test_the_reference_runs_while_training_compiling_and_under_autocast(use):

@@ -15,7 +15,7 @@ CAPABILITIES = (80, 90)
 GEMM = {"WIDTH": 320, "BIASED": True}
 STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
-    "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8}),
+    "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8, "JOINT": False}),
     "frame_conv_triton.frame_conv_kernel": ("x weight bias out", GEMM),
     "split_norm_triton.moments_kernel": (
         "x owed total means: variances:",
@@ -47,8 +47,9 @@ KERNELS = {
 """Pointers, in float32 those with a colon, and constants as at the finest level of the released models."""
 
 
-def compiled(name, capability, dtype="bf16"):
-    """As launched on a device: pointers and sizes are multiples of 16. The dtype is Triton's word."""
+def compiled(name, capability, dtype="bf16", tile_name=None, **more):
+    """As launched on a device: pointers and sizes are multiples of 16. The dtype is Triton's word, the tile by default
+    the first one, and `more` are constants of it."""
     import importlib
 
     import triton
@@ -62,8 +63,8 @@ def compiled(name, capability, dtype="bf16"):
     kinds = {word.rstrip(":"): "*fp32" if word.endswith(":") else f"*{dtype}" for word in pointers.split()}
     options = {"num_warps": 4}
     if tiles := getattr(module, "TILES", None):
-        tile = next(iter(tiles.values())).keywords
-        constants = constants | {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"], "BLOCK_K": 64}
+        tile = tiles[tile_name or next(iter(tiles))].keywords
+        constants = constants | more | {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"], "BLOCK_K": 64}
         options = {"num_warps": tile["warps"], "num_stages": tile["stages"]}
     kinds |= dict.fromkeys(("eps", "scale"), "fp32") | dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -89,3 +90,63 @@ def test_a_kernel_compiles_and_fits(name, capability, tmp_path, monkeypatch):
 def test_products_run_on_tensor_cores(capability, instruction, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert instruction in compiled("frame_conv_triton.frame_conv_kernel", capability).asm["ptx"]
+
+
+NEWEST_SHARED = 227 * 2**10
+"""Bytes of shared memory a block may have on devices of capability 9."""
+
+
+def test_values_and_gates_in_one_accumulator_part_without_a_move(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    apart, joint = (
+        compiled("geglu_triton.geglu_kernel", 90, tile_name=name, JOINT=name != "128x128")
+        for name in ("128x128", "128x128, joint")
+    )
+    moves = [result.asm["ttgir"].count("convert_layout") for result in (apart, joint)]
+    assert moves[0] == moves[1]
+    assert "wgmma.mma_async.sync.aligned.m64n256k16" in joint.asm["ptx"]
+    assert joint.metadata.shared <= NEWEST_SHARED
+
+
+def hopper_kernel(tile):
+    """The Gluon form as launched for `tile`."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from svd_core.kernels.geglu_gluon import geglu_kernel
+
+    plain, spread = (repr(gl.NVMMASharedLayout(128, 16, rank)) for rank in (2, 5))
+    signature = {
+        "x_desc": f"tensordesc<bf16[{tile.group_m}, 64],{plain}>",
+        "w_desc": f"tensordesc<bf16[{tile.half // 32}, 4, 4, 2, 64],{spread}>",
+        "bias": "*bf16",
+        "out": "*bf16",
+        "rows": "i32",
+        "hidden": "i32",
+        "TILE": "constexpr",
+    }
+    even = {(place,): [["tt.divisibility", 16]] for place in (2, 3, 4, 5)}
+    source = GluonASTSource(geglu_kernel, signature, {"TILE": tile}, even)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "maxnreg": 168})
+
+
+@pytest.mark.parametrize("width", [320, 640, 1280])
+def test_gluon_kernels_compile_for_capability_9_and_fit(width, tmp_path, monkeypatch):
+    import torch
+
+    from svd_core.kernels.geglu_gluon import TILES, Tile, misfit
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tokens, weight = torch.empty(1, width, dtype=torch.bfloat16), torch.empty(8 * width, width, dtype=torch.bfloat16)
+    fitting = 0
+    for form in TILES.values():
+        tile = Tile(**{"stages": 4, "lead": 2, "resident": False} | form.keywords, steps=width // 64, biased=True)
+        if misfit(tokens, weight, tile):
+            continue
+        result, fitting = hopper_kernel(tile), fitting + 1
+        assert result.metadata.shared <= NEWEST_SHARED
+        assert "wgmma.mma_async" in result.asm["ptx"]
+        assert "st.local" not in result.asm["ptx"]
+    assert fitting >= 2

@@ -80,7 +80,7 @@ def load(descs, buffers, bars, sizes, TILE: gl.constexpr):
     """Sends tokens and weights of every step to shared memory."""
     x_desc, w_desc = descs
     x_parts, w_parts = buffers
-    full, empty, x_full, x_empty, lead = bars
+    full, empty, x_full, x_empty, _ = bars
     rows, hidden = sizes
     steps: gl.constexpr = TILE.steps
     step = 0

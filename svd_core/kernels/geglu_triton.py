@@ -89,6 +89,18 @@ def below(gate):
 
 
 @triton.jit
+def corner(rows, hidden, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BAND: tl.constexpr):
+    """First row and column of this program's tile. Tiles go in bands of BAND rows of tiles, which share weights in the
+    second-level cache."""
+    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(hidden, BLOCK_N)
+    tile = tl.program_id(0)
+    band = tile // (BAND * tiles_n)
+    high = tl.minimum(tiles_m - band * BAND, BAND)
+    inside = tile % (BAND * tiles_n)
+    return (band * BAND + inside % high) * BLOCK_M, (inside // high) * BLOCK_N
+
+
+@triton.jit
 def geglu_kernel(
     x,
     weight,
@@ -104,22 +116,15 @@ def geglu_kernel(
     BAND: tl.constexpr,
     JOINT: tl.constexpr,
 ):
-    """One (BLOCK_M, BLOCK_N) tile of out (rows, hidden). Tiles go in bands of BAND rows of tiles, which share weights
-    in the second-level cache."""
-    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(hidden, BLOCK_N)
-    tile = tl.program_id(0)
-    band = tile // (BAND * tiles_n)
-    high = tl.minimum(tiles_m - band * BAND, BAND)
-    inside = tile % (BAND * tiles_n)
-    m = (band * BAND + inside % high) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (inside // high) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
+    """One (BLOCK_M, BLOCK_N) tile of out (rows, hidden)."""
+    first_m, first_n = corner(rows, hidden, BLOCK_M, BLOCK_N, BAND)
+    m, n, k = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     m_there, n_there = m < rows, n < hidden
     # Beyond the edge read the last row or column again: cheaper than a mask in the loop, and never stored.
     x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
     if JOINT:
         half = tl.arange(0, 2 * BLOCK_N)
-        row = tl.minimum((inside // high) * BLOCK_N + half % BLOCK_N, hidden - 1) + (half // BLOCK_N) * hidden
+        row = tl.minimum(first_n + half % BLOCK_N, hidden - 1) + (half // BLOCK_N) * hidden
         weight_tile = weight + row[None, :] * WIDTH + k[:, None]
         value, gate = joint_products(x_tile, weight_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
     else:
@@ -148,8 +153,8 @@ def launch(
     stages: int,
     joint: bool = False,
 ) -> Tensor:
-    """As `geglu.reference`, in one accumulator if `joint`. Neither that nor the tile's size changes a bit: each sum runs
-    over the same BLOCK_K in the same order."""
+    """As `geglu.reference`, in one accumulator if `joint`. Neither that nor the tile's size changes a bit: each sum
+    runs over the same BLOCK_K in the same order."""
     width, hidden = weight.shape[1], weight.shape[0] // 2
     rows = tokens.numel() // width
     out = tokens.new_empty((*tokens.shape[:-1], hidden))

@@ -150,3 +150,16 @@ def test_gluon_kernels_compile_for_capability_9_and_fit(width, tmp_path, monkeyp
         assert "wgmma.mma_async" in result.asm["ptx"]
         assert "st.local" not in result.asm["ptx"]
     assert fitting >= 2
+
+
+def test_weights_are_spread_as_the_products_are_gathered():
+    import torch
+
+    from svd_core.kernels.geglu_gluon import descriptors
+
+    weight = torch.arange(128.0)[:, None].expand(128, 64).contiguous()
+    spread = descriptors(torch.empty(1, 64), weight, 64, 64)[1]
+    at_places = weight.as_strided(spread.shape, spread.strides)[..., 0].reshape(-1)
+    gathered = at_places.reshape(-1, 4, 4, 2).permute(0, 2, 1, 3).reshape(-1)  # as `finish` does
+    assert torch.equal(gathered, torch.arange(128.0))
+    assert not torch.equal(at_places, gathered)

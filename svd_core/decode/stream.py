@@ -54,7 +54,7 @@ class TimeConvolution:
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         for strip in _strips(clip):
-            own = rearrange(place.load(strip).contiguous(), "t s c -> 1 c t s")  # in every mode the same call
+            own = _as_clip(place.load(strip).contiguous())  # in every mode the same call
             place.save(strip, _clip_tokens(over_frames(self.conv, own, self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
@@ -107,12 +107,12 @@ class TimeResidual:
     ) -> None:
         own = place.load(strip)
         hidden = self._hidden(own, first) if kept is None else place.load(kept)
-        branch = over_frames(self.conv2, rearrange(second.silu(hidden), "t s c -> 1 c t s"), self.circular)
+        branch = over_frames(self.conv2, _as_clip(second.silu(hidden)), self.circular)
         place.save(strip, own.addcmul_(_clip_tokens(branch), alpha))
 
     def _hidden(self, strip: Tensor, affine: Affine) -> Tensor:
         """strip (T, s, C) -> the same shape."""
-        return _clip_tokens(over_frames(self.conv1, rearrange(affine.silu(strip), "t s c -> 1 c t s"), self.circular))
+        return _clip_tokens(over_frames(self.conv1, _as_clip(affine.silu(strip)), self.circular))
 
 
 def over_frames(conv: nn.Module, clips: Tensor, circular: bool) -> Tensor:
@@ -189,6 +189,12 @@ def _strips(clip: Tensor) -> list[Tensor]:
     """(T, C, H, W) -> views (T, strip, C)."""
     pixels = strip_pixels(tuple(clip.shape[1:]), len(clip), clip.itemsize)
     return list(rearrange(clip, "t c h w -> t (h w) c").split(pixels, dim=1))
+
+
+def _as_clip(tokens: Tensor) -> Tensor:
+    """(T, strip, C) -> (1, C, T, strip), channels last. Torch reads a layout from all strides, those of axes of size 1
+    too: with an axis added after the others were turned, a convolution gives its result channels first."""
+    return tokens[None].movedim(-1, 1)
 
 
 def _clip_tokens(clip: Tensor) -> Tensor:

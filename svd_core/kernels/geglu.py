@@ -31,18 +31,6 @@ def gated(hidden: Tensor) -> Tensor:
 def _kernels() -> Mapping[str, Callable[..., Tensor]]:
     from .geglu_triton import TILES
 
-    return {**TILES, **_hopper_kernels()}
-
-
-def _hopper_kernels() -> Mapping[str, Callable[..., Tensor]]:
-    """Candidates in Gluon, whose instructions only devices of compute capability 9 have. The language is experimental:
-    where Triton has another state of it, there are none."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
-        return {}
-    try:
-        from .geglu_gluon import TILES
-    except (ImportError, AttributeError):
-        return {}
     return TILES
 
 

@@ -72,9 +72,9 @@ def moments_reference(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moments_kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor]]]:
-    from .split_norm_triton import MOMENTS
+    from .split_norm_triton import moments
 
-    return MOMENTS
+    return {"one pass": moments}
 
 
 split_moments = Operation(
@@ -98,9 +98,9 @@ def owed_reference(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> t
 
 
 def _owed_kernels() -> Mapping[str, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    from .split_norm_triton import OWED_MOMENTS
+    from .split_norm_triton import owed_moments as launch
 
-    return OWED_MOMENTS
+    return {"one pass": launch}
 
 
 owed_moments = Operation(

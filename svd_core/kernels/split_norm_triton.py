@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +12,10 @@ from .split_norm import SPLIT_ROWS, Spans, owed_reference, runs_of, sum_referenc
 
 LANES = 32
 """Rows that a program reads at once."""
+
+READ_ROWS, READ_CHANNELS = 64, 64
+"""What a program of `moments_kernel` reads at once. Another shape merges in another order, hence to other last digits,
+so there is one for every device."""
 
 
 @triton.jit
@@ -49,7 +50,6 @@ def moments_kernel(
     channels,
     OWED: tl.constexpr,
     ONE_RUN: tl.constexpr,
-    UNROLLED: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -65,14 +65,9 @@ def moments_kernel(
     square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     due = tl.load(owed + c, mask=c_there, other=0.0).to(tl.float32) if OWED else 0.0
     layout = (inner, stride, channels)
-    if UNROLLED:
-        for turn in tl.static_range(SPLIT // BLOCK_R):
-            at = r + turn * BLOCK_R
-            mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
-    else:
-        for turn in range(SPLIT // BLOCK_R):
-            at = r + turn * BLOCK_R
-            mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
+    for turn in tl.static_range(SPLIT // BLOCK_R):  # unrolled, so that some turns read while others count
+        at = r + turn * BLOCK_R
+        mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
     tl.store(means + split * channels + c, middle, mask=c_there)
     tl.store(variances + split * channels + c, square / (last - first), mask=c_there)
@@ -162,48 +157,31 @@ def owed_sum_kernel(x, change, owed, out, rows, channels, BLOCK_R: tl.constexpr,
     tl.store(out + place, tile.to(out.dtype.element_ty), mask=there)
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows and channels that a program of `moments_kernel` reads at once, and whether its turns are unrolled, so that
-    some of them read while others count."""
-
-    rows: int
-    channels: int
-    unrolled: bool
-
-
-def moments(tokens: Tensor, *, tile: Tile) -> tuple[Tensor, Tensor]:
+def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """As `split_norm.moments_reference`."""
-    return _moments(tokens, None, None, tile)
+    return _moments(tokens, None, None)
 
 
-def owed_moments(
-    tokens: Tensor, owed: Tensor, out: Tensor | None = None, *, tile: Tile
-) -> tuple[Tensor, Tensor, Tensor]:
+def owed_moments(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """As `split_norm.owed_reference`."""
     total = torch.empty_like(tokens) if out is None else out
     if not total.is_contiguous():
         return owed_reference(tokens, owed, out)
-    return total, *_moments(tokens, owed, total, tile)
+    return total, *_moments(tokens, owed, total)
 
 
-def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None, tile: Tile) -> tuple[Tensor, Tensor]:
+def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None) -> tuple[Tensor, Tensor]:
     outer, inner, stride = runs_of(tokens)
     channels, rows = tokens.shape[-1], outer * inner
-    splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(tile.channels, triton.next_power_of_2(channels))
+    splits, block_c = triton.cdiv(rows, SPLIT_ROWS), min(READ_CHANNELS, triton.next_power_of_2(channels))
     found = tokens.new_empty((2, splits, channels), dtype=torch.float32)
     flag = owed is not None
     tensors = (tokens, owed if flag else tokens, total if flag else tokens, found[0], found[1])
-    flags = {"OWED": flag, "ONE_RUN": outer == 1, "UNROLLED": tile.unrolled}
-    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": tile.rows, "BLOCK_C": block_c}
+    flags = {"OWED": flag, "ONE_RUN": outer == 1}
+    sizes = {"SPLIT": SPLIT_ROWS, "BLOCK_R": READ_ROWS, "BLOCK_C": block_c}
     grid = (splits, triton.cdiv(channels, block_c))
     moments_kernel[grid](*tensors, rows, inner, stride, channels, **flags, **sizes, num_warps=8)
     return found[0], found[1]
-
-
-SHAPES = {"32x128": Tile(32, 128, unrolled=False), "64x64": Tile(64, 64, unrolled=True)}
-MOMENTS = {name: partial(moments, tile=tile) for name, tile in SHAPES.items()}
-OWED_MOMENTS = {name: partial(owed_moments, tile=tile) for name, tile in SHAPES.items()}
 
 
 def owed_sum(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:

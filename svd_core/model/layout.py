@@ -23,8 +23,12 @@ def to_images(tokens: Tensor, height: int) -> Tensor:
 
 
 def to_clips(images: Tensor, num_frames: int) -> Tensor:
-    """(N, C, H, W) -> (B, C, T, H*W): what a convolution or normalisation across frames reads."""
-    return rearrange(images, "(b t) c h w -> b c t (h w)", t=num_frames)
+    """(N, C, H, W) -> (B, C, T, H*W), channels last: what a convolution or normalisation across frames reads.
+
+    Channels are turned to their place last of all. Torch reads a layout from the strides of every axis, of one clip's
+    batch axis too, and otherwise that has one by which convolutions take the clip for channels first and turn it."""
+    tokens = rearrange(images, "(b t) c h w -> b t (h w) c", t=num_frames)
+    return tokens.movedim(-1, 1)
 
 
 def from_clips(clips: Tensor, height: int) -> Tensor:

@@ -25,7 +25,7 @@ BAND_BYTES = 2**25
 CPU is slower with more. Several live at once, and must fit the smallest budgets."""
 
 
-LONG_SUM = 512
+LONG_SUM = 256
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
 
 Shape = tuple[int, int, int]

@@ -79,10 +79,11 @@ class Bench:
     scenes: int
     steps: int | None
 
-    def scene(self, number: int, kind: str | None = None) -> Scene:
+    def scene(self, number: int, frames: int | None = None) -> Scene:
+        """Of the model's own number of frames, unless told otherwise."""
         variant = self.svd.config.variant
-        size = {"frames": variant.frames, "width": variant.width, "height": variant.height}
-        return draw_scene(HELD_OUT_SEEDS[FIRST_SEED + number], kind=kind, **size)
+        size = {"frames": frames or variant.frames, "width": variant.width, "height": variant.height}
+        return draw_scene(HELD_OUT_SEEDS[FIRST_SEED + number], **size)
 
     def render(
         self, scene: Scene, settings: dict[str, Any] | None = None, seed: int = 0, **controls: Any
@@ -156,24 +157,32 @@ def loop(bench: Bench) -> Iterable[Figure]:
 
 def long_take(bench: Bench) -> Iterable[Figure]:
     """A hundred frames, without guidance, which acts once more in every window and drives colours out of range. A
-    border is where the windows that cover a frame change; plain clips say how much steps differ where there is none."""
+    border is where the windows that cover a frame change. Plain clips say how much the model's steps differ where there
+    is none, and the drawn scenes how much true ones do over so many frames."""
     windows = Windows(bench.svd.config.variant.frames, bench.svd.config.variant.frames // 2)
     starts = windows.starts(TAKE)
     borders = sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
-    jumps, drifts, plain = [], [], []
+    jumps, drifts, plain, drawn = [], [], [], []
     for number in range(min(bench.scenes, 2)):
         frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0)
         steps = frame_steps(frames)
         jumps.append(float(max(steps[border - 1] for border in borders) / np.median(steps)))
         drifts.append(100 * colour_drift(frames))
-        steps = frame_steps(bench.render(bench.scene(number), UNGUIDED))
-        plain.append(float(max(steps) / np.median(steps)))
+        plain.append(_unevenness(bench.render(bench.scene(number), UNGUIDED)))
+        drawn.append(_unevenness(bench.scene(number, TAKE).frames))
     name = f"long take, {TAKE} frames unguided"
     yield Figure(f"{name}: largest step at a border", max(jumps), "medians", most=1.3, detail=_each(jumps))
     yield Figure(
         "plain clips of these scenes, without a border: largest step", max(plain), "medians", detail=_each(plain)
     )
+    yield Figure(f"these scenes as drawn, {TAKE} frames: largest step", max(drawn), "medians", detail=_each(drawn))
     yield Figure(f"{name}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
+
+
+def _unevenness(frames: np.ndarray) -> float:
+    """The largest step over the median one."""
+    steps = frame_steps(frames)
+    return float(max(steps) / np.median(steps))
 
 
 def colour_drift(frames: np.ndarray) -> float:

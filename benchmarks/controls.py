@@ -157,13 +157,14 @@ def loop(bench: Bench) -> Iterable[Figure]:
 
 def long_take(bench: Bench) -> Iterable[Figure]:
     """A hundred frames, without guidance, which acts once more in every window and drives colours out of range. A
-    border is where the windows that cover a frame change. Plain clips say how much the model's steps differ where there
+    border is where the windows that cover a frame change, of windows that begin with the clip; at single noise levels
+    they begin elsewhere. Plain clips say how much the model's steps differ where there
     is none, and the drawn scenes how much true ones do over so many frames."""
     windows = Windows(bench.svd.config.variant.frames, bench.svd.config.variant.frames // 2)
     starts = windows.starts(TAKE)
     borders = sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
     jumps, drifts, plain, drawn = [], [], [], []
-    for number in range(min(bench.scenes, 2)):
+    for number in range(bench.scenes):
         frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0)
         steps = frame_steps(frames)
         jumps.append(float(max(steps[border - 1] for border in borders) / np.median(steps)))

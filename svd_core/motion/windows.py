@@ -1,14 +1,17 @@
 """Long Take: any length in the memory of one window.
 
 At every evaluation overlapping windows of the clip go through the network one by one and are blended where they overlap
-(MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). Each window after the first takes for its picture what
-the window before has just predicted for that frame. The clip's latents may stay on the host.
+(MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). They begin elsewhere at every noise level, so that no
+frame is always at a border. Each window after the first takes for its picture what the window before has just
+predicted for that frame. The clip's latents may stay on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +20,11 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..config import LATENT_SCALE
 from ..errors import InputError
+from ..sampling.schedule import SIGMA_MIN
 from .denoiser import ClipDenoiser
+
+SHIFTS = 11.326
+"""Turns of the windows' start for a noise level e times as high: seven golden ratios, which hit no fixed pattern."""
 
 LEAST_DEVIATION = 1 / 255
 MOST_GAIN = 2.0
@@ -39,25 +46,36 @@ class Windows:
                 "shorter than the window; half of it is usual"
             )
 
-    def starts(self, total: int) -> list[int]:
-        """First frames of the windows of a clip; the last window ends with it. Raises InputError for a clip shorter
-        than a window."""
+    @property
+    def hop(self) -> int:
+        """Frames from the start of a window to that of the next."""
+        return self.length - self.overlap
+
+    def starts(self, total: int, shift: int = 0) -> list[int]:
+        """First frames of the windows of a clip; the second one's is `shift`, from 1 to `hop`, or 0 for `hop`, and the
+        last window ends with the clip. Raises InputError for a clip shorter than a window."""
         if self.length > total:
             raise InputError(
                 f"windows of {self.length} frames are longer than the clip of {total}: ask for at least {self.length} "
                 "frames, or for shorter windows"
             )
         last = total - self.length
-        return [*range(0, last, self.length - self.overlap), last]
+        return [0, *range(shift or self.hop, last, self.hop), *([last] if last else [])]
 
-    def shares(self, start: int, total: int) -> Tensor:
-        """(length,) weights of a window: rising over the frames it shares with the one before, falling over those it
-        shares with the next."""
-        rise = torch.arange(1, self.length + 1) / (self.overlap + 1)
-        ones = torch.ones(self.length)
-        left = ones if start == 0 else rise
-        right = ones if start + self.length == total else rise.flip(0)
-        return torch.minimum(left, right).clamp(max=1)
+    def shift(self, sigma: float) -> int:
+        """Where the second window starts at a noise level: anywhere, but the same for the same level."""
+        return int(self.hop * (SHIFTS * math.log(max(sigma, SIGMA_MIN)) % 1))
+
+    def shares(self, starts: Sequence[int]) -> list[Tensor]:
+        """(length,) weights of each window, rising over the frames that it shares with the one before and falling over
+        those that it shares with the next, as sin^2."""
+        shares = [torch.ones(self.length) for _ in starts]
+        for (before, after), (one, other) in zip(pairwise(shares), pairwise(starts), strict=True):
+            shared = one + self.length - other
+            rise = torch.arange(1, shared + 1) / (shared + 1)
+            after[:shared] = torch.minimum(after[:shared], rise)
+            before[-shared:] = torch.minimum(before[-shared:], rise.flip(0))
+        return [torch.sin(share * math.pi / 2) ** 2 for share in shares]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +115,8 @@ def hold_colours(frames: np.ndarray, amount: float) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LongTake:
-    """A denoiser of a clip of any length, of one that sees `windows.length` frames. One model call a window.
+    """A denoiser of a clip of any length, of one that sees `windows.length` frames. One model call a window, of which
+    some noise levels have one more than others.
 
     device: where a window is worked on; x may lie elsewhere. colour: what the first frame's statistics are, None leaves
     colours free; colour_hold from 0 to 1, how firmly. continued: latents (K, 4, h, w), sampler units, of frames that
@@ -129,11 +148,11 @@ class LongTake:
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(total)
         blended, weight = torch.zeros_like(x), torch.zeros(total, 1, 1, 1)
         anchor: Tensor | None = None
-        starts = self.windows.starts(total)
-        for start, following in zip(starts, [*starts[1:], total], strict=True):
+        starts = self.windows.starts(total, self.windows.shift(float(sigma.max())))
+        for start, following, share in zip(starts, [*starts[1:], total], self.windows.shares(starts), strict=True):
             frames = slice(start, start + self.windows.length)
             denoised = self._window(x[frames], sigma[frames], anchor, frames, total)
-            share = self.windows.shares(start, total)[:, None, None, None]
+            share = share[:, None, None, None]
             blended[frames] += (share.to(denoised) * denoised).to(x)
             weight[frames] += share
             anchor = None if following == total else denoised[following - start]

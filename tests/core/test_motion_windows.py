@@ -24,21 +24,32 @@ def long_take(**changes):
 @pytest.mark.parametrize(("length", "overlap", "total"), [(4, 2, 4), (4, 2, 9), (4, 1, 11), (14, 7, 100), (5, 4, 6)])
 def test_windows_cover_every_frame_with_the_overlap_or_more(length, overlap, total):
     windows = Windows(length, overlap)
-    starts = windows.starts(total)
-    assert starts[0] == 0
-    assert starts[-1] + length == total
-    assert all(0 < after - before <= length - overlap for before, after in pairwise(starts))
-    weight = torch.zeros(total)
-    for start in starts:
-        share = windows.shares(start, total)
-        assert (share > 0).all()
-        weight[start : start + length] += share
-    assert (weight > 0).all()
+    for shift in range(windows.hop):
+        starts = windows.starts(total, shift)
+        assert starts[0] == 0
+        assert starts[-1] + length == total
+        assert all(0 < after - before <= length - overlap for before, after in pairwise(starts))
+        assert len(starts) <= len(windows.starts(total)) + 1
+        weight = torch.zeros(total)
+        for start, share in zip(starts, windows.shares(starts), strict=True):
+            assert (share > 0).all()
+            weight[start : start + length] += share
+        assert (weight > 0).all()
 
 
 def test_shares_of_neighbours_add_up_to_one_in_the_overlap():
-    windows = Windows(4, 2)
-    torch.testing.assert_close(windows.shares(0, 8)[2:] + windows.shares(2, 8)[:2], torch.ones(2))
+    one, other = Windows(4, 2).shares([0, 2])
+    torch.testing.assert_close(one[2:] + other[:2], torch.ones(2))
+    assert one[:2].tolist() == other[2:].tolist() == [1, 1]
+
+
+def test_windows_begin_elsewhere_at_every_noise_level_and_everywhere_in_turn():
+    windows = Windows(14, 7)
+    shifts = [windows.shift(float(sigma)) for sigma in edm_sigmas(25)[:-1]]
+    assert set(shifts) == set(range(windows.hop))
+    assert shifts == [windows.shift(float(sigma)) for sigma in edm_sigmas(25)[:-1]]
+    most = max(shifts.count(shift) for shift in set(shifts))
+    assert most <= len(shifts) / 3, "one start is taken far more often than others"
 
 
 def test_each_window_goes_on_from_what_the_one_before_predicted():
@@ -56,7 +67,9 @@ def test_one_window_is_the_model_itself():
 def test_the_network_sees_one_window_at_a_time_and_is_asked_once_for_each():
     take, sigmas = long_take(), edm_sigmas(3)
     SAMPLERS["euler"](take, noisy_start(torch.randn(TOTAL, 4, 2, 4), sigmas), sigmas)
-    assert [rows for rows, _ in take.denoise.asked] == [LENGTH] * len(take.windows.starts(TOTAL)) * 3
+    windows = take.windows
+    asked = sum(len(windows.starts(TOTAL, windows.shift(float(sigma)))) for sigma in sigmas[:-1])
+    assert [rows for rows, _ in take.denoise.asked] == [LENGTH] * asked
 
 
 def test_settings_for_the_whole_clip_are_cut_into_windows():
@@ -64,7 +77,8 @@ def test_settings_for_the_whole_clip_are_cut_into_windows():
     take = long_take().told(lambda given: replace(given, vector=curve))
     take(torch.zeros(TOTAL, 4, 2, 4), 1.0)
     seen = [given.vector[0, :, 0].tolist() for _, given in take.denoise.asked]
-    assert seen == [list(range(start, start + LENGTH)) for start in take.windows.starts(TOTAL)]
+    starts = take.windows.starts(TOTAL, take.windows.shift(1.0))
+    assert seen == [list(range(start, start + LENGTH)) for start in starts]
 
 
 def test_colours_are_held_to_the_first_frame():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import comfy.ops
 
 from ...svd_core.model.cpu import deriving_linear
+from ...svd_core.model.cpu_conv import deriving_conv
 from ...svd_core.model.fused import Weights, altered
 
 if TYPE_CHECKING:
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 _PLAIN = tuple(
     layer
     for family in (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
-    for layer in (family.Linear, deriving_linear(family.Linear), family.Conv2d, family.GroupNorm, family.LayerNorm)
+    for layer in (
+        family.Linear,
+        deriving_linear(family.Linear),
+        family.Conv2d,
+        deriving_conv(family.Conv2d),
+        family.GroupNorm,
+        family.LayerNorm,
+    )
 )
 """Layers that do nothing but cast. Those that hold eight-bit weights multiply in their own way."""
 

@@ -18,6 +18,7 @@ from ..kernels import frame_attention, frame_conv
 from .attention_kinds import AttentionFn as AttentionFn
 from .attention_kinds import FramesFn, preferred
 from .cpu import deriving_linear
+from .cpu_conv import as_product, deriving_conv, is_product
 from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
@@ -94,7 +95,8 @@ class Backend:
     ) -> nn.Module:
         """A 2-D convolution, padded to keep the size at stride 1 unless told otherwise."""
         padding = kernel // 2 if padding is None else padding
-        return self.operations.Conv2d(
+        layer = deriving_conv(self.operations.Conv2d)
+        return layer(
             inputs, outputs, kernel, stride=stride, padding=padding, bias=bias, dtype=self.dtype, device=self.device
         )
 
@@ -125,6 +127,8 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     class FrameConv(conv3d):
         def _conv_forward(self, clip: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
             """clip (B, C, T, H*W) -> (B, C', T, H*W)."""
+            if is_product(clip, weight[..., 0]):
+                return as_product(clip, weight[..., 0], bias)
             return frame_conv(clip, weight, bias)
 
     return FrameConv

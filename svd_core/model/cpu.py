@@ -11,6 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def deriving_linear(linear: type[nn.Module]) -> type[nn.Module]:
 
     class Linear(linear):
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-            if torch.compiler.is_compiling() or not _is_candidate(args[0] if args else None):
+            if torch.compiler.is_compiling():
                 return super().forward(*args, **kwargs)
-            with _LINEAR_BY_ONEDNN:
+            with by_chosen_library(args[0] if args else None):
                 return super().forward(*args, **kwargs)
 
     return Linear
@@ -57,6 +58,11 @@ def linear_by_onednn() -> bool:
     taken = _is_foreign_to_mkl() and _probe_agrees()
     logger.info("float32 linear layers on the CPU: %s", "oneDNN" if taken else "torch's own")
     return taken
+
+
+def by_chosen_library(tokens: Any) -> AbstractContextManager[object]:
+    """A context in which the linear layers of such tokens run as those of `deriving_linear` do."""
+    return _LINEAR_BY_ONEDNN if _is_candidate(tokens) else nullcontext()
 
 
 def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -127,11 +133,11 @@ def _probe_agrees() -> bool:
         return False
     if not torch.allclose(ours, mkl, rtol=1e-4, atol=1e-3):
         return False
-    mkl_seconds, onednn_seconds = _least_seconds(routes, operands)
+    mkl_seconds, onednn_seconds = least_seconds(routes, operands)
     return onednn_seconds <= MAY_LAG * mkl_seconds
 
 
-def _least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
+def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
     """Of processor time where there is one thread to time, so that other programs count for nothing."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     least = [float("inf")] * len(routes)

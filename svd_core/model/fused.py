@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..kernels import Operation, add_layer_norm, blend, group_norm, group_norm_silu, spread
 from .cpu import deriving_linear
+from .cpu_conv import deriving_conv
 from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
@@ -33,7 +34,7 @@ def own_weights(layer: nn.Module, _like: Tensor) -> Iterator[Weights | None]:
 
 
 def _plain_layers() -> tuple[type[nn.Module], ...]:
-    return nn.Linear, deriving_linear(nn.Linear), nn.Conv2d, nn.GroupNorm, nn.LayerNorm
+    return nn.Linear, deriving_linear(nn.Linear), nn.Conv2d, deriving_conv(nn.Conv2d), nn.GroupNorm, nn.LayerNorm
 
 
 def altered(layer: nn.Module) -> bool:

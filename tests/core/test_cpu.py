@@ -83,13 +83,13 @@ def test_torchs_own_stays_where_the_probe_says_so(monkeypatch):
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
 def test_the_probe_refuses_what_is_slower(monkeypatch, slower, taken):
     monkeypatch.setattr(cpu, "onednn_linear", nn.functional.linear)
-    monkeypatch.setattr(cpu, "_least_seconds", lambda *_: [1.0, slower])
+    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [1.0, slower])
     assert cpu._probe_agrees() is taken
 
 
 def test_the_probe_refuses_other_numbers(monkeypatch):
     monkeypatch.setattr(cpu, "onednn_linear", lambda *args: nn.functional.linear(*args) + 1)
-    monkeypatch.setattr(cpu, "_least_seconds", lambda *_: [1.0, 0.5])
+    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [1.0, 0.5])
     assert not cpu._probe_agrees()
 
 

@@ -1,0 +1,92 @@
+"""Convolutions that a CPU runs as products: capability, one probe, kept choice, torch's route otherwise.
+
+Torch sends convolutions to oneDNN, which turns all weights in every call. At the coarse levels of a small picture there
+are more of them than pixels to use them on, and turning them takes most of the time. Class: rounding. Never with
+gradients, in torch.compile, or on weights that are anything but plain numbers in the CPU's memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.unfolded import unfolded
+from .cpu import by_chosen_library, least_seconds
+
+logger = logging.getLogger(__name__)
+
+FEW_PIXELS = {torch.float32: 64, torch.bfloat16: 16}
+"""Of an image, at most, for its convolutions to run as products. Not of a batch: both branches of guidance in one call
+must choose as one by one."""
+
+MANY_WEIGHTS = 2**22
+"""Of a convolution that runs as a product, at least: those of 1280 channels have them, those of 640 do not."""
+
+PROBE_IMAGES = (7, 1280, 3, 5)
+PROBE_OUTPUTS = 640
+"""The coarsest level of a small picture, where a product takes a third to a fifth of the time."""
+
+
+@cache
+def deriving_conv(conv2d: type[nn.Module]) -> type[nn.Module]:
+    """A host's `Conv2d` that may run as a product. The host's casting, offloading and patching of weights all end in
+    `_conv_forward`."""
+
+    class Conv2d(conv2d):
+        def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            same_size = self.stride == (1, 1) and self.padding == tuple(size // 2 for size in self.kernel_size)
+            if same_size and is_product(images, weight):
+                return as_product(images, weight, bias)
+            return super()._conv_forward(images, weight, bias)
+
+    return Conv2d
+
+
+def is_product(images: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of images (N, C, H, W), weight (O, C, 3, 3), or of clips (B, C, T, H*W), weight
+    (O, C, 3, 1), runs as a product."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not (images.is_cpu and weight.is_cpu):
+        return False
+    pixels = images.shape[3] if weight.shape[3] == 1 else images.shape[2] * images.shape[3]
+    if pixels > FEW_PIXELS.get(images.dtype, 0) or weight.numel() < MANY_WEIGHTS:
+        return False
+    plain = all(type(part) in (Tensor, nn.Parameter) for part in (images, weight)) and images.dtype == weight.dtype
+    return plain and weight.is_contiguous() and not torch.is_autocast_enabled("cpu") and chosen(images.dtype)
+
+
+def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`unfolded`, by the library that computes linear layers here."""
+    with by_chosen_library(images):
+        return unfolded(images, weight, bias)
+
+
+@cache
+def chosen(dtype: torch.dtype) -> bool:
+    """Whether convolutions of few pixels run as products here; found once in a process, and logged."""
+    taken = _probe_agrees(dtype)
+    logger.info("%s convolutions of few pixels on the CPU: %s", dtype, "as products" if taken else "torch's own")
+    return taken
+
+
+@torch.inference_mode()
+def _probe_agrees(dtype: torch.dtype) -> bool:
+    """Whether a product gives the convolution's numbers, up to rounding, and is not slower."""
+    generator = torch.Generator().manual_seed(0)
+    channels = PROBE_IMAGES[1]
+    shapes = (PROBE_IMAGES, (PROBE_OUTPUTS, channels, 3, 3), (PROBE_OUTPUTS,))
+    images, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    operands = images.contiguous(memory_format=torch.channels_last), weight.div_((9 * channels) ** 0.5), bias
+    ours, torchs = as_product(*operands), _convolution(*operands)
+    digits = 16 * torch.finfo(dtype).eps
+    if not torch.allclose(ours, torchs, rtol=digits, atol=digits):
+        return False
+    product_seconds, torchs_seconds = least_seconds((as_product, _convolution), operands)
+    return product_seconds <= torchs_seconds
+
+
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    return nn.functional.conv2d(images, weight, bias, padding=1)

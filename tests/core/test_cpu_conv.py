@@ -1,0 +1,150 @@
+"""Convolutions of few pixels as products: the same numbers, only where they may be, and through a host's own layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from svd_core.kernels.unfolded import unfolded
+from svd_core.model import cpu_conv
+from svd_core.model.backend import Backend
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Any number of weights will do, and the probe says yes; counts the products."""
+    calls = []
+    monkeypatch.setattr(cpu_conv, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(cpu_conv, "chosen", lambda dtype: True)
+    monkeypatch.setattr(cpu_conv, "unfolded", lambda *args: calls.append(args) or unfolded(*args))
+    return calls
+
+
+def images(*shape, dtype=torch.float32):
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+class Casting(nn.Conv2d):
+    """A host's layer, which keeps its weights in another dtype and casts them for each call."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+HOST = type("Operations", (), {"Conv2d": Casting})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "padding"), [((3, 3), (1, 1)), ((3, 1), (1, 0))])
+def test_error_is_at_most_twice_that_of_torchs_own(dtype, bias, kernel, padding):
+    x = images(2, 48, 5, 3, dtype=dtype)
+    layer = nn.Conv2d(48, 96, kernel, padding=padding, bias=bias, dtype=dtype).requires_grad_(False)
+    exact = nn.functional.conv2d(
+        x.double(), layer.weight.double(), layer.bias.double() if bias else None, padding=padding
+    )
+    ours = unfolded(x, layer.weight, layer.bias)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert (ours - exact).norm() <= 2 * (layer(x) - exact).norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (3, 8, 1, 5), (2, 8, 4, 1), (1, 8, 8, 8)])
+def test_edges_and_a_contiguous_input(shape):
+    x = images(*shape)
+    layer = nn.Conv2d(8, 5, 3, padding=1).requires_grad_(False)
+    for given in (x, x.contiguous()):
+        torch.testing.assert_close(unfolded(given, layer.weight, layer.bias), layer(x))
+
+
+@torch.inference_mode()
+def test_layers_take_it_where_pixels_are_few(products):
+    layer = Backend().conv(16, 24)
+    for size, taken in (((8, 8), 1), ((8, 9), 0)):
+        products.clear()
+        x = images(2, 16, *size)
+        torch.testing.assert_close(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
+        assert len(products) == taken
+
+
+@torch.inference_mode()
+def test_both_branches_in_one_call_choose_as_one_by_one(products):
+    layer = Backend().conv(16, 24)
+    both = images(100, 16, 8, 8)
+    together, apart = layer(both), torch.cat([layer(part) for part in both.split(50)])
+    torch.testing.assert_close(together, apart)
+    assert len(products) == 3
+
+
+@torch.inference_mode()
+def test_convolutions_across_frames_take_it(products):
+    layer = Backend().frame_conv(16, 16)
+    clip = images(1, 16, 5, 12)
+    expected = nn.functional.conv2d(clip, layer.weight[..., 0], layer.bias, padding=(1, 0))
+    torch.testing.assert_close(layer(clip), expected)
+    layer(images(1, 16, 5, 65))
+    assert len(products) == 1
+
+
+@torch.inference_mode()
+def test_a_hosts_layer_casts_first(products):
+    layer = Backend(HOST, dtype=torch.bfloat16).conv(8, 16)
+    assert isinstance(layer, Casting)
+    x = images(2, 8, 4, 4)
+    expected = nn.functional.conv2d(x, layer.weight.float(), layer.bias.float(), padding=1)
+    torch.testing.assert_close(layer(x), expected)
+    assert products[0][1].dtype == torch.float32
+
+
+def test_gradients_keep_torchs_own(products):
+    layer = Backend().conv(8, 16)
+    layer(images(2, 8, 4, 4)).sum().backward()
+    assert layer.weight.grad is not None and not products
+
+
+@torch.inference_mode()
+def test_strides_dtypes_tensor_classes_and_gaps_keep_torchs_own(products, monkeypatch):
+    Backend().conv(8, 16, stride=2)(images(2, 8, 4, 4))
+    Backend(dtype=torch.float64).conv(8, 16)(images(2, 8, 4, 4, dtype=torch.float64))
+    layer = Backend().conv(8, 16)
+    layer(images(2, 8, 4, 4).as_subclass(type("Quantised", (torch.Tensor,), {})))
+    layer.weight = nn.Parameter(torch.randn(16, 16, 3, 3)[:, :8], requires_grad=False)
+    layer(images(2, 8, 4, 4))
+    monkeypatch.setattr(cpu_conv, "MANY_WEIGHTS", 16 * 8 * 9 + 1)
+    Backend().conv(8, 16)(images(2, 8, 4, 4))
+    assert not products
+
+
+@torch.inference_mode()
+def test_torchs_own_stays_where_the_probe_says_so(products, monkeypatch):
+    monkeypatch.setattr(cpu_conv, "chosen", lambda dtype: False)
+    Backend().conv(8, 16)(images(2, 8, 4, 4))
+    assert not products
+
+
+@pytest.fixture
+def small_probe(monkeypatch):
+    monkeypatch.setattr(cpu_conv, "PROBE_IMAGES", (2, 32, 3, 5))
+    monkeypatch.setattr(cpu_conv, "PROBE_OUTPUTS", 8)
+
+
+@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
+def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
+    monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [slower, 1.0])
+    assert cpu_conv._probe_agrees(torch.float32) is taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
+    monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [0.5, 1.0])
+    assert cpu_conv._probe_agrees(dtype)
+    monkeypatch.setattr(cpu_conv, "unfolded", lambda *args: 1.5 * unfolded(*args))
+    assert not cpu_conv._probe_agrees(dtype)
+
+
+def test_a_compiled_layer_has_no_graph_break(products):
+    layer = Backend().conv(8, 16)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        x = images(2, 8, 4, 4)
+        torch.testing.assert_close(compiled(x), nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
+    assert not products

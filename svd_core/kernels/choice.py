@@ -112,7 +112,9 @@ def incapable(device: torch.device) -> str:
 
 
 def cuda_seconds(run: Callable[[], object]) -> float:
-    """Seconds that the device takes for one run."""
+    """Seconds that the device takes for one run, which it finds waiting: it is kept busy until the host has asked. An
+    idle device would wait for each launch, and the form that the host asks for sooner would look the faster."""
+    torch.cuda._sleep(HOST_LEAD)  # in no public form
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -121,20 +123,13 @@ def cuda_seconds(run: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def busy_seconds(run: Callable[[], object]) -> float:
-    """`cuda_seconds` of a run that a device which is still busy finds waiting. An idle one would wait for the host
-    between the launches, so that of two forms the one with more launches looked the faster."""
-    torch.cuda._sleep(HOST_LEAD)  # in no public form
-    return cuda_seconds(run)
-
-
 class Choices:
     """What was chosen in this process. `incapable` and `seconds` are how to judge a device and to time a run on it."""
 
     def __init__(
         self,
         incapable: Callable[[torch.device], str] = incapable,
-        seconds: Callable[[Callable[[], object]], float] = busy_seconds,
+        seconds: Callable[[Callable[[], object]], float] = cuda_seconds,
     ) -> None:
         self.incapable = cache(incapable)
         self.made: dict[_Key, Choice] = {}

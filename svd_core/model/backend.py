@@ -127,7 +127,7 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     class FrameConv(conv3d):
         def _conv_forward(self, clip: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
             """clip (B, C, T, H*W) -> (B, C', T, H*W)."""
-            if is_product(clip, weight[..., 0]):
+            if is_product(clip, weight):
                 return as_product(clip, weight[..., 0], bias)
             return frame_conv(clip, weight, bias)
 

@@ -27,6 +27,9 @@ MAY_LAG = 1.1
 that the predicate lets through, so a noisy probe cannot change the choice, and with it bits, from one run to the next.
 """
 
+PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that nobody has given operations of their own."""
+
 PROBE_ROUNDS = 4
 PROBE_SHAPE = (960, 640, 640)
 """Tokens, inputs, outputs: a projection of the released UNet's second level."""
@@ -76,7 +79,11 @@ class _LinearByOneDNN(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is nn.functional.linear and not kwargs and all(_is_plain(part) for part in args if part is not None):
+        if (
+            func is nn.functional.linear
+            and not kwargs
+            and all(is_plain(part, torch.float32) for part in args if part is not None)
+        ):
             return onednn_linear(*args)
         return func(*args, **(kwargs or {}))
 
@@ -95,13 +102,15 @@ def _is_candidate(tokens: Any) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """A host's tensor classes (quantised, sharded) keep their own product, and oneDNN is minutes slower on weights with
+def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Numbers of a dtype without gaps in the CPU's memory.
+
+    A host's tensor classes (quantised, sharded) keep their own product, and oneDNN is minutes slower on weights with
     gaps between their rows."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.is_cpu
-        and tensor.dtype == torch.float32
+        and tensor.dtype == dtype
         and tensor.is_contiguous()
         and tensor.numel() > 0
     )

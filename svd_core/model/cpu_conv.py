@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.unfolded import unfolded
-from .cpu import by_chosen_library, least_seconds
+from .cpu import PLAIN, by_chosen_library, is_plain, least_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +46,15 @@ def deriving_conv(conv2d: type[nn.Module]) -> type[nn.Module]:
 
 
 def is_product(images: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of images (N, C, H, W), weight (O, C, 3, 3), or of clips (B, C, T, H*W), weight
-    (O, C, 3, 1), runs as a product."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not (images.is_cpu and weight.is_cpu):
+    """Whether a convolution of images (N, C, H, W), weight (O, C, k, k), or of clips (B, C, T, H*W), weight
+    (O, C, 3, 1, 1), runs as a product."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not images.is_cpu:
         return False
-    pixels = images.shape[3] if weight.shape[3] == 1 else images.shape[2] * images.shape[3]
+    pixels = images.shape[3] if weight.ndim == 5 else images.shape[2] * images.shape[3]
     if pixels > FEW_PIXELS.get(images.dtype, 0) or weight.numel() < MANY_WEIGHTS:
         return False
-    plain = all(type(part) in (Tensor, nn.Parameter) for part in (images, weight)) and images.dtype == weight.dtype
-    return plain and weight.is_contiguous() and not torch.is_autocast_enabled("cpu") and chosen(images.dtype)
+    plain = type(images) in PLAIN and is_plain(weight, images.dtype)
+    return plain and not torch.is_autocast_enabled("cpu") and chosen(images.dtype)
 
 
 def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,5 +87,5 @@ def _probe_agrees(dtype: torch.dtype) -> bool:
     return product_seconds <= torchs_seconds
 
 
-def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.conv2d(images, weight, bias, padding=1)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 @triton.jit
-def product(total, x_tile, w_tile, row_there, k, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
-    """total, and the sum over WIDTH channels of one tap; rows that are not there are zeros."""
-    for start in range(0, WIDTH, BLOCK_K):
-        if WIDTH % BLOCK_K == 0:
+def product(total, x_tile, w_tile, row_there, k, width, EVEN: tl.constexpr, BLOCK_K: tl.constexpr):
+    """total, and the sum over `width` channels of one tap; rows that are not there are zeros."""
+    for start in range(0, width, BLOCK_K):
+        if EVEN:
             a = tl.load(x_tile, mask=row_there[:, None], other=0.0)
             w = tl.load(w_tile)
         else:
-            left = k < WIDTH - start
+            left = k < width - start
             a = tl.load(x_tile, mask=row_there[:, None] & left[None, :], other=0.0)
             w = tl.load(w_tile, mask=left[:, None], other=0.0)
         total = tl.dot(a, w, total, input_precision="tf32x3")
@@ -36,13 +36,14 @@ def frame_conv_kernel(
     frames,
     pixels,
     outputs,
-    WIDTH: tl.constexpr,
+    width,
+    EVEN: tl.constexpr,
     BIASED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """x (B, T, S, WIDTH), weight (3, outputs, WIDTH) -> out (B, T, S, outputs), one (BLOCK_M, BLOCK_N) tile of a clip's
+    """x (B, T, S, width), weight (3, outputs, width) -> out (B, T, S, outputs), one (BLOCK_M, BLOCK_N) tile of a clip's
     T * S rows."""
     rows, tiles_n = frames * pixels, tl.cdiv(outputs, BLOCK_N)
     # The only grid axis that may pass 65,535 is the first, and a decoder's clips need it.
@@ -51,15 +52,15 @@ def frame_conv_kernel(
     n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     m_there, n_there = m < rows, n < outputs
-    columns = tl.minimum(n, outputs - 1)[None, :] * WIDTH
-    base = x + clip * rows * WIDTH
+    columns = tl.minimum(n, outputs - 1)[None, :] * width
+    base = x + clip * rows * width
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tap in range(3):
         row = m + (tap - 1) * pixels
         row_there = m_there & (row >= 0) & (row < rows)
-        x_tile = base + row.to(tl.int64)[:, None] * WIDTH + k[None, :]
-        w_tile = weight + tap * outputs * WIDTH + columns + k[:, None]
-        total = product(total, x_tile, w_tile, row_there, k, WIDTH, BLOCK_K)
+        x_tile = base + row.to(tl.int64)[:, None] * width + k[None, :]
+        w_tile = weight + tap * outputs * width + columns + k[:, None]
+        total = product(total, x_tile, w_tile, row_there, k, width, EVEN, BLOCK_K)
     if BIASED:
         total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
     place = out + (clip * rows + m)[:, None] * outputs + n[None, :]
@@ -76,13 +77,13 @@ def launch(
     taps = weight.reshape(outputs, width, 3).permute(2, 0, 1).contiguous()
     out = clips.new_empty((batch, frames, pixels, outputs))
     block_k = 32 if clips.dtype == torch.float32 else 64
-    flags = {"WIDTH": width, "BIASED": bias is not None}
+    flags = {"EVEN": width % block_k == 0, "BIASED": bias is not None}
     sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
     grid = (triton.cdiv(frames * pixels, block_m) * triton.cdiv(outputs, block_n), batch)
     bias = taps if bias is None else bias
     tensors = (clips, taps, bias, out)
     options = {"num_warps": warps, "num_stages": stages}
-    frame_conv_kernel[grid](*tensors, frames, pixels, outputs, **flags, **sizes, **options)
+    frame_conv_kernel[grid](*tensors, frames, pixels, outputs, width, **flags, **sizes, **options)
     return out.movedim(-1, 1)
 
 

@@ -16,19 +16,20 @@ def products(
     value_tile,
     gate_tile,
     k,
-    WIDTH: tl.constexpr,
+    width,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Sums over WIDTH channels in float32: of the tile's tokens with the weights of its values, and of its gates."""
+    """Sums over `width` channels in float32: of the tile's tokens with the weights of its values, and of its gates."""
     value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, WIDTH, BLOCK_K):
-        if WIDTH % BLOCK_K == 0:
+    for start in range(0, width, BLOCK_K):
+        if EVEN:
             a, v, g = tl.load(x_tile), tl.load(value_tile), tl.load(gate_tile)
         else:
-            left = k < WIDTH - start
+            left = k < width - start
             a = tl.load(x_tile, mask=left[None, :], other=0.0)
             v = tl.load(value_tile, mask=left[:, None], other=0.0)
             g = tl.load(gate_tile, mask=left[:, None], other=0.0)
@@ -45,7 +46,8 @@ def joint_products(
     x_tile,
     weight_tile,
     k,
-    WIDTH: tl.constexpr,
+    width,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -53,11 +55,11 @@ def joint_products(
     """As `products` in one accumulator, whose left half is of values and whose right half is of gates: one wide product
     reads the tokens' tile once. A thread holds the same columns of both halves, so that they part without a move."""
     total = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
-    for start in range(0, WIDTH, BLOCK_K):
-        if WIDTH % BLOCK_K == 0:
+    for start in range(0, width, BLOCK_K):
+        if EVEN:
             a, w = tl.load(x_tile), tl.load(weight_tile)
         else:
-            left = k < WIDTH - start
+            left = k < width - start
             a = tl.load(x_tile, mask=left[None, :], other=0.0)
             w = tl.load(weight_tile, mask=left[:, None], other=0.0)
         total = tl.dot(a, w, total, input_precision="tf32x3")
@@ -108,7 +110,8 @@ def geglu_kernel(
     out,
     rows,
     hidden,
-    WIDTH: tl.constexpr,
+    width,
+    EVEN: tl.constexpr,
     BIASED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -121,16 +124,16 @@ def geglu_kernel(
     m, n, k = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     m_there, n_there = m < rows, n < hidden
     # Beyond the edge read the last row or column again: cheaper than a mask in the loop, and never stored.
-    x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * WIDTH + k[None, :]
+    x_tile = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * width + k[None, :]
     if JOINT:
         half = tl.arange(0, 2 * BLOCK_N)
         row = tl.minimum(first_n + half % BLOCK_N, hidden - 1) + (half // BLOCK_N) * hidden
-        weight_tile = weight + row[None, :] * WIDTH + k[:, None]
-        value, gate = joint_products(x_tile, weight_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
+        weight_tile = weight + row[None, :] * width + k[:, None]
+        value, gate = joint_products(x_tile, weight_tile, k, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_K)
     else:
-        value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * WIDTH + k[:, None]
-        gate_tile = value_tile + hidden * WIDTH
-        value, gate = products(x_tile, value_tile, gate_tile, k, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K)
+        value_tile = weight + tl.minimum(n, hidden - 1)[None, :] * width + k[:, None]
+        gate_tile = value_tile + hidden * width
+        value, gate = products(x_tile, value_tile, gate_tile, k, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_K)
     if BIASED:
         value += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + hidden + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
@@ -166,7 +169,8 @@ def launch(
         out,
         rows,
         hidden,
-        WIDTH=width,
+        width,
+        EVEN=width % block_k == 0,
         BIASED=bias is not None,
         BLOCK_M=block_m,
         BLOCK_N=block_n,

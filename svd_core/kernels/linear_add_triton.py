@@ -21,7 +21,8 @@ def linear_add_kernel(
     out,
     rows,
     outputs,
-    WIDTH: tl.constexpr,
+    width,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -34,9 +35,9 @@ def linear_add_kernel(
     n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     m_there, n_there = m < rows, n < outputs
-    x_tile = x + m.to(tl.int64)[:, None] * WIDTH + k[None, :]
-    w_tile = weight + tl.minimum(n, outputs - 1)[None, :] * WIDTH + k[:, None]
-    total = product(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_tile, w_tile, m_there, k, WIDTH, BLOCK_K)
+    x_tile = x + m.to(tl.int64)[:, None] * width + k[None, :]
+    w_tile = weight + tl.minimum(n, outputs - 1)[None, :] * width + k[:, None]
+    total = product(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_tile, w_tile, m_there, k, width, EVEN, BLOCK_K)
     place = m.to(tl.int64)[:, None] * outputs + n[None, :]
     there = m_there[:, None] & n_there[None, :]
     total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]
@@ -61,9 +62,10 @@ def launch(
     rows, width = tokens.shape
     outputs = weight.shape[0]
     grid = (triton.cdiv(rows, block_m) * triton.cdiv(outputs, block_n),)
-    sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 32 if tokens.dtype == torch.float32 else 64}
+    block_k = 32 if tokens.dtype == torch.float32 else 64
+    sizes = {"EVEN": width % block_k == 0, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
     tensors, options = (residual, tokens, weight, bias, out), {"num_warps": warps, "num_stages": stages}
-    linear_add_kernel[grid](*tensors, rows, outputs, WIDTH=width, **sizes, **options)
+    linear_add_kernel[grid](*tensors, rows, outputs, width, **sizes, **options)
     return out
 
 

@@ -12,7 +12,7 @@ LEAST_SHARED = 99 * 2**10
 
 CAPABILITIES = (80, 90)
 
-GEMM = {"WIDTH": 320, "BIASED": True}
+GEMM = {"EVEN": True, "BIASED": True}
 STATISTICS = {"SHIFTED": True, "SPLIT": 512, "BLOCK_R": 16, "BLOCK_C": 128}
 KERNELS = {
     "geglu_triton.geglu_kernel": ("x weight bias out", GEMM | {"BAND": 8, "JOINT": False}),
@@ -27,7 +27,7 @@ KERNELS = {
         {"WIDTH": 4, "BLOCK_S": 512, "BLOCK_W": 4},
     ),
     "split_norm_triton.affine_silu_kernel": ("x gains: offsets: out", {"BLOCK_R": 32, "BLOCK_C": 128}),
-    "linear_add_triton.linear_add_kernel": ("residual x weight bias out", {"WIDTH": 1280}),
+    "linear_add_triton.linear_add_kernel": ("residual x weight bias out", {"EVEN": True}),
     "blend_triton.blend_kernel": ("images change share owed out", {"BLOCK": 2048}),
     "group_norm_triton.partial_kernel": ("x shift means: squares:", STATISTICS),
     "group_norm_triton.merge_kernel": (

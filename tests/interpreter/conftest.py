@@ -15,6 +15,7 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
 os.environ["TRITON_INTERPRET"] = "1"
 
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
@@ -44,3 +45,16 @@ def honest_bfloat16(monkeypatch):
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(autouse=True)
+def numbers_as_bounds(monkeypatch):
+    """Triton 3.6's interpreter hands NumPy an array of one value for a number, which NumPy 2.4 takes no longer
+    (triton-lang/triton#9171): it is in the way of loops that end at an argument."""
+    patched = interpreter._patch_lang_tensor
+
+    def patch(tensor, scope):
+        patched(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)

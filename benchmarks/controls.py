@@ -26,7 +26,7 @@ from svd_core.demo import DEMO_MODEL
 from svd_core.measure import flow_magnitude, optical_flow, psnr
 from svd_core.meter import LiveBytes
 from svd_core.model.vae import VideoVAE
-from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, seam_score, unstuck
+from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, Wrap, sample_in_turns, seam_score, unstuck
 from svd_core.motion.loop import frame_steps
 from svd_core.pipeline import StableVideo, as_pixels, load_checkpoint
 from svd_core.sampling import constant_guidance, edm_sigmas, noisy_start
@@ -156,28 +156,38 @@ def loop(bench: Bench) -> Iterable[Figure]:
 
 
 def long_take(bench: Bench) -> Iterable[Figure]:
-    """A hundred frames, without guidance, which acts once more in every window and drives colours out of range. A
-    border is where the windows that cover a frame change, of windows that begin with the clip; at single noise levels
-    they begin elsewhere. Plain clips say how much the model's steps differ where there
-    is none, and the drawn scenes how much true ones do over so many frames."""
-    windows = Windows(bench.svd.config.variant.frames, bench.svd.config.variant.frames // 2)
-    starts = windows.starts(TAKE)
-    borders = sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
-    jumps, drifts, plain, drawn = [], [], [], []
-    for number in range(bench.scenes):
-        frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0)
-        steps = frame_steps(frames)
-        jumps.append(float(max(steps[border - 1] for border in borders) / np.median(steps)))
-        drifts.append(100 * colour_drift(frames))
-        plain.append(_unevenness(bench.render(bench.scene(number), UNGUIDED)))
-        drawn.append(_unevenness(bench.scene(number, TAKE).frames))
-    name = f"long take, {TAKE} frames unguided"
-    yield Figure(f"{name}: largest step at a border", max(jumps), "medians", most=1.3, detail=_each(jumps))
+    """A hundred frames, without guidance, both ways. Plain clips say how much the model's steps differ where there is
+    no border, and the drawn scenes how much true ones do over so many frames."""
+    length = bench.svd.config.variant.frames
+    for name, fused in (("in turns", False), ("fusion", True)):
+        borders = take_borders(Windows.of(length, fused), fused)
+        most, least, drifts = [], [], []
+        for number in range(bench.scenes):
+            frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0, fused=fused)
+            steps = frame_steps(frames)
+            crossing = steps[[border - 1 for border in borders]] / np.median(steps)
+            most.append(float(crossing.max()))
+            least.append(float(crossing.min()))
+            drifts.append(100 * colour_drift(frames))
+        title = f"long take ({name}), {TAKE} frames unguided"
+        yield Figure(f"{title}: largest step at a border", max(most), "medians", most=1.3, detail=_each(most))
+        yield Figure(f"{title}: smallest step at a border", min(least), "medians", detail=_each(least))
+        yield Figure(f"{title}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
+    plain = [_unevenness(bench.render(bench.scene(number), UNGUIDED)) for number in range(bench.scenes)]
+    drawn = [_unevenness(bench.scene(number, TAKE).frames) for number in range(bench.scenes)]
     yield Figure(
         "plain clips of these scenes, without a border: largest step", max(plain), "medians", detail=_each(plain)
     )
     yield Figure(f"these scenes as drawn, {TAKE} frames: largest step", max(drawn), "medians", detail=_each(drawn))
-    yield Figure(f"{name}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
+
+
+def take_borders(windows: Windows, fused: bool) -> list[int]:
+    """Frames before which the windows that cover a frame change. In turns the frame that two share is the first one's.
+    Fused, those of windows that begin with the clip; at single noise levels they begin elsewhere."""
+    starts = windows.starts(TAKE)
+    if not fused:
+        return [start + 1 for start in starts[1:]]
+    return sorted({*starts, *(start + windows.length for start in starts)} - {0, TAKE})
 
 
 def _unevenness(frames: np.ndarray) -> float:
@@ -195,11 +205,13 @@ def colour_drift(frames: np.ndarray) -> float:
 def memory(bench: Bench) -> Iterable[Figure]:
     """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
     what the decoder holds on a device of its own."""
+    clips = _step_bytes(bench)
+    for way, fused in (("in turns", False), ("fusion", True)):
+        takes = _step_bytes(bench, Windows.of(bench.svd.config.variant.frames, fused), fused)
+        for name, clip, take in zip(("device memory", "all memory, host's too,"), clips, takes, strict=True):
+            detail = f"{clip / 2**20:.2f} and {take / 2**20:.2f} MiB"
+            yield Figure(f"long take ({way}): {name} of a step", take / clip, "times", most=1.05, detail=detail)
     usual = bench.svd.config.variant.frames
-    clips, takes = (_step_bytes(bench, frames) for frames in (usual, TAKE))
-    for name, clip, take in zip(("device memory", "all memory, host's too,"), clips, takes, strict=True):
-        detail = f"{clip / 2**20:.2f} and {take / 2**20:.2f} MiB"
-        yield Figure(f"long take: {name} of a step", take / clip, "times", most=1.05, detail=detail)
     short, long = (_decode_bytes(bench.svd, frames) for frames in (usual, TAKE))
     detail = f"{short / 2**20:.1f} and {long / 2**20:.1f} MiB, in bands"
     yield Figure("long take: device memory of decode", long / short, "times", most=1.05, detail=detail)
@@ -227,30 +239,30 @@ class Metered:
         return denoised
 
 
-def _step_bytes(bench: Bench, frames: int) -> tuple[int, int]:
-    """Of one step with guidance: in the network alone, and of everything with the state that it starts from."""
+def _step_bytes(bench: Bench, windows: Windows | None = None, fused: bool = False) -> tuple[int, int]:
+    """Of one step with guidance, of a clip or of a long one in windows: in the network alone, and of everything with
+    the state that it starts from."""
     svd = bench.svd
     usual = svd.config.variant.frames
     pixels = as_pixels(bench.scene(0).still)
-    windows = Windows(usual, usual // 2)
+    sampler = partial(sample_in_turns, windows=windows) if windows and not fused else "euler"
     with torch.inference_mode():
         colour = Statistics.of(svd.vae.encode(pixels))
         cond, sigmas = svd.condition(pixels), edm_sigmas(1)
 
-        start = noisy_start(torch.randn(frames, *cond.first.shape[1:]), sigmas)
+        def sample(inner: Wrap) -> None:
+            def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
+                return LongTake(inner(denoise), windows, "cpu", colour) if windows else inner(denoise)
+
+            start = noisy_start(torch.randn(TAKE if windows else usual, *cond.first.shape[1:]), sigmas)
+            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), sampler, wrap=wrap)
+
         live, inside = LiveBytes(svd.unet), []
-
-        def wrap(denoise: ClipDenoiser) -> ClipDenoiser:
-            metered = Metered(denoise, live, inside)
-            return metered if frames == usual else LongTake(metered, windows, "cpu", colour)
-
         with live:
-            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=wrap)
-        whole = LiveBytes(svd.unet)
-        with whole:
-            bare = None if frames == usual else partial(LongTake, windows=windows, device="cpu", colour=colour)
-            svd.sample_from(start, cond, sigmas, constant_guidance(usual, 2.0), wrap=bare)
-    return max(inside), whole.peak + start.nbytes
+            sample(lambda denoise: Metered(denoise, live, inside))
+        with LiveBytes(svd.unet) as whole:
+            sample(lambda denoise: denoise)
+    return max(inside), whole.peak
 
 
 def _decode_bytes(svd: StableVideo, frames: int) -> int:

@@ -21,9 +21,11 @@ from .bridge.methods import (
     BrushMethod,
     CurveMethod,
     LongTakeMethod,
+    at_once,
+    both_ways_in_turns,
     from_lower,
-    in_turns,
     in_windows,
+    windows_in_turns,
     with_method,
 )
 from .bridge.variant import model_variant
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_FEATHER = 256
+
+FUSION, IN_TURNS = "fusion", "in turns"
+"""Ways to join what the model makes apart: blended at every step, or one after the other."""
 
 
 class StableVideoMotionBrush(io.ComfyNode):
@@ -174,8 +179,8 @@ class StableVideoLongTake(io.ComfyNode):
             display_name="Stable Video Long Take",
             category="video/stable video",
             description=(
-                "Makes a clip of any length in the memory of a short one: overlapping windows, each going on from the "
-                "one before. Give it the end of an existing clip to continue that."
+                "Makes a clip of any length in the memory of a short one: windows, each going on from the one before. "
+                "Give it the end of an existing clip to continue that."
             ),
             search_aliases=["long video", "extend video", "continue video", "context windows", "more frames"],
             inputs=[
@@ -189,8 +194,8 @@ class StableVideoLongTake(io.ComfyNode):
                     "continued",
                     optional=True,
                     tooltip=(
-                        "A clip to go on from. Its last frames, as many as overlap, begin the new one; show the first "
-                        "of those to the conditioning."
+                        "A clip to go on from. Its last frame begins the new one, in fusion as many as overlap; show "
+                        "the first of those to the conditioning."
                     ),
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed where a clip is continued."),
@@ -215,13 +220,18 @@ class StableVideoLongTake(io.ComfyNode):
         window: int,
         overlap: int,
         colour_hold: float,
+        method: str = IN_TURNS,
         continued: Tensor | None = None,
         vae: VAE | None = None,
     ) -> io.NodeOutput:
         one_clip(model, latent)
-        windows = windows_for(window or model_variant(model).frames, overlap, frames)
+        windows = windows_for(window or model_variant(model).frames, method, overlap, frames)
         given = None if continued is None else last_latents(continued, vae, windows.overlap, latent["samples"])
         patched = with_method(model, LongTakeMethod(windows, colour_hold, given))
+        if method == FUSION:
+            at_once(patched)
+        else:
+            windows_in_turns(patched, windows)
         in_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
         longer = {**latent, "samples": samples, "num_video_frames": frames}
@@ -342,8 +352,6 @@ class StableVideoCurves(io.ComfyNode):
 CURVED = {"guidance": "0:1, 0.5:3, 1:2", "motion_bucket": "0:20, 0.5:80, 1:200", "augmentation": "0:0.02, 1:0.1"}
 """Settings that change along the clip, and points that suit each."""
 
-_METHODS = ("fusion", "in turns")
-
 
 def _model_input() -> io.Model.Input:
     return io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's.")
@@ -360,8 +368,8 @@ def _latent_output() -> io.Latent.Output:
 def _bounded_input() -> io.Combo.Input:
     return io.Combo.Input(
         "method",
-        options=list(_METHODS),
-        default="fusion",
+        options=[FUSION, IN_TURNS],
+        default=FUSION,
         tooltip=(
             "fusion blends both directions at every step and runs with any sampler; in turns takes them one after the "
             "other with Euler steps and fresh noise between, in place of the sampler."
@@ -383,7 +391,7 @@ def _window_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_FRAMES,
-            tooltip="Frames that neighbouring windows share; more is smoother and slower. 0 is half a window.",
+            tooltip="Only for fusion: frames that neighbouring windows share, 0 is half a window. More is slower.",
         ),
         io.Float.Input(
             "colour_hold",
@@ -392,6 +400,16 @@ def _window_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             tooltip="How firmly colours are held to the first frame's. Lower it where the light is meant to change.",
+        ),
+        io.Combo.Input(
+            "method",
+            options=[IN_TURNS, FUSION],
+            default=IN_TURNS,
+            optional=True,
+            tooltip=(
+                "in turns makes one window after the other, each from the last frame of the one before; fusion blends "
+                "overlapping windows at every step, which takes nearly twice as long."
+            ),
         ),
     ]
 
@@ -455,16 +473,15 @@ def end_conditioning(end: list, samples: Tensor) -> Conditioning:
 
 
 def bounded(model: ModelPatcher, end: Conditioning | None, method: str) -> ModelPatcher:
-    sequential = method == _METHODS[1]
+    sequential = method == IN_TURNS
     patched = with_method(model, BetweenMethod(end, sequential))
-    if sequential:
-        in_turns(patched)
+    (both_ways_in_turns if sequential else at_once)(patched)
     return patched
 
 
-def windows_for(length: int, overlap: int, frames: int) -> Windows:
+def windows_for(length: int, method: str, overlap: int, frames: int) -> Windows:
     """Raises InputError where windows do not fit the clip."""
-    windows = Windows(length, overlap or max(1, length // 2))
+    windows = Windows.of(length, method == FUSION, overlap)
     windows.starts(frames)
     return windows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from .motion import (
     hold_colours,
     lowered_sigmas,
     require_loop,
+    sample_in_turns,
     sample_sequential,
     unstuck,
     with_curves,
@@ -51,6 +52,7 @@ from .pipeline import (
     plan_sampling,
     reported,
     reuse_for,
+    sampler_named,
 )
 from .sampling import Sampler, noisy_start
 from .settings import Settings
@@ -66,9 +68,10 @@ class Controls:
     brush: mask (H, W) or (T, H, W) in [0, 1] at the clip's size, 0 is still; feather: pixels over which the clip rises
     beside still ones. end: the picture to end on, of the size of the first. loop: end on the first picture and drop its
     repetition, which leaves a frame less. sequential: reach the end in turns (ViBiDSampler) instead of blending (TRF).
-    window, overlap: frames of the windows that a clip longer than the model's own is made in; 0 takes the model's
-    number and half of it. colour_hold: 0 to 1. continued: a clip (T, H, W, 3) in [0, 1] to go on from, whose last
-    `overlap` frames begin the new one. unstick: strength 0 to 1. guidance, motion_bucket, augmentation: curves.
+    window: frames of the windows that a clip longer than the model's own is made in, one after the other; 0 takes the
+    model's number. fused: windows that share `overlap` frames, 0 is half of them, blended at every step instead.
+    colour_hold: 0 to 1. continued: a clip (T, H, W, 3) in [0, 1] to go on from, whose last frame begins the new one, or
+    as many as `overlap` if fused. unstick: strength 0 to 1. guidance, motion_bucket, augmentation: curves.
     """
 
     brush: Any | None = None
@@ -77,6 +80,7 @@ class Controls:
     loop: bool = False
     sequential: bool = False
     window: int | None = None
+    fused: bool = False
     overlap: int = 0
     colour_hold: float = 1.0
     continued: np.ndarray | None = None
@@ -207,6 +211,8 @@ class _Shot:
 
     @property
     def _sampler(self) -> str | Sampler:
+        if self.windows and not self.controls.fused:
+            return partial(sample_in_turns, windows=self.windows, sampler=sampler_named(self.settings.sampler))
         return sample_sequential if self.controls.sequential and self.controls.bounded else self.settings.sampler
 
     def _encoded(self, pixels: Tensor) -> Tensor:
@@ -265,7 +271,7 @@ def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
     if controls.window is None:
         return None
     length = controls.window or trained
-    windows = Windows(length, controls.overlap or max(1, length // 2))
+    windows = Windows.of(length, controls.fused, controls.overlap)
     windows.starts(frames)
     return windows
 

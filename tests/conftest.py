@@ -12,9 +12,15 @@ import torch
 from tools.fetch_comfyui import newest_comfyui
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """These networks are too small to share; and what modules' fixtures make must have the bits of what tests make."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def repeatable():
-    """Seed torch's global generator, which only tests draw from. One thread: these networks are too small to share."""
+    """Seed torch's global generator, which only tests draw from, and undo what a test did to threads."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

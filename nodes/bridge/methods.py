@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import comfy.conds
@@ -26,11 +26,13 @@ from ...svd_core.motion import (
     Brushed,
     ClipDenoiser,
     LongTake,
+    Part,
     Statistics,
     Windows,
     analytic_start,
     curve_values,
     lowered_sigmas,
+    sample_in_turns,
     sample_sequential,
     with_curves,
 )
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 
 KEY = "stable_video_motion"
 WAY = "stable_video_way"
-"""In the options of one evaluation: "forward" or "backward" where a sampler asks for one answer only."""
+"""In the options of one evaluation: "forward" or "backward" where a sampler asks for one answer only, or the `Part` of
+the clip that it asks about."""
 
 Change = Callable[[Conditioning], Conditioning]
 Values = float | list
@@ -199,12 +202,17 @@ class Methods:
         seen = windows.length if windows else clip_frames
         host = HostDenoiser(executor, options, seed, clip_frames, seen)
         denoise = reduce(lambda inner, method: method.wrap(inner, host), self.methods, host)
-        way = options.get(WAY)
-        return (denoise if way is None else getattr(denoise, way))(x, sigma)
+        return _asked(denoise, options.get(WAY))(x, sigma)
 
     @property
     def windows(self) -> Windows | None:
         return next((method.windows for method in self.methods if isinstance(method, LongTakeMethod)), None)
+
+
+def _asked(denoise: ClipDenoiser, way: str | Part | None) -> Callable[..., Tensor]:
+    if way is None:
+        return denoise
+    return denoise.part(way) if isinstance(way, Part) else getattr(denoise, way)
 
 
 def methods_of(patcher: ModelPatcher) -> tuple[Method, ...]:
@@ -244,14 +252,31 @@ def with_method(patcher: ModelPatcher, method: Method) -> ModelPatcher:
 # What happens around a run
 
 
-def in_turns(patched: ModelPatcher) -> None:
+def both_ways_in_turns(patched: ModelPatcher) -> None:
     """Replace whatever sampler the MODEL is run with by ViBiDSampler."""
+    _sample_with(patched, _sample_both_ways)
+
+
+def windows_in_turns(patched: ModelPatcher, windows: Windows) -> None:
+    """Let whatever sampler the MODEL is run with make one window after the other."""
+    _sample_with(patched, partial(_sample_windows, windows=windows))
+
+
+def at_once(patched: ModelPatcher) -> None:
+    """Leave the sampler as it is."""
     patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _sample_in_turns)
 
 
-def _sample_in_turns(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    return comfy.samplers.KSAMPLER(_sample_both_ways).sample(*args, **kwargs)
+def _sample_with(patched: ModelPatcher, function: Callable[..., Tensor]) -> None:
+    """Replace the sampler by a function of k-diffusion's signature, which is given the one replaced as `chosen`."""
+
+    def sample(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        chosen = executor.class_obj
+        replaced = comfy.samplers.KSAMPLER(partial(function, chosen=chosen), {}, getattr(chosen, "inpaint_options", {}))
+        return replaced.sample(*args, **kwargs)
+
+    at_once(patched)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sample)
 
 
 def _sample_both_ways(
@@ -261,6 +286,8 @@ def _sample_both_ways(
     extra_args: dict[str, Any],
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
+    *,
+    chosen: Any,
 ) -> Tensor:
     return sample_sequential(_BothWays(model, extra_args), x, sigmas, extra_args, callback, disable)
 
@@ -281,6 +308,56 @@ class _BothWays:
     def _ask(self, way: str, x: Tensor, sigma: Tensor) -> Tensor:
         options = {**self.extra_args["model_options"], WAY: way}
         return self.model(x, sigma, **{**self.extra_args, "model_options": options})
+
+
+def _sample_windows(
+    model: comfy.samplers.KSamplerX0Inpaint,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    windows: Windows,
+    chosen: Any,
+) -> Tensor:
+    if not isinstance(chosen, comfy.samplers.KSAMPLER):
+        raise InputError(
+            f"a Long Take in turns runs a sampler once for each window, and {type(chosen).__name__} is not made for "
+            "that: choose another sampler, or fusion on Stable Video Long Take"
+        )
+    sampler = partial(chosen.sampler_function, **chosen.extra_options)
+    return sample_in_turns(_InParts(model), x, sigmas, extra_args, callback, disable, windows=windows, sampler=sampler)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _InParts:
+    """ComfyUI's model of a run, of one window at a time."""
+
+    model: comfy.samplers.KSamplerX0Inpaint
+
+    def part(self, part: Part) -> _OfPart:
+        return _OfPart(self.model, part)
+
+
+class _OfPart(comfy.samplers.KSamplerX0Inpaint):
+    """ComfyUI's model of a run as a sampler sees it that makes one window."""
+
+    def __init__(self, whole: comfy.samplers.KSamplerX0Inpaint, part: Part) -> None:
+        super().__init__(whole.inner_model, whole.sigmas)
+        self.latent_image, self.noise = whole.latent_image[part.frames], whole.noise[part.frames]
+        self.asked = part
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        denoise_mask: Tensor | None,
+        model_options: dict[str, Any],
+        seed: int | None = None,
+    ) -> Tensor:
+        mask = denoise_mask if denoise_mask is None or len(denoise_mask) == 1 else denoise_mask[self.asked.frames]
+        return super().__call__(x, sigma, mask, {**model_options, WAY: self.asked}, seed)
 
 
 def in_windows(patched: ModelPatcher, length: int) -> None:

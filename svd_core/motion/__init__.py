@@ -15,11 +15,13 @@ from .denoiser import ClipDenoiser as ClipDenoiser
 from .denoiser import Wrap as Wrap
 from .loop import require_loop as require_loop
 from .loop import seam_score as seam_score
+from .turns import sample_in_turns as sample_in_turns
 from .unstick import Unstuck as Unstuck
 from .unstick import analytic_start as analytic_start
 from .unstick import lowered_sigmas as lowered_sigmas
 from .unstick import unstuck as unstuck
 from .windows import LongTake as LongTake
+from .windows import Part as Part
 from .windows import Statistics as Statistics
 from .windows import Windows as Windows
 from .windows import hold_colours as hold_colours

@@ -21,6 +21,7 @@ from ..conditioning import Conditioning
 from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
 from .denoiser import ClipDenoiser
+from .windows import Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +91,11 @@ class Brushed:
 
     def told(self, change: Callable[[Conditioning], Conditioning]) -> Brushed:
         return replace(self, denoise=self.denoise.told(change))
+
+    def part(self, part: Part) -> Brushed:
+        """For a denoiser of windows, as `LongTake` is."""
+        freedom = self.freedom if len(self.freedom) == 1 else self.freedom[part.frames]
+        return replace(self, denoise=self.denoise.part(part), freedom=freedom)
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         return self._hold(self.denoise, x, sigma)

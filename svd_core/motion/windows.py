@@ -1,9 +1,9 @@
-"""Long Take: any length in the memory of one window.
+"""Long Take: any length in the memory of one window, whose clip's latents may stay on the host.
 
-At every evaluation overlapping windows of the clip go through the network one by one and are blended where they overlap
-(MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). They begin elsewhere at every noise level, so that no
-frame is always at a border. Each window after the first takes for its picture what the window before has just
-predicted for that frame. The clip's latents may stay on the host.
+Fused, at every evaluation overlapping windows of the clip go through the network one by one and are blended where they
+overlap (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). They begin elsewhere at every noise level, so
+that no frame is always at a border. Each window after the first takes for its picture what the window before has just
+predicted for that frame. In turns (`turns.py`), a window is made whole before the next one begins.
 """
 
 from __future__ import annotations
@@ -45,6 +45,18 @@ class Windows:
                 f"windows of {self.length} frames that overlap by {self.overlap}: the overlap must be at least 1 and "
                 "shorter than the window; half of it is usual"
             )
+
+    @classmethod
+    def of(cls, length: int, fused: bool, overlap: int = 0) -> Windows:
+        """Made one after the other they share the frame that a window goes on from; fused, `overlap` frames, and half
+        of their length for 0. Raises InputError for an overlap of windows that are not fused."""
+        if fused:
+            return cls(length, overlap or max(1, length // 2))
+        if overlap > 1:
+            raise InputError(
+                f"an overlap of {overlap} for windows in turns, which share one frame: leave it at 0, or choose fusion"
+            )
+        return cls(length, 1)
 
     @property
     def hop(self) -> int:
@@ -114,9 +126,19 @@ def hold_colours(frames: np.ndarray, amount: float) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One window of a clip of `total` frames: which of them, and the clean latent (4, h, w), sampler units, that it
+    takes for its picture, or None for the conditioned one."""
+
+    frames: slice
+    total: int
+    anchor: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LongTake:
     """A denoiser of a clip of any length, of one that sees `windows.length` frames. One model call a window, of which
-    some noise levels have one more than others.
+    some noise levels have one more than others. `part` is one of a single window.
 
     device: where a window is worked on; x may lie elsewhere. colour: what the first frame's statistics are, None leaves
     colours free; colour_hold from 0 to 1, how firmly. continued: latents (K, 4, h, w), sampler units, of frames that
@@ -129,6 +151,7 @@ class LongTake:
     colour: Statistics | None = None
     colour_hold: float = 1.0
     continued: Tensor | None = None
+    only: Part | None = None
 
     def __post_init__(self) -> None:
         if self.continued is not None and len(self.continued) >= self.windows.length:
@@ -143,7 +166,14 @@ class LongTake:
     def told(self, change: Callable[[Conditioning], Conditioning]) -> LongTake:
         return replace(self, denoise=self.denoise.told(change))
 
+    def part(self, part: Part) -> LongTake:
+        """A denoiser of this window's frames alone."""
+        return replace(self, only=part)
+
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._fused(x, sigma) if self.only is None else self._window(x, sigma, self.only).to(x)
+
+    def _fused(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         total = x.shape[0]
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(total)
         blended, weight = torch.zeros_like(x), torch.zeros(total, 1, 1, 1)
@@ -151,23 +181,24 @@ class LongTake:
         starts = self.windows.starts(total, self.windows.shift(float(sigma.max())))
         for start, following, share in zip(starts, [*starts[1:], total], self.windows.shares(starts), strict=True):
             frames = slice(start, start + self.windows.length)
-            denoised = self._window(x[frames], sigma[frames], anchor, frames, total)
+            denoised = self._window(x[frames], sigma[frames], Part(frames, total, anchor))
             share = share[:, None, None, None]
             blended[frames] += (share.to(denoised) * denoised).to(x)
             weight[frames] += share
             anchor = None if following == total else denoised[following - start]
         return blended / weight.to(x)
 
-    def _window(self, x: Tensor, sigma: Tensor, anchor: Tensor | None, frames: slice, total: int) -> Tensor:
+    def _window(self, x: Tensor, sigma: Tensor | float, part: Part) -> Tensor:
         def change(told: Conditioning) -> Conditioning:
-            first = told.first if anchor is None else (anchor[None] / LATENT_SCALE).to(told.first)
-            return Conditioning(told.context, first, _vector_in(told.vector, frames, total))
+            first = told.first if part.anchor is None else (part.anchor[None] / LATENT_SCALE).to(told.first)
+            return Conditioning(told.context, first, _vector_in(told.vector, part.frames, part.total))
 
-        denoised = self.denoise.told(change)(x.to(self.device), sigma.to(self.device))
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
+        denoised = self.denoise.told(change)(x.to(self.device), sigma)
         if self.colour is not None:
             denoised = self.colour.impose(denoised, self.colour_hold)
-        if self.continued is not None and frames.start < len(self.continued):
-            given = self.continued[frames.start :].to(denoised)
+        if self.continued is not None and part.frames.start < len(self.continued):
+            given = self.continued[part.frames.start :].to(denoised)
             denoised = torch.cat([given, denoised[len(given) :]])
         return denoised
 

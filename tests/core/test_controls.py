@@ -78,20 +78,50 @@ def test_bounded_clips_take_two_model_calls_for_one(render, pictures, sequential
 
 
 def test_a_long_take_calls_the_model_once_for_each_window(render):
-    clip, rows = render(dataclasses.replace(GIVEN, frames=9), window=4, overlap=2)
+    nine, six = (dataclasses.replace(GIVEN, frames=frames) for frames in (9, 6))
+    clip, rows = render(nine, window=4, fused=True, overlap=2)
     assert clip.frames.shape[0] == 9
     assert rows == [2 * 4] * 4 * STEPS
-    own, rows = render(dataclasses.replace(GIVEN, frames=6), window=0)
-    assert rows == [2 * 3] * 3 * STEPS  # this model's own three frames, overlapping by one
+    clip, rows = render(nine, window=4)
+    assert clip.frames.shape[0] == 9
+    assert rows == [2 * 4] * 3 * STEPS  # from frames 0, 3 and 5
+    own, rows = render(six, window=0)
+    assert rows == [2 * 3] * 3 * STEPS  # this model's own three frames
     assert own.frames.shape[0] == 6
+
+
+def test_a_long_take_of_one_window_is_the_clip_itself(render):
+    one, _ = render(window=FRAMES, colour_hold=0.0)
+    assert torch.equal(one.latents, render()[0].latents)
+
+
+def test_a_long_take_says_every_step_of_every_window_and_ends_with_the_last(render):
+    said = []
+    render(dataclasses.replace(GIVEN, frames=9), callback=said.append, window=4)
+    done = [progress.index for progress in said if progress.stage == "sample"]
+    assert done == [0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_brush_for_each_frame_holds_in_every_window(render, pictures):
+    masks = half(9)
+    masks[5] = 0
+    clip, _ = render(dataclasses.replace(GIVEN, frames=9), window=4, brush=masks, feather=0)
+    assert (clip.frames[:, :, : WIDTH // 2] == pictures[0][:, : WIDTH // 2]).all()
+    assert (clip.frames[5] == pictures[0]).all()
+    still = clip.latents[0, :, :, : WIDTH // 16]
+    torch.testing.assert_close(clip.latents[..., : WIDTH // 16], still.expand(9, -1, -1, -1), rtol=1e-4, atol=1e-4)
+    assert (clip.frames[[4, 6], :, WIDTH // 2 :] != pictures[0][:, WIDTH // 2 :]).mean() > 0.9
 
 
 def test_an_existing_clip_is_continued(render, svd, pictures):
     clip = np.stack([pictures[0], pictures[1], pictures[0]])
-    longer, _ = render(dataclasses.replace(GIVEN, frames=6), window=4, overlap=2, continued=clip, image=pictures[1])
     with torch.inference_mode():
         wanted = svd.vae.encode(torch.from_numpy(clip[1:]).movedim(-1, 1) * 2 - 1) * 0.18215
-    torch.testing.assert_close(longer.latents[:2], wanted, rtol=1e-4, atol=1e-4)
+    given = {"settings": dataclasses.replace(GIVEN, frames=6), "window": 4, "continued": clip}
+    fused, _ = render(**given, fused=True, overlap=2, image=pictures[1])
+    torch.testing.assert_close(fused.latents[:2], wanted, rtol=1e-4, atol=1e-4)
+    in_turns, _ = render(**given, image=pictures[0])
+    torch.testing.assert_close(in_turns.latents[:1], wanted[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_unstick_and_curves_cost_nothing_and_change_the_clip(render):
@@ -116,7 +146,9 @@ def test_controls_go_together(render, pictures):
     assert rows == [2 * FRAMES] * 2 * STEPS
 
 
-@pytest.mark.parametrize("controls", [{"brush": half()}, {"loop": True}, {"loop": True, "sequential": True}])
+@pytest.mark.parametrize(
+    "controls", [{"brush": half()}, {"loop": True}, {"loop": True, "sequential": True}, {"window": 3}]
+)
 def test_cancelling_stops_within_the_step(render, controls):
     passes = []
 
@@ -138,7 +170,8 @@ def test_cancelling_stops_within_the_step(render, controls):
         (FRAMES, {"end": np.zeros((64, 64, 3))}, "the end picture is 64x64 and the clip 128x64: fit it to the same"),
         (2, {"loop": True}, "a loop of 2 frames cannot leave the picture"),
         (FRAMES, {"window": 5}, "windows of 5 frames are longer than the clip of 4"),
-        (FRAMES, {"window": 4, "overlap": 4}, "overlap must be at least 1 and shorter"),
+        (FRAMES, {"window": 4, "overlap": 4, "fused": True}, "overlap must be at least 1 and shorter"),
+        (FRAMES, {"window": 4, "overlap": 2}, "an overlap of 2 for windows in turns, which share one frame"),
         (FRAMES, {"loop": True, "end": np.zeros((64, 128, 3))}, "choose one of them"),
         (FRAMES, {"loop": True, "window": 3}, "leave out window, or loop and end"),
         (FRAMES, {"continued": np.zeros((2, 64, 128, 3))}, "a clip is continued in windows"),

@@ -1,4 +1,4 @@
-"""Long Take: windows cover the clip, agree where they overlap, and follow one another."""
+"""Long Take: windows cover the clip, agree where they overlap, and follow one another; fused, and in turns."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -9,7 +9,7 @@ import torch
 from fake_clips import Drifting, conditioning
 
 from svd_core.errors import InputError
-from svd_core.motion import LongTake, Statistics, Windows, hold_colours
+from svd_core.motion import LongTake, Statistics, Windows, hold_colours, sample_in_turns
 from svd_core.motion.windows import MOST_GAIN
 from svd_core.sampling import SAMPLERS, edm_sigmas, noisy_start
 
@@ -133,7 +133,89 @@ def test_an_existing_clip_is_continued():
     assert torch.equal(sampled[:2], given)
 
 
+# In turns
+
+IN_TURNS = Windows(LENGTH, 1)
+SCHEDULE = edm_sigmas(3)
+
+
+def in_turns(take=None, sigmas=SCHEDULE, sampler="euler", **more):
+    start = noisy_start(torch.randn(TOTAL, 4, 2, 4, generator=torch.Generator().manual_seed(0)), sigmas)
+    return sample_in_turns(take or long_take(), start, sigmas, windows=IN_TURNS, sampler=SAMPLERS[sampler], **more)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_window_in_turn_goes_on_from_the_last_frame_of_the_one_before(sampler):
+    """A model that drifts by one a frame from its picture drifts evenly over the whole clip, whatever the sampler."""
+    made = in_turns(sampler=sampler)
+    assert made[:, 0, 0, 0].tolist() == pytest.approx(list(range(TOTAL)), abs=1e-4)
+
+
+def test_windows_in_turn_are_asked_once_for_each_step_and_show_the_model_their_picture():
+    take = long_take()
+    in_turns(take)
+    pictures = [float(given.first[0, 0, 0, 0]) * 0.18215 for _, given in take.denoise.asked]
+    assert [rows for rows, _ in take.denoise.asked] == [LENGTH] * 9
+    assert pictures == pytest.approx([0, 0, 0, 3, 3, 3, 5, 5, 5], abs=1e-5)
+
+
+def test_a_schedule_that_ends_in_noise_goes_on_from_what_was_denoised():
+    take = long_take()
+    end = in_turns(take, SCHEDULE[:-1])
+    assert float(end.std()) > 1, "the state has noise left"
+    pictures = [float(given.first[0, 0, 0, 0]) * 0.18215 for _, given in take.denoise.asked]
+    assert pictures == pytest.approx([0, 0, 3, 3, 5, 5], abs=1e-5)
+
+
+def test_whoever_watches_windows_in_turn_sees_the_whole_clip():
+    said = []
+    in_turns(callback=said.append)
+    assert [each["i"] for each in said] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert {each[name].shape for each in said for name in ("x", "denoised")} == {(TOTAL, 4, 2, 4)}
+    seen = [each["denoised"][:, 0, 0, 0].round().tolist() for each in said]
+    assert seen[0] == [0, 1, 2, 3, 3, 3, 3, 3, 3], "frames to come are shown as the last known one"
+    assert seen[3] == [0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert seen[-1] == list(range(TOTAL))
+
+
+def test_noise_of_a_window_is_that_of_its_frames_in_the_clip():
+    drawn, seen = [], []
+
+    def noise(sigma, sigma_next):
+        drawn.append(torch.arange(TOTAL).float()[:, None, None, None].expand(TOTAL, 4, 2, 4))
+        return drawn[-1]
+
+    def sampler(model, x, sigmas, extra_args, callback, disable, noise_sampler):
+        seen.append(noise_sampler(sigmas[0], sigmas[1])[:, 0, 0, 0].tolist())
+        return model(x, sigmas[0])
+
+    sigmas = edm_sigmas(1)
+    sample_in_turns(
+        long_take(), torch.zeros(TOTAL, 4, 2, 4), sigmas, noise_sampler=noise, windows=IN_TURNS, sampler=sampler
+    )
+    assert seen == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6, 7, 8]]
+
+
+def test_a_clip_is_continued_in_turns_and_settings_are_cut():
+    given = torch.full((1, 4, 2, 4), 7.0)
+    curve = torch.arange(TOTAL).float()[None, :, None].expand(1, TOTAL, 12)
+    take = long_take(continued=given).told(lambda told: replace(told, vector=curve))
+    assert torch.equal(in_turns(take)[:1], given)
+    seen = [told.vector[0, :, 0].tolist() for _, told in take.denoise.asked]
+    assert seen[::3] == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6, 7, 8]]
+
+
+def test_windows_share_one_frame_in_turns_and_half_of_them_fused():
+    assert Windows.of(14, fused=False) == Windows.of(14, fused=False, overlap=1) == Windows(14, 1)
+    assert Windows.of(14, fused=True) == Windows(14, 7)
+    assert Windows.of(14, fused=True, overlap=3) == Windows(14, 3)
+    with pytest.raises(InputError, match="an overlap of 2 for windows in turns, which share one frame: leave it at 0"):
+        Windows.of(14, fused=False, overlap=2)
+
+
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="windows of 4 frames are longer than the clip of 3"):
+        sample_in_turns(long_take(), torch.zeros(3, 4, 2, 4), edm_sigmas(1), windows=IN_TURNS)
     with pytest.raises(InputError, match="windows of 14 frames are longer than the clip of 9: ask for at least 14"):
         Windows(14, 7).starts(9)
     for overlap in (0, 4, 5):

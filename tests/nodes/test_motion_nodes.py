@@ -249,19 +249,28 @@ def test_a_loop_of_two_frames_and_of_several_clips_is_refused(call, loaded, cond
 
 @pytest.fixture
 def longer(call, loaded, conds):
-    def run(model=None, frames=8, window=4, overlap=2, **inputs):
-        given = {"positive": conds[0], "negative": conds[1], "latent": conds[2], "frames": frames}
-        outputs = call(
-            "StableVideoLongTake", model=model or loaded.model, window=window, overlap=overlap, **given, **inputs
-        )
+    def run(model=None, frames=8, window=4, **inputs):
+        given = {"positive": conds[0], "negative": conds[1], "latent": conds[2], "frames": frames, "window": window}
+        outputs = call("StableVideoLongTake", model=model or loaded.model, **given, **inputs)
         return dict(zip(("model", "positive", "negative", "latent"), outputs, strict=True))
 
     return run
 
 
-def test_a_long_take_shows_the_network_one_window_at_a_time(longer, sample, loaded):
+FUSED = {"method": "fusion", "overlap": 2}
+WAYS = [pytest.param({}, id="in turns"), pytest.param(FUSED, id="fusion")]
+
+
+def test_windows_in_turn_cost_a_call_for_each_window_and_step(longer, sample, loaded):
     model, rows = counted(loaded.model)
     done = sample(**longer(model), steps=3)["samples"]
+    assert done.shape == (8, 4, 8, 16)
+    assert rows == [4] * 2 * 3 * 3  # branches, windows from frames 0, 3 and 4, steps
+
+
+def test_a_fused_take_shows_the_network_one_window_at_a_time(longer, sample, loaded):
+    model, rows = counted(loaded.model)
+    done = sample(**longer(model, **FUSED), steps=3)["samples"]
     assert done.shape == (8, 4, 8, 16)
     windows = Windows(4, 2)
     evaluated = [len(windows.starts(8, windows.shift(float(sigma)))) for sigma in edm_sigmas(3)[:-1]]
@@ -269,36 +278,100 @@ def test_a_long_take_shows_the_network_one_window_at_a_time(longer, sample, load
     assert rows == [4] * 2 * sum(evaluated)  # branches
 
 
-def test_one_window_is_the_clip_itself(longer, sample, condition, pictures):
+@pytest.mark.parametrize("way", WAYS)
+def test_one_window_is_the_clip_itself(longer, sample, condition, pictures, way):
     conds = condition(pictures[:1], frames=4)
     plain = sample(positive=conds[0], negative=conds[1], latent=conds[2])["samples"]
-    assert relative(sample(**longer(frames=4, colour_hold=0.0))["samples"], plain) < 1e-5
+    assert relative(sample(**longer(frames=4, colour_hold=0.0, **way))["samples"], plain) < 1e-5
 
 
-def test_a_long_take_runs_on_native_nodes(longer, native, sample):
-    ours, theirs = (longer(model) for model in (None, native.model))
+def test_windows_in_turn_are_the_cores(longer, sample, conds, reference):
+    from svd_core.conditioning import Conditioning
+    from svd_core.motion import LongTake, sample_in_turns
+    from svd_core.sampling import linear_guidance
+
+    context, numbers = conds[0][0]
+    first = numbers["concat_latent_image"]
+    told = Conditioning(context, first, reference.condition(torch.zeros(1, 3, HEIGHT, WIDTH)).vector)
+    wanted = reference.sample(
+        torch.randn(8, 4, 8, 16, generator=torch.Generator().manual_seed(SEED)),
+        told,
+        edm_sigmas(2),
+        linear_guidance(4, 1.0, 2.0),
+        partial(sample_in_turns, windows=Windows(4, 1)),
+        wrap=partial(LongTake, windows=Windows(4, 1), device="cpu"),
+    )
+    assert relative(sample(**longer(colour_hold=0.0))["samples"], wanted / 0.18215) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_windows_in_turn_are_made_by_the_chosen_sampler(longer, conds, sampler):
+    taken = longer()
+    made = ksampled(taken["model"], (taken["positive"], taken["negative"]), taken["latent"], sampler)
+    first = ksampled(taken["model"], (taken["positive"], taken["negative"]), taken["latent"], "euler")
+    assert made.shape == (8, 4, 8, 16)
+    assert made.isfinite().all()
+    assert sampler == "euler" or relative(made, first) > 1e-4
+
+
+def test_a_noise_mask_holds_in_every_window_in_turn(longer, conds, loaded):
+    taken = longer(colour_hold=0.0)
+    mask = torch.zeros(8, 1, 64, 128)
+    mask[..., 64:] = 1
+    latent = {**taken["latent"], "samples": torch.randn(8, 4, 8, 16), "noise_mask": mask}
+    made = ksampled(taken["model"], (taken["positive"], taken["negative"]), latent)
+    torch.testing.assert_close(made[..., :8], latent["samples"][..., :8], rtol=1e-4, atol=1e-4)
+    assert relative(made[..., 8:], latent["samples"][..., 8:]) > 0.1
+
+
+def test_a_model_can_be_set_up_for_another_way_later(longer, sample, loaded):
+    again = sample(**longer(longer()["model"], **FUSED))["samples"]
+    assert torch.equal(again, sample(**longer(**FUSED))["samples"])
+    assert torch.equal(sample(**longer(longer(**FUSED)["model"]))["samples"], sample(**longer())["samples"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_long_take_runs_on_native_nodes(longer, native, sample, way):
+    ours, theirs = (longer(model, **way) for model in (None, native.model))
     made = [ksampled(each["model"], (each["positive"], each["negative"]), each["latent"]) for each in (ours, theirs)]
     assert made[0].shape == (8, 4, 8, 16)
     assert relative(made[1], made[0]) < 1e-3
 
 
-def test_an_existing_clip_is_continued(longer, sample, loaded, pictures):
+@pytest.mark.parametrize(("way", "held"), [({}, 1), (FUSED, 2)])
+def test_an_existing_clip_is_continued(longer, sample, loaded, pictures, way, held):
     clip = pictures[:1].expand(3, -1, -1, -1) * torch.tensor([1.0, 0.8, 0.6])[:, None, None, None]
-    done = sample(**longer(continued=clip, vae=loaded.vae))["samples"]
-    torch.testing.assert_close(done[:2], loaded.vae.encode(clip[1:]), rtol=1e-3, atol=1e-3)
+    done = sample(**longer(continued=clip, vae=loaded.vae, **way))["samples"]
+    torch.testing.assert_close(done[:held], loaded.vae.encode(clip[-held:]), rtol=1e-3, atol=1e-3)
 
 
 def test_windows_that_do_not_fit_are_refused_in_the_node(longer, between, call, loaded, pictures, input_error):
     with pytest.raises(input_error, match="windows of 9 frames are longer than the clip of 8"):
         longer(window=9)
     with pytest.raises(input_error, match="the overlap must be at least 1 and shorter than the window"):
-        longer(window=4, overlap=4)
+        longer(window=4, overlap=4, method="fusion")
+    with pytest.raises(input_error, match="an overlap of 2 for windows in turns, which share one frame: leave it at 0"):
+        longer(window=4, overlap=2)
     with pytest.raises(input_error, match="vae is not connected"):
         longer(continued=pictures)
     with pytest.raises(input_error, match="1 frames of 128x64 to continue: give at least 2"):
-        longer(continued=pictures[:1], vae=loaded.vae)
+        longer(continued=pictures[:1], vae=loaded.vae, **FUSED)
     with pytest.raises(input_error, match="put only one of them on a model"):
         longer(between()[0])
+
+
+def test_a_sampler_that_cannot_run_in_turns_is_named(longer, loaded, input_error):
+    import comfy.sample
+    import comfy.samplers
+
+    class Other(comfy.samplers.Sampler):
+        sample = None
+
+    taken = longer()
+    guider = comfy.samplers.CFGGuider(taken["model"])
+    guider.set_conds(taken["positive"], taken["negative"])
+    with pytest.raises(input_error, match="Other is not made for that: choose another sampler, or fusion"):
+        guider.sample(torch.zeros(8, 4, 8, 16), torch.zeros(8, 4, 8, 16), Other(), edm_sigmas(2))
 
 
 # Un-stick and Curves

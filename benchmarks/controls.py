@@ -42,6 +42,11 @@ FIRST_SEED = 4000
 TAKE = 100
 """Frames of a Long Take."""
 
+GUIDED_TAKE = 50
+
+WAYS = (("in turns", False), ("fusion", True))
+"""Of making a Long Take: what the node calls it, and whether its windows are fused."""
+
 UNGUIDED = {"min_guidance": 1.0, "max_guidance": 1.0}
 
 
@@ -158,10 +163,9 @@ def loop(bench: Bench) -> Iterable[Figure]:
 def long_take(bench: Bench) -> Iterable[Figure]:
     """A hundred frames, without guidance, both ways. Plain clips say how much the model's steps differ where there is
     no border, and the drawn scenes how much true ones do over so many frames."""
-    length = bench.svd.config.variant.frames
-    for name, fused in (("in turns", False), ("fusion", True)):
-        borders = take_borders(Windows.of(length, fused), fused)
-        most, least, drifts = [], [], []
+    for name, fused in WAYS:
+        borders = take_borders(Windows.of(bench.svd.config.variant.frames, fused), fused)
+        most, least, drifts, kept = [], [], [], []
         for number in range(bench.scenes):
             frames = bench.render(bench.scene(number), {"frames": TAKE, **UNGUIDED}, window=0, fused=fused)
             steps = frame_steps(frames)
@@ -169,16 +173,35 @@ def long_take(bench: Bench) -> Iterable[Figure]:
             most.append(float(crossing.max()))
             least.append(float(crossing.min()))
             drifts.append(100 * colour_drift(frames))
+            kept.append(_last_over_first(flow_magnitude(frames), 3))
         title = f"long take ({name}), {TAKE} frames unguided"
         yield Figure(f"{title}: largest step at a border", max(most), "medians", most=1.3, detail=_each(most))
         yield Figure(f"{title}: smallest step at a border", min(least), "medians", detail=_each(least))
         yield Figure(f"{title}: colour drift", max(drifts), "percent", most=2, detail=_each(drifts))
+        yield Figure(f"{title}: flow, last third over first", float(np.median(kept)), "times", detail=_each(kept))
     plain = [_unevenness(bench.render(bench.scene(number), UNGUIDED)) for number in range(bench.scenes)]
     drawn = [_unevenness(bench.scene(number, TAKE).frames) for number in range(bench.scenes)]
     yield Figure(
         "plain clips of these scenes, without a border: largest step", max(plain), "medians", detail=_each(plain)
     )
     yield Figure(f"these scenes as drawn, {TAKE} frames: largest step", max(drawn), "medians", detail=_each(drawn))
+
+
+def guided_take(bench: Bench) -> Iterable[Figure]:
+    """Whether a longer clip holds together under the model's own guidance: one that dissolves changes ever more."""
+    for name, fused in WAYS:
+        grown = []
+        for number in range(bench.scenes):
+            frames = bench.render(bench.scene(number), {"frames": GUIDED_TAKE}, window=0, fused=fused)
+            grown.append(_last_over_first(frame_steps(frames), 5))
+        title = f"long take ({name}), {GUIDED_TAKE} frames guided: steps, last fifth over first"
+        yield Figure(title, float(np.median(grown)), "times", detail=_each(grown))
+
+
+def _last_over_first(values: np.ndarray, parts: int) -> float:
+    """Means of the last and the first of so many parts of a clip."""
+    pieces = np.array_split(values, parts)
+    return float(pieces[-1].mean() / pieces[0].mean())
 
 
 def take_borders(windows: Windows, fused: bool) -> list[int]:
@@ -206,7 +229,7 @@ def memory(bench: Bench) -> Iterable[Figure]:
     """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
     what the decoder holds on a device of its own."""
     clips = _step_bytes(bench)
-    for way, fused in (("in turns", False), ("fusion", True)):
+    for way, fused in WAYS:
         takes = _step_bytes(bench, Windows.of(bench.svd.config.variant.frames, fused), fused)
         for name, clip, take in zip(("device memory", "all memory, host's too,"), clips, takes, strict=True):
             detail = f"{clip / 2**20:.2f} and {take / 2**20:.2f} MiB"
@@ -308,6 +331,7 @@ def curves(bench: Bench) -> Iterable[Figure]:
 
 PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "long_take": long_take,
+    "guided_take": guided_take,
     "unstick": unstick,
     "between": between,
     "loop": loop,

@@ -49,7 +49,6 @@ TAKE_PORTS = (
     *CLIP,
     Port("frames", "INT", 50),
     Port("window", "INT", 0),
-    Port("overlap", "INT", 0),
     *MOVED,
     *MADE,
 )
@@ -116,7 +115,7 @@ def long_take() -> Blueprint:
         CONTROL,
         model=loader["MODEL"],
         **{name: conditioning[name] for name in ("positive", "negative", "latent")},
-        **{name: given[name] for name in ("frames", "window", "overlap")},
+        **{name: given[name] for name in ("frames", "window")},
     )
     return _made(
         graph,
@@ -124,7 +123,7 @@ def long_take() -> Blueprint:
         loader,
         taken["model"],
         {name: taken[name] for name in ("positive", "negative", "latent")},
-        "A clip of any length in the memory of a short one. Windows overlap; 0 takes the checkpoint's own length.",
+        "A clip of any length in the memory of a short one. Made in windows; 0 takes the checkpoint's own length.",
         (*ALIASES, "long video", "extend video", "more frames"),
     )
 

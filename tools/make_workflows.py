@@ -386,11 +386,10 @@ def long_take() -> Graph:
     graph = Graph(
         "long_take",
         "Long take",
-        "## Long take\n\nA clip of any length in the memory of a short one. Windows of **window** frames overlap; each "
-        "goes on from what the one before it predicts. Time grows with the number of windows.\n\nThe picture wears out "
-        "along the way: detail goes first. Keep to two or three windows where it matters.\n\nTo go on from a clip, "
-        "connect its frames to **continued** and show the conditioning the frame that lies **overlap** frames before "
-        "its end.",
+        "## Long take\n\nA clip of any length in the memory of a short one. One window of **window** frames is made "
+        "after the other, each from the last frame of the one before. Time grows with the number of windows.\n\nThe "
+        "picture wears out along the way: detail goes first. Keep to two or three windows where it matters.\n\nTo go "
+        "on from a clip, connect its frames to **continued** and show the conditioning its last frame.",
     )
     loader = _load(graph, SVD)
     conditioning = _condition(graph, loader, _fitted(graph, _picture(graph)["IMAGE"])["image"], 14)

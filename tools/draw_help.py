@@ -37,6 +37,7 @@ from svd_core.sampling import (  # noqa: E402
     trapezoid_guidance,
     triangle_guidance,
 )
+from svd_core.settings import Settings  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
 from tools.fetch_comfyui import newest_comfyui  # noqa: E402
 from tools.samples import DEMO_PICTURE, PICTURE  # noqa: E402
@@ -45,6 +46,7 @@ FOLDER = ROOT / "web" / "docs" / "images"
 README_CLIP = "clip"
 
 WIDTH, HEIGHT, FPS, SEED = 128, 64, 7, 42
+LONG_TAKE = 40
 SCALE = 2
 LABEL, GAP, MARGIN = 24, 6, 6
 QUALITY = 82
@@ -105,6 +107,16 @@ def guidance_panels() -> list[Panel]:
     return [
         Panel(f"guidance {weight:g}", frames(min_guidance=weight, max_guidance=weight)) for weight in (1.0, 2.0, 6.0)
     ]
+
+
+def long_take_panels() -> list[Panel]:
+    """Three windows, made both ways."""
+    chosen = Settings(frames=LONG_TAKE, width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
+    made = {
+        name: svd_core.render_controlled(model(), still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
+        for name, fused in (("in turns", False), ("fusion", True))
+    }
+    return [Panel(name, (clip * 255).round().astype(np.uint8)) for name, clip in made.items()]
 
 
 # Fitted pictures by the nodes
@@ -260,6 +272,7 @@ PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
     "seed": lambda: row(clips("seed", (SEED, 1, 2))),
     "steps": lambda: row(clips("steps", (3, 8, 16))),
     "guidance": lambda: row(guidance_panels()),
+    "long_take": lambda: row(long_take_panels()),
     "fit": lambda: row(fit_panels(), scale=1),
     "unfit": lambda: row(unfit_panels(), scale=1),
     "sigmas": lambda: [sigmas_plot()],

@@ -1,9 +1,9 @@
 """The networks' layers inside one frame or picture, band of rows by band of rows.
 
-A band's height depends on the frame's shape and dtype alone, never on memory: every mode does the same calculations on
-the same bands, and only where the rows wait in between differs. Statistics cover the frame, so a normalised layer reads
-it once to gather them. A convolution sees its neighbours' rows (a halo), so no seam is ever made. Class: rounding,
-against the layer on the whole frame.
+A band's height depends on the frame's shape, its dtype and the kind of device alone, never on free memory: every mode
+does the same calculations on the same bands, and only where the rows wait in between differs. Statistics cover the
+frame, so a normalised layer reads it once to gather them. A convolution sees its neighbours' rows (a halo), so no seam
+is ever made. Class: rounding, against the layer on the whole frame.
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ from torch import Tensor, nn
 from ..kernels import doubled, owed_moments, owed_sum
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
-
-BAND_BYTES = 2**25
-"""Of the widest tensor of a band. A fast GPU takes about as long for so much in 16 bits as the host for asking, and a
-CPU is slower with more. Several live at once, and must fit the smallest budgets."""
-
 
 LONG_SUM = 256
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
@@ -42,7 +37,7 @@ def whole(conv: nn.Module, images: Tensor) -> tuple[Tensor, None]:
 
 
 class InsideFrame(Protocol):
-    """A layer of the network inside each frame."""
+    """A layer of the network inside each frame, in bands whose widest tensor has up to `size` bytes."""
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         """Reads a frame (1, C, H, W) in `place` and returns its result there, in `out` where that is given."""
@@ -78,9 +73,9 @@ class Band:
         return convolved[:, :, first : first + scale * (self.bottom - self.top)]
 
 
-def bands(height: int, values_per_row: int, itemsize: int) -> list[Band]:
-    """Equal bands, at least four rows high so that halos stay cheap."""
-    rows = max(4, BAND_BYTES // (itemsize * values_per_row))
+def bands(height: int, bytes_per_row: int, size: int) -> list[Band]:
+    """Equal bands of up to `size` bytes, at least four rows high so that halos stay cheap."""
+    rows = max(4, size // bytes_per_row)
     count = -(-height // rows)
     rows = -(-height // count)
     return [Band(top, min(top + rows, height), height) for top in range(0, height, rows)]
@@ -91,6 +86,7 @@ class Convolution:
     """A 3x3 convolution, after a GroupNorm and SiLU where there is a norm."""
 
     conv: nn.Module
+    size: int
     norm: nn.Module | None = None
     short: Short = whole
 
@@ -98,14 +94,14 @@ class Convolution:
         return (self.conv.weight.shape[0], *shape[1:])
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        seen, _, convolved = _values(shape, self.conv.weight.shape[0], itemsize)
+        seen, _, convolved = _values(shape, self.conv.weight.shape[0], itemsize, self.size)
         copied = itemsize * seen if staged else 0
         normed = _normed(seen, itemsize, copied) if self.norm is not None else copied
         return made + max(normed, itemsize * convolved + (itemsize * seen if self.norm is not None else copied))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         outputs = self.conv.weight.shape[0]
-        rows = _bands_of(frame, outputs)
+        rows = _bands_of(frame, outputs, self.size)
         affine = _statistics(self.norm, frame, place, rows) if self.norm is not None else None
         out = _made(place, self, frame) if out is None else out
         for band in rows:
@@ -123,6 +119,7 @@ class Doubling:
     """Each pixel becomes four, which a 3x3 convolution smooths."""
 
     conv: nn.Module
+    size: int
     short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
@@ -131,14 +128,15 @@ class Doubling:
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         channels, height, width = shape
         outputs = self.conv.weight.shape[0]
-        band = _widest(bands(height, 4 * width * max(channels, outputs), itemsize))
+        band = _widest(bands(height, 4 * itemsize * width * max(channels, outputs), self.size))
         seen = (band.seen.stop - band.seen.start) * width
         return made + itemsize * seen * (4 * channels + max(4 * outputs, channels if staged else 0))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         outputs = self.conv.weight.shape[0]
         out = _made(place, self, frame) if out is None else out
-        for band in bands(frame.shape[2], 4 * frame.shape[3] * max(frame.shape[1], outputs), frame.itemsize):
+        row = 4 * frame.itemsize * frame.shape[3] * max(frame.shape[1], outputs)
+        for band in bands(frame.shape[2], row, self.size):
             result, owed = _shortly(self.short, self.conv, doubled(place.load(frame[:, :, band.seen])))
             _save(place, out[:, :, 2 * band.top : 2 * band.bottom], band.cut(result, scale=2), owed)
             del result
@@ -151,6 +149,7 @@ class Halving:
     2r to 2r + 2 and columns 2c to 2c + 2."""
 
     conv: nn.Module
+    size: int
     short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
@@ -177,7 +176,8 @@ class Halving:
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
         """Of the result's rows."""
-        return bands(shape[1] // 2, 2 * shape[2] * max(shape[0], self.conv.weight.shape[0]), itemsize)
+        row = 2 * itemsize * shape[2] * max(shape[0], self.conv.weight.shape[0])
+        return bands(shape[1] // 2, row, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,7 @@ class Residual:
     norm2: nn.Module
     conv2: nn.Module
     shortcut: Callable[[Tensor], Tensor]
+    size: int
     keep: bool = True
     short: Short = whole
 
@@ -201,7 +202,7 @@ class Residual:
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         outputs = self.conv1.weight.shape[0]
-        seen, own, convolved = _values(shape, outputs, itemsize)
+        seen, own, convolved = _values(shape, outputs, itemsize, self.size)
         result = own * outputs // shape[0]  # the band's own rows of it
         hidden = 0 if staged or not self.keep else itemsize * outputs * shape[1] * shape[2]
         waiting = 0 if self.keep else itemsize * convolved  # the next band's hidden rows
@@ -217,7 +218,7 @@ class Residual:
         return hidden + max(first, made + waiting + max(0 if self.keep else first, second, last))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
-        rows = _bands_of(frame, self.conv1.weight.shape[0])
+        rows = _bands_of(frame, self.conv1.weight.shape[0], self.size)
         first = _statistics(self.norm1, frame, place, rows)
         hidden = _made(place, self, frame) if self.keep else None
         second = self._gather(frame, place, rows, first, hidden)
@@ -275,19 +276,20 @@ class SelfAttention:
     v: nn.Module
     proj_out: nn.Module
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    size: int
 
     def result(self, shape: Shape) -> Shape:
         return shape
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
         """Tokens counted in units of the band's, of which keys and values hold the frame's."""
-        _, own, _ = _values(shape, shape[0], itemsize)
+        _, own, _ = _values(shape, shape[0], itemsize, self.size)
         held = 2 * itemsize * shape[0] * shape[1] * shape[2]
         copied = itemsize * own if staged else 0
         return max(held + _normed(own, itemsize, copied), made + held + copied + 3 * itemsize * own)
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
-        rows = _bands_of(frame, frame.shape[1])
+        rows = _bands_of(frame, frame.shape[1], self.size)
         affine = _statistics(self.norm, frame, place, rows)
         keys, values = self._keys_and_values(frame, place, rows, affine)
         out = _made(place, self, frame) if out is None else out
@@ -327,14 +329,14 @@ def convolved(conv: nn.Module, images: Tensor) -> Tensor:
     return tokens.view(1, height, width, channels).movedim(-1, 1)
 
 
-def _bands_of(frame: Tensor, outputs: int) -> list[Band]:
-    return bands(frame.shape[2], frame.shape[3] * max(frame.shape[1], outputs), frame.itemsize)
+def _bands_of(frame: Tensor, outputs: int, size: int) -> list[Band]:
+    return bands(frame.shape[2], frame.itemsize * frame.shape[3] * max(frame.shape[1], outputs), size)
 
 
-def _values(shape: Shape, outputs: int, itemsize: int) -> tuple[int, int, int]:
+def _values(shape: Shape, outputs: int, itemsize: int, size: int) -> tuple[int, int, int]:
     """Of the widest band: values seen, values of its own rows, and values that a convolution makes of those seen."""
     channels, height, width = shape
-    band = _widest(bands(height, width * max(channels, outputs), itemsize))
+    band = _widest(bands(height, itemsize * width * max(channels, outputs), size))
     seen = (band.seen.stop - band.seen.start) * width
     return seen * channels, (band.bottom - band.top) * width * channels, seen * outputs
 

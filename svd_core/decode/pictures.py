@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, out_of_memory
 from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
-from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host, steady
+from .places import MODES, Mode, OnDevice, OnHost, Place, band_bytes, has_own_memory, release_host, steady
 from .plan import mebibytes
 
 PLAIN_PIXELS = 2**16
@@ -181,7 +181,8 @@ def _plain_values(steps: Sequence[_Step]) -> int:
 def _taken(picture: Tensor, dtype: torch.dtype, place: Place) -> Tensor:
     """The picture in `place`, channels last, so that its own layout and dtype change no bit."""
     taken = place.empty(picture.shape, dtype)
-    for band in bands(picture.shape[2], picture.shape[1] * picture.shape[3], dtype.itemsize):
+    row = dtype.itemsize * picture.shape[1] * picture.shape[3]
+    for band in bands(picture.shape[2], row, band_bytes(picture.device)):
         rows = picture[:, :, band.rows].to(dtype)
         place.save(taken[:, :, band.rows], rows.contiguous(memory_format=torch.channels_last))
     return taken

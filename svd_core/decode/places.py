@@ -22,6 +22,15 @@ Mode = Literal["device", "host", "bands"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
+SMALL_BANDS, LARGE_BANDS, CPU_BANDS = 2**25, 2**26, 30 * 2**20
+"""Bytes of the widest tensor of a band or strip. Several live at once: some 0.2 GiB with small ones, 0.4 with large. On
+a CPU they stay below the 32 MiB from which C's allocator asks the system for every block anew."""
+
+LARGE_DEVICE = 40 * 2**30
+"""Bytes of a CUDA device that takes large bands. One so fast takes about as long for a small one in 16 bits as the host
+takes to ask for it."""
+
+
 USABLE = 0.8
 """Share of the free memory that activations may take; libraries' workspaces and gaps between tensors have the rest."""
 
@@ -120,6 +129,16 @@ def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     home = "meta" if device.type == "meta" else "cpu"
     empty = torch.empty([shape[0], *shape[2:], shape[1]], dtype=dtype, device=home, pin_memory=device.type == "cuda")
     return empty.movedim(-1, 1)
+
+
+def band_bytes(device: torch.device) -> int:
+    """Of the widest tensor of a band or strip on a device. It goes by what the device is and never by what is free of
+    it, since a convolution's bits depend on it."""
+    if device.type == "cpu":
+        return CPU_BANDS
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return SMALL_BANDS
+    return LARGE_BANDS if torch.cuda.get_device_properties(device).total_memory >= LARGE_DEVICE else SMALL_BANDS
 
 
 def has_own_memory(device: torch.device) -> bool:

@@ -110,9 +110,9 @@ def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int, ite
     """Values of the intermediate results that a sweep leaves for the next."""
     if not isinstance(stage.across, TimeResidual):
         return 0
-    strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames, itemsize))
+    strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames, itemsize, stage.across.size))
     whole = frames * _size(shape)
-    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames, itemsize))
+    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames, itemsize, stage.across.size))
 
 
 def _size(shape: tuple[int, int, int]) -> int:

@@ -6,9 +6,9 @@ frames each pixel stands alone but for the statistics, so strips of pixels go al
 the second GroupNorm's statistics, then to finish. No frame is ever cut off from its neighbours, and there is nothing to
 overlap.
 
-What is computed never depends on where or how much is kept: bands and strips have sizes of their own, and statistics
-are merged in a fixed order. That makes the result the same bits for every mode and chunk. Class: rounding, against the
-plain form.
+What is computed never depends on where or how much is kept: the size of bands and strips goes by the kind of device,
+and statistics are merged in a fixed order. That makes the result the same bits for every mode and chunk. Class:
+rounding, against the plain form.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .frames import BAND_BYTES, InsideFrame, Shape
+from .frames import InsideFrame, Shape
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Mode, Place, Placement, steady, wait_for
 
 
 class AcrossFrames(Protocol):
-    """A layer that changes a clip (T, C, H, W), channels last and in `place`, where it lies."""
+    """A layer that changes a clip (T, C, H, W), channels last and in `place`, where it lies, in strips of up to `size`
+    bytes."""
+
+    @property
+    def size(self) -> int: ...
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None: ...
 
@@ -50,15 +54,16 @@ class TimeConvolution:
     """A (3,1,1) convolution that keeps the channels; `circular` as in `over_frames`."""
 
     conv: nn.Module
+    size: int
     circular: bool = False
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
-        for strip in _strips(clip):
+        for strip in _strips(clip, self.size):
             own = _as_clip(place.load(strip).contiguous())  # in every mode the same call
             place.save(strip, _clip_tokens(over_frames(self.conv, own, self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        values = strip_values(shape, frames, itemsize)
+        values = strip_values(shape, frames, itemsize, self.size)
         return itemsize * (2 * values + wrapped_values(values, frames, self.circular))
 
 
@@ -71,12 +76,13 @@ class TimeResidual:
     norm2: nn.Module
     conv2: nn.Module
     alpha: Tensor
+    size: int
     circular: bool = False
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         """Adds in place. The hidden results of `keep` frames' worth of pixels stay, in `place`, from the first sweep;
         those of the others are computed twice."""
-        strips = _strips(clip)
+        strips = _strips(clip, self.size)
         first = Affine.of(self.norm1, [Moments.of(place.load(strip)) for strip in strips])
         staying = kept_strips(len(strips), len(clip), keep)
         kept: list[Tensor] = []
@@ -87,9 +93,9 @@ class TimeResidual:
             self._finish(place, strip, kept.pop() if kept else None, first, second, alpha)
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        values = strip_values(shape, frames, itemsize)
+        values = strip_values(shape, frames, itemsize, self.size)
         copied = itemsize * values if staged else 0
-        whole = strip_pixels(shape, frames, itemsize) == shape[1] * shape[2]
+        whole = strip_pixels(shape, frames, itemsize, self.size) == shape[1] * shape[2]
         ungathered = 0 if staged or whole else itemsize * values  # a strip of a clip is not one run of memory
         gathering = copied + ungathered + moments_bytes(values, itemsize)
         hidden = copied  # on the device it is one of those that are kept
@@ -169,15 +175,15 @@ def _run(layers: Sequence[InsideFrame], frame: Tensor, place: Place, out: Tensor
     return layers[-1](frame, place, out)
 
 
-def strip_pixels(shape: Shape, frames: int, itemsize: int) -> int:
-    """Pixels of a strip of a clip whose frames have the shape (C, H, W), however much memory there is."""
+def strip_pixels(shape: Shape, frames: int, itemsize: int, size: int) -> int:
+    """Pixels of a strip of up to `size` bytes, of a clip whose frames have the shape (C, H, W)."""
     channels, height, width = shape
-    count = -(-height * width // max(1, BAND_BYTES // (itemsize * frames * channels)))
+    count = -(-height * width // max(1, size // (itemsize * frames * channels)))
     return -(-height * width // count)
 
 
-def strip_values(shape: Shape, frames: int, itemsize: int) -> int:
-    return strip_pixels(shape, frames, itemsize) * frames * shape[0]
+def strip_values(shape: Shape, frames: int, itemsize: int, size: int) -> int:
+    return strip_pixels(shape, frames, itemsize, size) * frames * shape[0]
 
 
 def kept_strips(strips: int, frames: int, keep: int) -> int:
@@ -185,9 +191,9 @@ def kept_strips(strips: int, frames: int, keep: int) -> int:
     return min(strips, -(-keep * strips // frames))
 
 
-def _strips(clip: Tensor) -> list[Tensor]:
+def _strips(clip: Tensor, size: int) -> list[Tensor]:
     """(T, C, H, W) -> views (T, strip, C)."""
-    pixels = strip_pixels(tuple(clip.shape[1:]), len(clip), clip.itemsize)
+    pixels = strip_pixels(tuple(clip.shape[1:]), len(clip), clip.itemsize, size)
     return list(rearrange(clip, "t c h w -> t (h w) c").split(pixels, dim=1))
 
 

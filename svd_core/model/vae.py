@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import PIXELS_PER_LATENT, VAEConfig
 from ..decode.frames import Convolution, Doubling, Halving, InsideFrame, Residual, SelfAttention
 from ..decode.pictures import EncodePlan, choose_encode, encode_modes, encode_plan, run_encode
-from ..decode.places import MODES, Mode, has_own_memory
+from ..decode.places import MODES, Mode, band_bytes, has_own_memory
 from ..decode.plan import DecodePlan, choose_decode, decode_plan
 from ..decode.rescue import rescued
 from ..decode.run import run_plan
@@ -52,9 +52,9 @@ class ConvBlock(nn.Module):
         hidden = self.conv2(_norm_silu(self.norm2, hidden))
         return self.nin_shortcut(images) + hidden
 
-    def in_bands(self) -> Residual:
-        """`spatial` in parts, for what cannot hold the frame several times."""
-        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut, short=self.short)
+    def in_bands(self, size: int) -> Residual:
+        """`spatial` in parts of `size` bytes, for what cannot hold the frame several times."""
+        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut, size, short=self.short)
 
 
 class ResnetBlock(ConvBlock):
@@ -105,11 +105,11 @@ class VideoBlock(ConvBlock):
         """(1,) in float32: the share of the temporal path."""
         return self.mix_factor.float().sigmoid()
 
-    def across_frames(self, circular: bool = False) -> TimeResidual:
+    def across_frames(self, size: int, circular: bool = False) -> TimeResidual:
         """The temporal path in parts, for a decoder that cannot hold the whole clip several times."""
         norm1, _, conv1 = self.time_stack.in_layers
         norm2, _, _, conv2 = self.time_stack.out_layers
-        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha, circular)
+        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha, size, circular)
 
 
 class AttnBlock(nn.Module):
@@ -131,8 +131,8 @@ class AttnBlock(nn.Module):
         attended = to_images(self.attention(q, k, v)[:, 0], images.shape[-2])
         return images + self.proj_out(attended)
 
-    def in_bands(self) -> SelfAttention:
-        return SelfAttention(self.norm, self.q, self.k, self.v, self.proj_out, self.attention)
+    def in_bands(self, size: int) -> SelfAttention:
+        return SelfAttention(self.norm, self.q, self.k, self.v, self.proj_out, self.attention, size)
 
 
 class Downsample(nn.Module):
@@ -147,8 +147,8 @@ class Downsample(nn.Module):
         """(N, C, H, W) -> (N, C, H // 2, W // 2)."""
         return self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
 
-    def in_bands(self) -> Halving:
-        return Halving(self.conv, self.short)
+    def in_bands(self, size: int) -> Halving:
+        return Halving(self.conv, size, self.short)
 
 
 class Upsample(nn.Module):
@@ -163,8 +163,8 @@ class Upsample(nn.Module):
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
         return self.conv(doubled(images))
 
-    def in_bands(self) -> Doubling:
-        return Doubling(self.conv, self.short)
+    def in_bands(self, size: int) -> Doubling:
+        return Doubling(self.conv, size, self.short)
 
 
 BlockType = type[ResnetBlock] | type[VideoBlock]
@@ -227,13 +227,14 @@ class Encoder(nn.Module):
             yield from level.layers()
         yield from self.mid.layers()
 
-    def in_bands(self) -> list[InsideFrame]:
-        """The same computation in parts, for a picture whose activations are too many to hold several times."""
+    def in_bands(self, size: int) -> list[InsideFrame]:
+        """The same computation in parts of `size` bytes, for a picture whose activations are too many to hold several
+        times."""
         first, *others = self.layers()
         return [
-            Convolution(first, short=self.short),
-            *(layer.in_bands() for layer in others),
-            Convolution(self.conv_out, self.norm_out, self.short),
+            Convolution(first, size, short=self.short),
+            *(layer.in_bands(size) for layer in others),
+            Convolution(self.conv_out, size, self.norm_out, self.short),
         ]
 
 
@@ -266,20 +267,20 @@ class Decoder(nn.Module):
         """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
         return self.conv_out(_norm_silu(self.norm_out, images))
 
-    def stages(self, circular: bool = False) -> list[Stage]:
-        """The same computation as runs of layers inside a frame, each ended by a layer across frames. circular: the
-        clip is a loop, and its last frame the neighbour of its first."""
+    def stages(self, size: int, circular: bool = False) -> list[Stage]:
+        """The same computation as runs of layers inside a frame, each ended by a layer across frames, in parts of
+        `size` bytes. circular: the clip is a loop, and its last frame the neighbour of its first."""
         first, *others = self.layers()
-        stages, inside = [], [Convolution(first, short=self.short)]
+        stages, inside = [], [Convolution(first, size, short=self.short)]
         for layer in others:
-            inside.append(layer.in_bands())
+            inside.append(layer.in_bands(size))
             if isinstance(layer, VideoBlock):
-                stages.append(Stage(tuple(inside), layer.across_frames(circular)))
+                stages.append(Stage(tuple(inside), layer.across_frames(size, circular)))
                 inside = []
-        inside.append(Convolution(self.conv_out, self.norm_out, self.short))
-        return [*stages, Stage(tuple(inside), self.last_across_frames(circular))]
+        inside.append(Convolution(self.conv_out, size, self.norm_out, self.short))
+        return [*stages, Stage(tuple(inside), self.last_across_frames(size, circular))]
 
-    def last_across_frames(self, circular: bool) -> TimeConvolution | None:
+    def last_across_frames(self, size: int, circular: bool) -> TimeConvolution | None:
         """What follows the head, if anything."""
         return None
 
@@ -315,8 +316,8 @@ class TemporalDecoder(Decoder):
         mixed = over_frames(self.conv_out.time_mix_conv, to_clips(pixels, num_frames), circular)
         return from_clips(mixed, pixels.shape[-2])
 
-    def last_across_frames(self, circular: bool) -> TimeConvolution:
-        return TimeConvolution(self.conv_out.time_mix_conv, circular)
+    def last_across_frames(self, size: int, circular: bool) -> TimeConvolution:
+        return TimeConvolution(self.conv_out.time_mix_conv, size, circular)
 
 
 class VideoVAE(nn.Module):
@@ -359,7 +360,7 @@ class VideoVAE(nn.Module):
         return self._mean(self.encoder(self.backend.fit(pixels, self.encoder.conv_in.weight)))
 
     def _encode_in_bands(self, picture: Tensor, dtype: torch.dtype, plan: EncodePlan) -> Tensor:
-        return self._mean(run_encode(self.encoder.in_bands(), picture, dtype, plan))
+        return self._mean(run_encode(self.encoder.in_bands(band_bytes(picture.device)), picture, dtype, plan))
 
     def _mean(self, moments: Tensor) -> Tensor:
         moments = self.quant_conv(moments) if self.config.encoder_quant else moments
@@ -385,7 +386,7 @@ class VideoVAE(nn.Module):
         _check_positive(budget, "budget", "bytes")
         if mode not in (None, *MODES):
             raise InputError(f"encode mode {mode!r} is not known: choose one of {', '.join(MODES)}")
-        layers, itemsize = self.encoder.in_bands(), self.encoder.conv_in.weight.element_size()
+        layers, itemsize = self.encoder.in_bands(band_bytes(device)), self.encoder.conv_in.weight.element_size()
         if budget is None:
             return encode_plan(layers, tuple(shape), itemsize, mode or "device")
         return choose_encode(layers, tuple(shape), itemsize, budget, own_memory=has_own_memory(device), mode=mode)
@@ -420,10 +421,11 @@ class VideoVAE(nn.Module):
 
     def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None, circular: bool) -> Tensor:
         """Latents (T, 4, h, w) of one clip, which went through `post_quant_conv`."""
-        pixels = run_plan(self.decoder.stages(circular), latents, plan)
+        size = band_bytes(latents.device)
+        pixels = run_plan(self.decoder.stages(size, circular), latents, plan)
 
         def precise(latents: Tensor) -> Tensor:
-            stages = copy.deepcopy(self.decoder).float().stages(circular)
+            stages = copy.deepcopy(self.decoder).float().stages(size, circular)
             shape, own = tuple(latents.shape), has_own_memory(latents.device)
             if budget is None:
                 return run_plan(stages, latents, decode_plan(stages, shape, 4, plan.mode, 1))
@@ -445,7 +447,8 @@ class VideoVAE(nn.Module):
         _check_latents(shape, num_frames, self.config.latent_channels)
         _check_positive(chunk, "chunk", "frames")
         _check_positive(budget, "budget", "bytes")
-        stages, itemsize = self.decoder.stages(circular), self.decoder.conv_in.weight.element_size()
+        itemsize = self.decoder.conv_in.weight.element_size()
+        stages = self.decoder.stages(band_bytes(device), circular)
         clip = (num_frames, *shape[1:])
         if budget is None:
             mode = mode or "device"

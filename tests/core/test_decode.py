@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from weights import randomise, relative
 
 import svd_core.decode.frames
 import svd_core.decode.run
-import svd_core.decode.stream
+import svd_core.model.vae
 from benchmarks.device_bytes import device_bytes
 from svd_core.config import VAEConfig
 from svd_core.decode.norms import Affine, Moments
-from svd_core.decode.places import MODES
+from svd_core.decode.places import MODES, band_bytes
 from svd_core.decode.plan import DecodePlan
 from svd_core.decode.stream import stream
 from svd_core.errors import InputError
@@ -248,6 +249,17 @@ def test_the_hosts_memory_is_the_devices_on_a_cpu():
         planned(2**30, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(("gibibytes", "size"), [(8, 2**25), (24, 2**25), (80, 2**26)])
+def test_bands_go_by_the_device_and_not_by_what_is_free(monkeypatch, gibibytes, size):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    given = SimpleNamespace(total_memory=gibibytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: given)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("what is free was asked for"))
+    assert band_bytes(torch.device("cuda")) == size
+    assert band_bytes(torch.device("cpu")) < 2**25  # C's allocator
+    assert band_bytes(torch.device("meta")) == band_bytes(torch.device("mps")) == 2**25
+
+
 def test_an_unknown_mode_is_refused(vae):
     with pytest.raises(InputError, match="decode mode 'disk' is not known: choose one of device, host, bands"):
         vae.decode(ramped(1, 1, 1), 1, mode="disk")
@@ -256,8 +268,7 @@ def test_an_unknown_mode_is_refused(vae):
 @pytest.fixture
 def narrow(monkeypatch):
     """Bands and strips so small that a small clip has many."""
-    for module in (svd_core.decode.frames, svd_core.decode.stream):
-        monkeypatch.setattr(module, "BAND_BYTES", 120000)
+    monkeypatch.setattr(svd_core.model.vae, "band_bytes", lambda device: 120000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from weights import randomise, relative
 
-import svd_core.decode.frames
-import svd_core.decode.stream
+import svd_core.decode.pictures
+import svd_core.model.vae
 from svd_core import kernels
 from svd_core.config import VAEConfig
 from svd_core.decode.places import MODES
@@ -34,8 +34,7 @@ def asked(monkeypatch):
 @pytest.fixture
 def small_bands(monkeypatch):
     """Several bands and strips even of small frames."""
-    monkeypatch.setattr(svd_core.decode.frames, "BAND_BYTES", 2**14)
-    monkeypatch.setattr(svd_core.decode.stream, "BAND_BYTES", 2**14)
+    monkeypatch.setattr(svd_core.model.vae, "band_bytes", lambda device: 2**14)
 
 
 @torch.inference_mode()
@@ -63,7 +62,7 @@ def test_no_bit_of_an_encoding_depends_on_mode(asked, monkeypatch):
     """Which is where a first convolution's result is worked out twice instead of being kept."""
     vae = randomise(VideoVAE(CONFIG)).bfloat16()
     monkeypatch.setattr(svd_core.decode.pictures, "PLAIN_PIXELS", 0)
-    monkeypatch.setattr(svd_core.decode.frames, "BAND_BYTES", 2**14)
+    monkeypatch.setattr(svd_core.model.vae, "band_bytes", lambda device: 2**14)
     pixels = torch.rand(1, 3, 40, 56).bfloat16() * 2 - 1
     plain = vae.encode(pixels, mode="device")
     assert "owed_moments" in asked

@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from weights import randomise, relative
 
-import svd_core.decode.frames
 import svd_core.decode.pictures
+import svd_core.model.vae
 from benchmarks.device_bytes import device_bytes
 from svd_core.config import VAEConfig
 from svd_core.decode.pictures import EncodePlan, encode_picture
@@ -36,10 +36,14 @@ def banded(monkeypatch):
     monkeypatch.setattr(svd_core.decode.pictures, "PLAIN_PIXELS", 0)
 
 
+NARROW = 120000
+"""Bytes of a band."""
+
+
 @pytest.fixture
 def narrow(monkeypatch, banded):
     """Bands so small that a small picture has many."""
-    monkeypatch.setattr(svd_core.decode.frames, "BAND_BYTES", 120000)
+    monkeypatch.setattr(svd_core.model.vae, "band_bytes", lambda device: NARROW)
 
 
 def pixels(height: int, width: int, pictures: int = 1) -> torch.Tensor:
@@ -123,22 +127,21 @@ def test_nothing_is_written_to_the_pixels(vae, narrow):
 @pytest.mark.parametrize("size", [(8, 8), (12, 6), (9, 7), (7, 12), (3, 3), (2, 5)])
 @pytest.mark.parametrize("values", [1, 10**9])
 @torch.inference_mode()
-def test_halving_equals_downsampling(monkeypatch, size, values):
+def test_halving_equals_downsampling(size, values):
     """Also of odd heights and widths, where a last row or column is not read."""
-    monkeypatch.setattr(svd_core.decode.frames, "BAND_BYTES", 4 * values)
     layer = randomise(Downsample(32, backend=Backend()))
     images = torch.randn(1, 32, *size).contiguous(memory_format=torch.channels_last)
-    halved = layer.in_bands()(images, OnDevice(images.device))
+    halved = layer.in_bands(4 * values)(images, OnDevice(images.device))
     assert halved.shape == layer(images).shape
     assert relative(halved, layer(images)) <= 1e-6
 
 
 @pytest.mark.parametrize("outputs", [32, 64])
 @torch.inference_mode()
-def test_what_is_worked_out_twice_is_the_same_bits_also_in_place(narrow, outputs):
+def test_what_is_worked_out_twice_is_the_same_bits_also_in_place(outputs):
     block = randomise(ResnetBlock(32, outputs, backend=Backend()))
     images = torch.randn(1, 32, 37, 90).contiguous(memory_format=torch.channels_last)
-    place, kept = OnDevice(images.device), block.in_bands()
+    place, kept = OnDevice(images.device), block.in_bands(NARROW)
     expected = kept(images, place)
     lean = replace(kept, keep=False)
     assert torch.equal(lean(images, place), expected)

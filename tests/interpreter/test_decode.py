@@ -5,8 +5,7 @@ import pytest
 import torch
 from weights import randomise, relative
 
-import svd_core.decode.frames
-import svd_core.decode.stream
+import svd_core.model.vae
 from svd_core.config import VAEConfig
 from svd_core.decode.places import MODES
 from svd_core.kernels import choice
@@ -24,8 +23,7 @@ def kernels_everywhere(monkeypatch):
 
     always = Always(lambda device: "")
     monkeypatch.setattr(choice, "choices", lambda: always)
-    monkeypatch.setattr(svd_core.decode.frames, "BAND_BYTES", 2**15)
-    monkeypatch.setattr(svd_core.decode.stream, "BAND_BYTES", 2**15)
+    monkeypatch.setattr(svd_core.model.vae, "band_bytes", lambda device: 2**15)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ def test_latents_are_the_cores(loaded, reference, still, pictures):
 
 @torch.inference_mode()
 def test_free_memory_changes_no_bit(loaded, still, monkeypatch, part):
-    monkeypatch.setattr(part("svd_core.decode.frames"), "BAND_BYTES", 2**20)
+    monkeypatch.setattr(part("svd_core.model.vae"), "band_bytes", lambda device: 2**20)
     network, encode = type(loaded.vae.first_stage_model), type(loaded.vae.first_stage_model).encode
     expected, ways = loaded.vae.encode(still), []
 

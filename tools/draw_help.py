@@ -93,7 +93,10 @@ def still() -> Image.Image:
 def frames(**settings: Any) -> np.ndarray:
     """The demo picture in motion, (14, 64, 128, 3) uint8."""
     chosen = {"width": WIDTH, "height": HEIGHT, "fps": FPS, "seed": SEED} | settings
-    clip = model().animate(still(), **chosen)
+    return _in_bytes(model().animate(still(), **chosen))
+
+
+def _in_bytes(clip: np.ndarray) -> np.ndarray:
     return (clip * 255).round().astype(np.uint8)
 
 
@@ -116,7 +119,7 @@ def long_take_panels() -> list[Panel]:
         name: svd_core.render_controlled(model(), still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
         for name, fused in (("in turns", False), ("fusion", True))
     }
-    return [Panel(name, (clip * 255).round().astype(np.uint8)) for name, clip in made.items()]
+    return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]
 
 
 # Fitted pictures by the nodes

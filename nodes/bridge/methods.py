@@ -254,12 +254,12 @@ def with_method(patcher: ModelPatcher, method: Method) -> ModelPatcher:
 
 def both_ways_in_turns(patched: ModelPatcher) -> None:
     """Replace whatever sampler the MODEL is run with by ViBiDSampler."""
-    _sample_with(patched, _sample_both_ways)
+    _sample_with(patched, lambda chosen: _sample_both_ways)
 
 
 def windows_in_turns(patched: ModelPatcher, windows: Windows) -> None:
     """Let whatever sampler the MODEL is run with make one window after the other."""
-    _sample_with(patched, partial(_sample_windows, windows=windows))
+    _sample_with(patched, lambda chosen: partial(_sample_windows, windows=windows, sampler=_repeatable(chosen)))
 
 
 def at_once(patched: ModelPatcher) -> None:
@@ -267,12 +267,12 @@ def at_once(patched: ModelPatcher) -> None:
     patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
 
 
-def _sample_with(patched: ModelPatcher, function: Callable[..., Tensor]) -> None:
-    """Replace the sampler by a function of k-diffusion's signature, which is given the one replaced as `chosen`."""
+def _sample_with(patched: ModelPatcher, instead: Callable[[Any], Callable[..., Tensor]]) -> None:
+    """Replace the sampler by what `instead` makes of it, a function of k-diffusion's signature."""
 
     def sample(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         chosen = executor.class_obj
-        replaced = comfy.samplers.KSAMPLER(partial(function, chosen=chosen), {}, getattr(chosen, "inpaint_options", {}))
+        replaced = comfy.samplers.KSAMPLER(instead(chosen), {}, getattr(chosen, "inpaint_options", {}))
         return replaced.sample(*args, **kwargs)
 
     at_once(patched)
@@ -286,8 +286,6 @@ def _sample_both_ways(
     extra_args: dict[str, Any],
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
-    *,
-    chosen: Any,
 ) -> Tensor:
     return sample_sequential(_BothWays(model, extra_args), x, sigmas, extra_args, callback, disable)
 
@@ -319,15 +317,19 @@ def _sample_windows(
     disable: bool | None = None,
     *,
     windows: Windows,
-    chosen: Any,
+    sampler: Callable[..., Tensor],
 ) -> Tensor:
+    return sample_in_turns(_InParts(model), x, sigmas, extra_args, callback, disable, windows=windows, sampler=sampler)
+
+
+def _repeatable(chosen: Any) -> Callable[..., Tensor]:
+    """A sampler of ComfyUI's as a function of k-diffusion's signature. Raises InputError for one that is none."""
     if not isinstance(chosen, comfy.samplers.KSAMPLER):
         raise InputError(
             f"a Long Take in turns runs a sampler once for each window, and {type(chosen).__name__} is not made for "
             "that: choose another sampler, or fusion on Stable Video Long Take"
         )
-    sampler = partial(chosen.sampler_function, **chosen.extra_options)
-    return sample_in_turns(_InParts(model), x, sigmas, extra_args, callback, disable, windows=windows, sampler=sampler)
+    return partial(chosen.sampler_function, **chosen.extra_options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,6 +39,9 @@ def whole(conv: nn.Module, images: Tensor) -> tuple[Tensor, None]:
 class InsideFrame(Protocol):
     """A layer of the network inside each frame, in bands whose widest tensor has up to `size` bytes."""
 
+    @property
+    def size(self) -> int: ...
+
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         """Reads a frame (1, C, H, W) in `place` and returns its result there, in `out` where that is given."""
 
@@ -126,21 +129,24 @@ class Doubling:
         return self.conv.weight.shape[0], 2 * shape[1], 2 * shape[2]
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        channels, height, width = shape
+        channels, _, width = shape
         outputs = self.conv.weight.shape[0]
-        band = _widest(bands(height, 4 * itemsize * width * max(channels, outputs), self.size))
+        band = _widest(self._bands(shape, itemsize))
         seen = (band.seen.stop - band.seen.start) * width
         return made + itemsize * seen * (4 * channels + max(4 * outputs, channels if staged else 0))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
-        outputs = self.conv.weight.shape[0]
         out = _made(place, self, frame) if out is None else out
-        row = 4 * frame.itemsize * frame.shape[3] * max(frame.shape[1], outputs)
-        for band in bands(frame.shape[2], row, self.size):
+        for band in self._bands(tuple(frame.shape[1:]), frame.itemsize):
             result, owed = _shortly(self.short, self.conv, doubled(place.load(frame[:, :, band.seen])))
             _save(place, out[:, :, 2 * band.top : 2 * band.bottom], band.cut(result, scale=2), owed)
             del result
         return out
+
+    def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
+        """Of the frame's rows, of which four come of each pixel."""
+        row = 4 * itemsize * shape[2] * max(shape[0], self.conv.weight.shape[0])
+        return bands(shape[1], row, self.size)
 
 
 @dataclass(frozen=True, slots=True)

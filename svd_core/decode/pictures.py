@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, out_of_memory
 from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
-from .places import MODES, Mode, OnDevice, OnHost, Place, band_bytes, has_own_memory, release_host, steady
+from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host, steady
 from .plan import mebibytes
 
 PLAIN_PIXELS = 2**16
@@ -122,7 +122,7 @@ def encode_picture(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.
     place = OnHost(picture.device) if staged else OnDevice(picture.device)
     steps = _steps(layers, tuple(picture.shape[1:]), mode)
     lengths, held = _lengths(steps), {}
-    frame = _taken(picture, dtype, place)
+    frame = _taken(picture, dtype, place, steps[0].layer.size)
     with steady(picture.device):
         for step in steps:
             if step.stretch not in held:
@@ -178,11 +178,11 @@ def _plain_values(steps: Sequence[_Step]) -> int:
     return prod(steps[0].given) + max(blocks)
 
 
-def _taken(picture: Tensor, dtype: torch.dtype, place: Place) -> Tensor:
-    """The picture in `place`, channels last, so that its own layout and dtype change no bit."""
+def _taken(picture: Tensor, dtype: torch.dtype, place: Place, size: int) -> Tensor:
+    """The picture in `place`, channels last, so that its own layout and dtype change no bit; bands as in `bands`."""
     taken = place.empty(picture.shape, dtype)
     row = dtype.itemsize * picture.shape[1] * picture.shape[3]
-    for band in bands(picture.shape[2], row, band_bytes(picture.device)):
+    for band in bands(picture.shape[2], row, size):
         rows = picture[:, :, band.rows].to(dtype)
         place.save(taken[:, :, band.rows], rows.contiguous(memory_format=torch.channels_last))
     return taken

@@ -31,6 +31,15 @@ Short = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
 device adds that on the way to where the result goes, which saves a pass over it."""
 
 
+ByCorner = Callable[[nn.Module, Tensor, Callable[..., Tensor]], Tensor | None]
+"""(convolution, images (1, C, h, W), how one is called) -> its result (1, C', 2h, 2W) for the doubled images, by
+`kernels.smoothed_by_corner`; None where those must be made."""
+
+
+def never(_conv: nn.Module, _images: Tensor, _convolved: Callable[..., Tensor]) -> None:
+    """No convolution by corner."""
+
+
 def whole(conv: nn.Module, images: Tensor) -> tuple[Tensor, None]:
     """A convolution whose result is owed nothing."""
     return convolved(conv, images), None
@@ -123,6 +132,7 @@ class Doubling:
 
     conv: nn.Module
     size: int
+    by_corner: ByCorner = never
     short: Short = whole
 
     def result(self, shape: Shape) -> Shape:
@@ -133,15 +143,27 @@ class Doubling:
         outputs = self.conv.weight.shape[0]
         band = _widest(self._bands(shape, itemsize))
         seen = (band.seen.stop - band.seen.start) * width
-        return made + itemsize * seen * (4 * channels + max(4 * outputs, channels if staged else 0))
+        copied = channels if staged else 0
+        at_once = seen * (4 * channels + max(4 * outputs, copied))
+        summed = 20 * channels * outputs  # and one corner's weights apart
+        corner = (seen // width + 1) * (width + 1) * outputs
+        return made + itemsize * max(at_once, summed + corner + seen * (4 * outputs + copied))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         out = _made(place, self, frame) if out is None else out
         for band in self._bands(tuple(frame.shape[1:]), frame.itemsize):
-            result, owed = _shortly(self.short, self.conv, doubled(place.load(frame[:, :, band.seen])))
+            result, owed = self._smoothed(place.load(frame[:, :, band.seen]))
             _save(place, out[:, :, 2 * band.top : 2 * band.bottom], band.cut(result, scale=2), owed)
             del result
         return out
+
+    def _smoothed(self, seen: Tensor) -> tuple[Tensor, Tensor | None]:
+        smoothed = self.by_corner(self.conv, seen, convolved)
+        if smoothed is not None:
+            return smoothed, None
+        twice = doubled(seen)
+        del seen  # or a band more would be there while the convolution is at its widest
+        return _shortly(self.short, self.conv, twice)
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
         """Of the frame's rows, of which four come of each pixel."""
@@ -319,7 +341,7 @@ class SelfAttention:
         return self.proj_out(rearrange(attended, "n 1 (h w) c -> n c h w", w=own.shape[3]))
 
 
-def convolved(conv: nn.Module, images: Tensor) -> Tensor:
+def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """A convolution of images (1, C, h, W), channels last -> the same kind.
 
     On a CPU, oneDNN sums a float32 convolution of many channels in one long chain where channels lie last and in short

@@ -11,6 +11,7 @@ from .choice import Operation as Operation
 from .choice import choices as choices
 from .choice import report as report
 from .doubled import doubled as doubled
+from .doubled import smoothed_by_corner as smoothed_by_corner
 from .frame_attention import frame_attention as frame_attention
 from .frame_conv import frame_conv as frame_conv
 from .geglu import gated as gated

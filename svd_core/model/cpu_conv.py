@@ -1,13 +1,15 @@
-"""Convolutions that a CPU runs as products: capability, one probe, kept choice, torch's route otherwise.
+"""Convolutions that a CPU runs otherwise than torch would: as products, and those of doubled images by corner.
 
 Torch sends convolutions to oneDNN, which turns all weights in every call. At the coarse levels of a small picture there
-are more of them than pixels to use them on, and turning them takes most of the time. Class: rounding. Never with
-gradients, in torch.compile, or on weights that are anything but plain numbers in the CPU's memory.
+are more of them than pixels to use them on, and turning them takes most of the time. There a product is taken:
+capability, one probe, kept choice, torch's route otherwise. Class: rounding. Never with gradients, in torch.compile, or
+on weights that are anything but plain numbers in the CPU's memory.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 
 import torch
@@ -24,6 +26,10 @@ must choose as one by one."""
 
 MANY_WEIGHTS = 2**22
 """Of a convolution that runs as a product, at least: those of 1280 channels have them, those of 640 do not."""
+
+DOUBLED_PIXELS = {torch.float32: 64, torch.bfloat16: 128}
+"""Of an image before it is doubled, at least, for the convolution after that to run by corner: with fewer, summing the
+weights takes longer than it saves."""
 
 PROBE_IMAGES = (7, 1280, 3, 5)
 PROBE_OUTPUTS = 640
@@ -55,6 +61,16 @@ def is_product(images: Tensor, weight: Tensor) -> bool:
         return False
     plain = type(images) in PLAIN and is_plain(weight, images.dtype)
     return plain and not torch.is_autocast_enabled("cpu") and chosen(images.dtype)
+
+
+def may_run_by_corner(images: Tensor) -> bool:
+    """Whether a 3x3 convolution of images (N, C, H, W) doubled runs by corner, if its weights are `is_plain`. There is
+    nothing to probe: torch's own convolution does it either way, in four ninths of the products."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not images.is_cpu:
+        return False
+    if images.shape[2] * images.shape[3] < DOUBLED_PIXELS.get(images.dtype, math.inf):
+        return False
+    return type(images) in PLAIN and not torch.is_autocast_enabled("cpu")
 
 
 def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

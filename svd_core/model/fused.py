@@ -12,9 +12,18 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..kernels import Operation, add_layer_norm, blend, group_norm, group_norm_silu, spread
-from .cpu import deriving_linear
-from .cpu_conv import deriving_conv
+from ..kernels import (
+    Operation,
+    add_layer_norm,
+    blend,
+    doubled,
+    group_norm,
+    group_norm_silu,
+    smoothed_by_corner,
+    spread,
+)
+from .cpu import deriving_linear, is_plain
+from .cpu_conv import deriving_conv, may_run_by_corner
 from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
@@ -80,6 +89,23 @@ def short_of_bias(weights: WeightsFn, conv: nn.Module, images: Tensor) -> tuple[
                 owed = bias if bias is conv.bias else bias.clone()
                 return nn.functional.conv2d(images, weight, None, conv.stride, conv.padding), owed
     return conv(images), None
+
+
+def doubled_convolved(weights: WeightsFn, conv: nn.Module, images: Tensor) -> Tensor:
+    """A 3x3 convolution of images (N, C, H, W), each pixel of which is taken four times -> (N, C', 2H, 2W)."""
+    smoothed = convolved_by_corner(weights, conv, images)
+    return conv(doubled(images)) if smoothed is None else smoothed
+
+
+def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *more: Any) -> Tensor | None:
+    """`doubled_convolved` by `kernels.smoothed_by_corner(images, weight, bias, *more)`, or None where the layer must be
+    called, or had better be. Class: rounding."""
+    if not may_run_by_corner(images):
+        return None
+    with weights(conv, images) as found:
+        if found is None or not is_plain(found[0], images.dtype):
+            return None
+        return smoothed_by_corner(images, *found, *more)
 
 
 def blended_with(fresh: Tensor, change: Tensor, share: Tensor, owed: Tensor | None) -> Tensor:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import InputError
-from ..kernels import doubled
 from ..sinusoid import sinusoid
 from .backend import TORCH, Backend
 from .embedding import embedding_mlp
-from .fused import NormActivated
+from .fused import NormActivated, doubled_convolved
 from .resblock import VideoResBlock
 from .reuse import SHALLOW, FeatureReuse, Kept, thinned
 from .step import NO_HOOKS, BlockHooks, StepContext
@@ -42,11 +41,12 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
         self.conv = backend.conv(channels, channels)
+        self.weights = backend.weights
 
     def forward(self, images: Tensor, size: torch.Size) -> Tensor:
         height, width = images.shape[-2:]
         if tuple(size) == (2 * height, 2 * width):
-            return self.conv(doubled(images))
+            return doubled_convolved(self.weights, self.conv, images)
         return self.conv(nn.functional.interpolate(images, size=size, mode="nearest"))
 
 

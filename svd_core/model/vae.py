@@ -23,9 +23,8 @@ from ..decode.rescue import rescued
 from ..decode.run import run_plan
 from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..errors import InputError
-from ..kernels import doubled
 from .backend import TORCH, Backend
-from .fused import short_of_bias
+from .fused import convolved_by_corner, doubled_convolved, short_of_bias
 from .layout import from_clips, to_clips, to_images, to_tokens
 
 SPATIAL_EPS = 1e-6
@@ -157,14 +156,15 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
         self.conv = backend.conv(channels, channels)
-        self.short = partial(short_of_bias, backend.weights)
+        self.weights = backend.weights
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
-        return self.conv(doubled(images))
+        return doubled_convolved(self.weights, self.conv, images)
 
     def in_bands(self, size: int) -> Doubling:
-        return Doubling(self.conv, size, self.short)
+        by_corner, short = (partial(run, self.weights) for run in (convolved_by_corner, short_of_bias))
+        return Doubling(self.conv, size, by_corner, short)
 
 
 BlockType = type[ResnetBlock] | type[VideoBlock]

@@ -1,12 +1,16 @@
-"""Convolutions of few pixels as products: the same numbers, only where they may be, and through a host's own layers."""
+"""Convolutions of few pixels as products, and of doubled images by corner: the same numbers, only where they may be,
+and through a host's own layers."""
 
 import pytest
 import torch
 from torch import nn
 
+from svd_core.decode.frames import Doubling, convolved
+from svd_core.decode.places import Placement
+from svd_core.kernels.doubled import corner_weights, doubled_smooth, smoothed_by_corner
 from svd_core.kernels.unfolded import unfolded
-from svd_core.model import cpu_conv
-from svd_core.model.backend import Backend
+from svd_core.model import cpu_conv, fused, unet, vae
+from svd_core.model.backend import TORCH, Backend
 
 
 @pytest.fixture
@@ -148,3 +152,89 @@ def test_a_compiled_layer_has_no_graph_break(products):
         x = images(2, 8, 4, 4)
         torch.testing.assert_close(compiled(x), nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
     assert not products
+
+
+@pytest.fixture
+def corners(monkeypatch):
+    """Counts the convolutions that run by corner, from four pixels on."""
+    calls = []
+    monkeypatch.setattr(cpu_conv, "DOUBLED_PIXELS", {torch.float32: 4, torch.bfloat16: 4})
+    monkeypatch.setattr(fused, "smoothed_by_corner", lambda *args: calls.append(args) or smoothed_by_corner(*args))
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (3, 8, 1, 5), (2, 8, 4, 1), (2, 8, 7, 6)])
+def test_corners_are_the_doubled_images_convolution(shape, bias):
+    x = images(*shape, dtype=torch.float64)
+    layer = nn.Conv2d(8, 5, 3, padding=1, bias=bias, dtype=torch.float64).requires_grad_(False)
+    for given in (x, x.contiguous()):
+        ours = smoothed_by_corner(given, layer.weight, layer.bias)
+        torch.testing.assert_close(ours, doubled_smooth(x, layer.weight, layer.bias), rtol=0, atol=1e-13)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("call", [lambda conv, x: conv(x), convolved])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_error_by_corner_is_at_most_that_of_torchs_own_and_a_weights_rounding(dtype, call):
+    x = images(1, 288, 9, 8, dtype=dtype)
+    layer = nn.Conv2d(288, 40, 3, padding=1, dtype=dtype).requires_grad_(False)
+    exact = doubled_smooth(x.double(), layer.weight.double(), layer.bias.double())
+    ours = smoothed_by_corner(x, layer.weight, layer.bias, call)
+    torchs = doubled_smooth(x, layer.weight, layer.bias)
+    assert (ours - exact).norm() <= 1.5 * (torchs - exact).norm()
+
+
+def test_corners_weights_sum_in_float32_and_round_once():
+    weight = torch.tensor([1.0, 2**-8, 2**-8, 0, 2**-8, 2**-8, 0, 0, 0]).view(1, 1, 3, 3).bfloat16()
+    assert corner_weights(weight)[0][0].flatten().tolist() == [1, 2**-7, 0, 2**-7]
+    assert corner_weights(weight)[1][1].flatten().tolist() == [1 + 2**-7, 2**-7, 0, 0]  # 1 + 2**-8 alone would be 1
+
+
+@torch.inference_mode()
+def test_upsamplers_of_both_networks_run_by_corner(corners):
+    x = images(2, 16, 3, 5)
+    upsample = unet.Upsample(16, backend=TORCH)
+    expected = doubled_smooth(x, upsample.conv.weight, upsample.conv.bias)
+    torch.testing.assert_close(upsample(x, (6, 10)), expected)
+    upsample(x, (5, 10))  # an odd size, where no pixel is simply doubled
+    decoders = vae.Upsample(16, backend=TORCH)
+    torch.testing.assert_close(decoders(x), doubled_smooth(x, decoders.conv.weight, decoders.conv.bias))
+    assert len(corners) == 2
+
+
+@torch.inference_mode()
+def test_bands_of_a_decode_run_by_corner_and_show_no_seam(corners):
+    upsample, frame = vae.Upsample(16, backend=TORCH), images(1, 16, 13, 5)
+    layer, place = upsample.in_bands(4 * 4 * 5 * 16 * 4), Placement.of("device", torch.device("cpu")).frame
+    expected = doubled_smooth(frame, upsample.conv.weight, upsample.conv.bias)
+    torch.testing.assert_close(layer(frame, place), expected)
+    assert len(corners) == 4
+    torch.testing.assert_close(Doubling(upsample.conv, layer.size)(frame, place), expected)
+    assert len(corners) == 4
+
+
+@torch.inference_mode()
+def test_few_pixels_other_dtypes_hooks_and_gaps_keep_the_layer(corners):
+    for dtype, shape in ((torch.float32, (50, 16, 1, 3)), (torch.float64, (1, 16, 4, 4))):
+        unet.Upsample(16, backend=Backend(dtype=dtype))(images(*shape, dtype=dtype), [2 * side for side in shape[2:]])
+    upsample, x = unet.Upsample(16, backend=TORCH), images(1, 16, 4, 4)
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        unet.Upsample(16, backend=TORCH)(images(1, 16, 4, 4), (8, 8)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        upsample(x, (8, 8))
+    hook = upsample.conv.register_forward_hook(lambda *_: None)
+    upsample(x, (8, 8))
+    hook.remove()
+    upsample.conv.weight = nn.Parameter(torch.randn(16, 32, 3, 3)[:, :16], requires_grad=False)
+    upsample(x, (8, 8))
+    assert not corners
+
+
+def test_a_compiled_upsampler_has_no_graph_break(corners):
+    upsample = unet.Upsample(16, backend=TORCH)
+    compiled = torch.compile(upsample, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        x = images(2, 16, 4, 4)
+        torch.testing.assert_close(compiled(x, (8, 8)), upsample(x, (8, 8)))
+    assert len(corners) == 1

@@ -22,7 +22,7 @@ from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import require_vae, show, verdict
 from .conditioning import noisy_image
-from .decoding import decode, require_finite_images
+from .decoding import decode_finished
 from .inputs import checked
 from .sampling import (
     CURVES,
@@ -367,8 +367,7 @@ class Take:
         sampler = comfy.samplers.sampler_object(way.sampler)
         samples = run(guider, sampler, way.sigmas, self.latent, seed, add_noise=True, callback=progress.part(way.steps))
         comfy.model_management.throw_exception_if_processing_interrupted()
-        images = decode(self.vae, samples, len(samples), tell=_untold)
-        require_finite_images(images)
+        images, _ = decode_finished(self.vae, samples, len(samples), self.latent, tell=_untold)
         return images.float().cpu().numpy()
 
 

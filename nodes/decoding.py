@@ -57,15 +57,23 @@ class StableVideoDecode(io.ComfyNode):
         num_frames = latent.get("num_video_frames", samples.shape[0])
         clips = whole_clips(samples.shape[0], num_frames)
         require_finite(samples)
-        loop = is_loop(latent)
-        if loop:
+        if is_loop(latent):
             require_whole_loop(samples.shape[0], clips)
-            samples, num_frames = samples[:-1], num_frames - 1  # the last frame is the first one again
-        images = decode(vae, samples, num_frames, partial(show, cls), circular=loop)
-        require_finite_images(images)
-        images, said = finished(images, latent)
+        images, said = decode_finished(vae, samples, num_frames, latent, partial(show, cls))
         show(cls, *said)
         return io.NodeOutput(images)
+
+
+def decode_finished(
+    vae: VAE, samples: Tensor, num_frames: int, latent: dict[str, Any], tell: Callable[..., None]
+) -> tuple[Tensor, list[str]]:
+    """What `decode` gives, finished as the LATENT says that the samples come from, and sentences about that."""
+    loop = is_loop(latent)
+    if loop:
+        samples, num_frames = samples[:-1], num_frames - 1  # the last frame is the first one again
+    images = decode(vae, samples, num_frames, tell, circular=loop)
+    require_finite_images(images)
+    return finished(images, latent)
 
 
 def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None], *, circular: bool = False) -> Tensor:

@@ -28,6 +28,11 @@ class Still:
         """The frames (T, H, W, 3) over the picture. Raises InputError for another size or number."""
         opacity = self.opacity[: len(images)] if len(self.opacity) > 1 else self.opacity
         if images.shape[1:3] != self.picture.shape[:2] or len(opacity) not in (1, len(images)):
+            if len(opacity) not in (1, len(images)):
+                raise InputError(
+                    f"the motion brush has {len(self.opacity)} masks for {len(images)} frames: give one mask, or "
+                    "one for each frame of the whole clip"
+                )
             given = f"{len(images)} frames of {images.shape[2]}x{images.shape[1]}"
             raise InputError(
                 f"{given} do not fit the motion brush's picture of {self.picture.shape[1]}x{self.picture.shape[0]}: "

@@ -25,6 +25,7 @@ from .bridge.methods import (
     both_ways_in_turns,
     from_lower,
     in_windows,
+    methods_of,
     windows_in_turns,
     with_method,
 )
@@ -225,6 +226,7 @@ class StableVideoLongTake(io.ComfyNode):
         vae: VAE | None = None,
     ) -> io.NodeOutput:
         one_clip(model, latent)
+        require_for_frames(model, latent, frames)
         windows = windows_for(window or model_variant(model).frames, method, overlap, frames)
         given = None if continued is None else last_latents(continued, vae, windows.overlap, latent["samples"])
         patched = with_method(model, LongTakeMethod(windows, colour_hold, given))
@@ -235,6 +237,7 @@ class StableVideoLongTake(io.ComfyNode):
         in_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
         longer = {**latent, "samples": samples, "num_video_frames": frames}
+        longer.pop("batch_index", None)  # of the short clip's frames
         held = finishing(longer, HOLD, colour_hold)
         return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
 
@@ -444,6 +447,20 @@ def one_clip(model: ModelPatcher, latent: dict[str, Any]) -> int:
     if clips > 1:
         raise InputError(f"the latent holds {clips} clips: control one at a time, from one picture")
     return frames
+
+
+def require_for_frames(model: ModelPatcher, latent: dict[str, Any], frames: int) -> None:
+    """Raise InputError for masks for each frame of another clip than one of so many frames."""
+    height, width = (side * PIXELS_PER_LATENT for side in latent["samples"].shape[-2:])
+    for method in methods_of(model):
+        if isinstance(method, BrushMethod):
+            method.brush.check(frames, height, width)
+    mask = latent.get("noise_mask")
+    if mask is not None and mask.shape[0] not in (1, frames):
+        raise InputError(
+            f"a noise mask for {mask.shape[0]} frames and a Long Take of {frames}: give one mask, or set it on the "
+            "latent that Stable Video Long Take gives"
+        )
 
 
 def require_one_picture(image: Tensor, height: int, width: int) -> None:

@@ -36,6 +36,7 @@ from ...svd_core.motion import (
     sample_sequential,
     with_curves,
 )
+from ..checks import whole_clips
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -196,13 +197,29 @@ class Methods:
     def __call__(
         self, executor: Callable[..., Tensor], x: Tensor, sigma: Tensor, options: dict[str, Any], seed: int | None
     ) -> Tensor:
-        positive = executor.class_obj.conds["positive"][0]
+        positive, way = executor.class_obj.conds["positive"][0], options.get(WAY)
         clip_frames = positive.get("num_video_frames", x.shape[0])
-        windows = self.windows
-        seen = windows.length if windows else clip_frames
+        if way is None:
+            self._require_one_answer(executor.class_obj.model_options, options)
+        total = way.total if isinstance(way, Part) else x.shape[0]
+        if self.windows and positive.get("num_video_frames", total) != total:
+            raise InputError(
+                f"the latent holds {total} frames and the conditioning is for {clip_frames}: take positive, negative "
+                "and latent from Stable Video Long Take"
+            )
+        seen = self.windows.length if self.windows else clip_frames
         host = HostDenoiser(executor, options, seed, clip_frames, seen)
         denoise = reduce(lambda inner, method: method.wrap(inner, host), self.methods, host)
-        return _asked(denoise, options.get(WAY))(x, sigma)
+        return _asked(denoise, way)(x, sigma)
+
+    def _require_one_answer(self, own: dict[str, Any], options: dict[str, Any]) -> None:
+        """Raise InputError for a sampler that catches what guidance began with, where there is more of it than one."""
+        caught, before = (len(each.get("sampler_post_cfg_function", ())) for each in (options, own))
+        if caught > before and any(isinstance(each, BetweenMethod | LongTakeMethod) for each in self.methods):
+            raise InputError(
+                "a CFG++ sampler wants one answer of the model for each step, and In-between, Loop and Long Take by "
+                "fusion ask for several: choose a sampler without cfg_pp, or in turns on that node"
+            )
 
     @property
     def windows(self) -> Windows | None:
@@ -388,7 +405,13 @@ def from_lower(patched: ModelPatcher, sigma_start: float) -> None:
         seed: int | None = None,
         **more: Any,
     ) -> Tensor:
-        if sigmas[0] > sigma_start and not bool(latent.any()):
+        begun = bool(latent.any())
+        if begun and sigmas[0] > sigma_start and not bool(noise.any()):
+            raise InputError(
+                "un-stick starts a whole run lower, and this one goes on from a latent without adding noise: sample in "
+                "one part, or set un-stick to 0"
+            )
+        if sigmas[0] > sigma_start and not begun:
             latent = _picture_start(executor.class_obj.conds["positive"][0], latent, seed or 0)
         lowered = lowered_sigmas(sigmas, sigma_start)
         return executor(noise, latent, sampler, lowered, denoise_mask, callback, disable_pbar, seed, **more)
@@ -401,5 +424,6 @@ def _picture_start(positive: dict[str, Any], latent: Tensor, seed: int) -> Tenso
     """Latents like the given ones, unscaled."""
     frames = positive.get("num_video_frames", latent.shape[0])
     first = positive["concat_latent_image"].float()
-    first = first[::frames] if len(first) > 1 else first.expand(latent.shape[0] // frames, -1, -1, -1)
+    clips = whole_clips(latent.shape[0], frames)
+    first = first[::frames] if len(first) > 1 else first.expand(clips, -1, -1, -1)
     return (analytic_start(first * LATENT_SCALE, frames, seed) / LATENT_SCALE).to(latent)

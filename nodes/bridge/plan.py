@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import comfy.model_management
 
 from ...svd_core.planning import decode_in_words, gibibytes
+from .methods import windows_of
 from .model import StableVideoModel
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ def sampling_in_words(patcher: ModelPatcher, latent: Tensor) -> tuple[str, ...]:
     """One sentence about latents (N, 4, h, w), before they are sampled; none about a model that is not ours."""
     if not isinstance(patcher.model, StableVideoModel):
         return ()
-    weights, activations = patcher.model_size(), int(patcher.model.memory_required(latent.shape))
+    windows = windows_of(patcher)
+    frames = min(latent.shape[0], windows.length) if windows else latent.shape[0]
+    weights, activations = patcher.model_size(), int(patcher.model.memory_required([frames, *latent.shape[1:]]))
     said = f"weights {gibibytes(weights)}, activations {gibibytes(activations)}"
     if patcher.load_device == patcher.offload_device:
         return (f"Sampling: {said}.",)

@@ -118,7 +118,7 @@ def sample_sequential(
     Guidance is the model's own, not the paper's CFG++. Otherwise as the samplers of `svd_core.sampling`.
     """
     sigmas, x = sigmas.cpu(), x.float()
-    noise = noise_sampler or seeded_noise(((extra_args or {}).get("seed") or 0) + 1, x)
+    noise = noise_sampler or seeded_noise((((extra_args or {}).get("seed") or 0) + 1) % 2**64, x)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
         level = sigma * x.new_ones(x.shape[0])
         denoised = model.forward(x, level).to(x)

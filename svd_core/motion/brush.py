@@ -49,8 +49,7 @@ class Brush:
             raise InputError(
                 f"the mask is {given} and the clip {width}x{height}: paint it on the fitted picture, or scale it"
             )
-        if len(mask) not in (1, frames):
-            raise InputError(f"{len(mask)} masks for {frames} frames: give one mask, or one for each frame")
+        _check_count(len(mask), frames)
 
     @property
     def _by_frame(self) -> Tensor:
@@ -67,7 +66,9 @@ class Brush:
         free = (self._by_frame > 0).float()[:, None]
         if feather < 1:
             return free[:, 0]
-        near = avg_pool2d(free, 2 * feather + 1, stride=1, padding=feather, count_include_pad=False)
+        near = free
+        for size, padding in (((2 * feather + 1, 1), (feather, 0)), ((1, 2 * feather + 1), (0, feather))):
+            near = avg_pool2d(near, size, stride=1, padding=padding, count_include_pad=False)
         return ((2 * near - 1).clamp(0, 1) * free)[:, 0]
 
 
@@ -94,6 +95,7 @@ class Brushed:
 
     def part(self, part: Part) -> Brushed:
         """For a denoiser of windows, as `LongTake` is."""
+        _check_count(len(self.freedom), part.total)
         freedom = self.freedom if len(self.freedom) == 1 else self.freedom[part.frames]
         return replace(self, denoise=self.denoise.part(part), freedom=freedom)
 
@@ -123,11 +125,17 @@ class Brushed:
 
     def _check(self, x: Tensor) -> None:
         clips, frames = self.still.shape[0], len(self.freedom)
-        if x.shape[0] % clips or frames not in (1, x.shape[0] // clips):
-            raise InputError(f"{frames} masks for {x.shape[0] // clips} frames: give one mask, or one for each frame")
+        if x.shape[0] % clips:
+            raise InputError(f"{x.shape[0]} frames are no whole number of {clips} clips: give whole clips")
+        _check_count(frames, x.shape[0] // clips)
         if x.shape[-2:] != self.freedom.shape[-2:] or x.shape[-2:] != self.still.shape[-2:]:
             sizes = [tuple(PIXELS_PER_LATENT * side for side in each.shape[-2:]) for each in (self.freedom, x)]
             raise InputError(f"the mask is {sizes[0]} and the clip {sizes[1]} (height, width): paint it at that size")
+
+
+def _check_count(masks: int, frames: int) -> None:
+    if masks not in (1, frames):
+        raise InputError(f"{masks} masks for {frames} frames: give one mask, or one for each frame")
 
 
 def composite(frames: np.ndarray, picture: np.ndarray, opacity: np.ndarray) -> np.ndarray:

@@ -43,17 +43,28 @@ def sample_in_turns(
 
     Otherwise as the samplers of `svd_core.sampling`, with these differences: `callback` comes once a step of each
     window, with all frames and as many windows in a row at each `i` as there are; `options` are the sampler's. Where
-    the schedule ends above 0, windows go on from what was denoised last. Raises InputError for a clip shorter than a
-    window.
+    the schedule ends above 0, windows go on from what was denoised last. A sampler that adds noise needs a
+    `noise_sampler` of the whole clip or `extra_args["seed"]`, or each window's is the same. Raises InputError for a
+    clip shorter than a window.
     """
     starts, made = windows.starts(len(x)), _Made.of(x.float(), bool(sigmas[-1] == 0))
     for turn, start in enumerate(starts):
         part = Part(slice(start, start + windows.length), len(x), made.clean[start] if turn else None)
         watch = _Watch(made, part.frames, callback, turn, len(starts), len(sigmas) - 1)
         noise = {} if noise_sampler is None else {"noise_sampler": partial(_noise_of, noise_sampler, part.frames)}
-        end = sampler(model.part(part), made.start[part.frames], sigmas, extra_args, watch, disable, **noise, **options)
+        args = _arguments(extra_args, turn)
+        end = sampler(model.part(part), made.start[part.frames], sigmas, args, watch, disable, **noise, **options)
         made.keep(part, end, watch.denoised)
     return made.x
+
+
+def _arguments(extra_args: dict[str, Any] | None, turn: int) -> dict[str, Any]:
+    """A window's own: samplers draw the noise that they add from the seed and the shape, and the same noise would let
+    each window move as the one before. Some of them write into what they are given."""
+    args = dict(extra_args or {})
+    if args.get("seed") is not None:
+        args["seed"] = (args["seed"] + turn) % 2**64
+    return args
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,10 +51,16 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
 
     Levels move in proportion in sigma ** (1 / rho), so the released models' schedule becomes the one of that start
     (arXiv 2206.00364, equation 5). A schedule that starts lower already, and one with a single level, are returned as
-    they are or cut to the start.
+    they are or cut to the start. Raises InputError for the first part of a schedule, which does not end in 0: parts
+    bent one by one would not meet.
     """
     if sigmas[0] <= start:
         return sigmas
+    if sigmas[-1] > 0:
+        raise InputError(
+            f"un-stick starts a whole run lower, and this one is a part that ends at sigma {float(sigmas[-1]):.3g}: "
+            "sample in one part, or set un-stick to 0"
+        )
     levels = sigmas[:-1].double() ** (1 / rho)
     if len(levels) == 1:
         return torch.tensor([start, 0.0]).to(sigmas)

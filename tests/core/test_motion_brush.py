@@ -6,7 +6,7 @@ import torch
 from fake_clips import Drifting, conditioning
 
 from svd_core.errors import InputError
-from svd_core.motion import Brush, Brushed, composite
+from svd_core.motion import Brush, Brushed, Part, composite
 from svd_core.sampling import SAMPLERS, edm_sigmas, noisy_start
 
 FRAMES = 3
@@ -62,6 +62,25 @@ def test_a_cell_moves_as_much_as_its_freest_pixel():
     cells = Brush(mask).cells()
     assert cells.shape == (1, 1, 2, 3)
     assert cells[0, 0, 0].tolist() == [0.0, 0.75, 0.0]
+
+
+@pytest.mark.parametrize("feather", [1, 3, 40])
+def test_a_feather_is_the_free_share_of_a_square_within_the_picture(feather):
+    mask = (torch.rand(2, 19, 33, generator=torch.Generator().manual_seed(0)) > 0.4).float()
+    square = torch.nn.functional.avg_pool2d(
+        mask[:, None].double(), 2 * feather + 1, 1, feather, count_include_pad=False
+    )[:, 0]
+    torch.testing.assert_close(
+        Brush(mask).opacity(feather), ((2 * square - 1).clamp(0, 1) * mask).float(), atol=1e-5, rtol=0
+    )
+    assert (Brush(torch.ones(9, 20)).opacity(feather) == 1).all()
+
+
+def test_masks_for_another_clip_than_the_windows_are_of_are_refused():
+    freedom = torch.ones(5, 1, 2, 4)
+    held = Brushed(None, freedom, torch.zeros(1, 4, 2, 4), 0.002, 700.0)
+    with pytest.raises(InputError, match="5 masks for 9 frames: give one mask, or one for each frame"):
+        held.part(Part(slice(3, 7), 9))
 
 
 @pytest.mark.parametrize("feather", [0, 1, 4, 50])

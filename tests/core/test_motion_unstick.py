@@ -42,6 +42,13 @@ def test_a_schedule_that_starts_lower_stays():
     assert lowered_sigmas(sigmas, 80.0) is sigmas
 
 
+def test_the_first_part_of_a_schedule_is_refused_and_the_last_stays():
+    with pytest.raises(InputError, match="a part that ends at sigma 183: sample in one part, or set un-stick to 0"):
+        lowered_sigmas(edm_sigmas(25)[:6], 50.0)
+    last = edm_sigmas(25)[12:]
+    assert lowered_sigmas(last, 50.0) is last
+
+
 def test_the_start_has_the_pictures_mean_and_the_variance_of_its_cells():
     first = torch.randn(2, 4, 16, 16) * torch.tensor([0.5, 1.0, 2.0, 4.0])[:, None, None] + 3
     start = analytic_start(first, 50, seed=1)

@@ -196,6 +196,21 @@ def test_noise_of_a_window_is_that_of_its_frames_in_the_clip():
     assert seen == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6, 7, 8]]
 
 
+def test_each_window_has_a_seed_and_arguments_of_its_own():
+    given, seen = {"seed": 2**64 - 2}, []
+
+    def sampler(model, x, sigmas, extra_args, callback, disable):
+        seen.append(extra_args.pop("seed", None))
+        return model(x, sigmas[0])
+
+    for args in (given, None):
+        sample_in_turns(
+            long_take(), torch.zeros(TOTAL, 4, 2, 4), edm_sigmas(1), args, windows=IN_TURNS, sampler=sampler
+        )
+    assert seen == [2**64 - 2, 2**64 - 1, 0, None, None, None]
+    assert given == {"seed": 2**64 - 2}
+
+
 def test_a_clip_is_continued_in_turns_and_settings_are_cut():
     given = torch.full((1, 4, 2, 4), 7.0)
     curve = torch.arange(TOTAL).float()[None, :, None].expand(1, TOTAL, 12)

@@ -193,6 +193,18 @@ def test_every_setting_changes_the_clip(swept, setting, values):
     assert one != other
 
 
+def test_a_sweep_measures_what_the_decoder_shows(call, swept, full, pictures, loaded):
+    given = {"clip_vision": loaded.clip_vision, "vae": loaded.vae, "image": pictures[:1], "frames": 5}
+    positive, negative, latent = call("StableVideoConditioning", **given)
+    model, latent = call("StableVideoLoop", model=loaded.model, latent=latent)
+    conds = positive, negative, latent
+    [cell] = json.loads(swept(model=model, conds=conds, x_setting="seed", x_values="4", y_setting="none")[3])["cells"]
+    frames = full(conds, model=model, seed=4)
+    shown = {each.name: each.value for each in measure(frames).readings}
+    assert cell["numbers"] == pytest.approx(shown, rel=1e-3, abs=1e-3)
+    assert len(frames) == len(latent["samples"]) - 1
+
+
 def test_the_sweep_costs_the_steps_of_its_cells_and_leaves_the_conditioning_alone(swept, conditioned, loaded):
     model, rows = counted(loaded.model)
     before = [dict(entry[1]) for entry in conditioned.one[0]]

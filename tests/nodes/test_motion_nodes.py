@@ -187,6 +187,10 @@ def test_two_model_calls_for_one(between, sample, loaded, method, calls):
     assert rows == [FRAMES] * 2 * calls * 3  # two branches of guidance
 
 
+def test_in_turns_takes_the_largest_seed(between, sample):
+    assert sample(*between(method="in turns"), seed=2**64 - 1)["samples"].isfinite().all()
+
+
 def test_in_turns_holds_both_ends(between, sample, conds, condition, pictures):
     samples = sample(*between(method="in turns"), steps=3)["samples"]
     first, last = (cond[0][0][1]["concat_latent_image"] for cond in (conds, condition(pictures[1:])))
@@ -251,7 +255,7 @@ def test_a_loop_of_two_frames_and_of_several_clips_is_refused(call, loaded, cond
 def longer(call, loaded, conds):
     def run(model=None, frames=8, window=4, **inputs):
         given = {"positive": conds[0], "negative": conds[1], "latent": conds[2], "frames": frames, "window": window}
-        outputs = call("StableVideoLongTake", model=model or loaded.model, **given, **inputs)
+        outputs = call("StableVideoLongTake", model=model or loaded.model, **(given | inputs))
         return dict(zip(("model", "positive", "negative", "latent"), outputs, strict=True))
 
     return run
@@ -312,6 +316,64 @@ def test_windows_in_turn_are_made_by_the_chosen_sampler(longer, conds, sampler):
     assert made.shape == (8, 4, 8, 16)
     assert made.isfinite().all()
     assert sampler == "euler" or relative(made, first) > 1e-4
+
+
+def test_every_window_in_turn_has_added_noise_of_its_own(longer, monkeypatch):
+    import comfy.k_diffusion.sampling as native
+
+    seeds, drawn = [], native.default_noise_sampler
+    monkeypatch.setattr(native, "default_noise_sampler", lambda x, seed=None: seeds.append(seed) or drawn(x, seed=seed))
+    taken = longer()
+    ksampled(taken["model"], (taken["positive"], taken["negative"]), taken["latent"], "euler_ancestral")
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+def test_samplers_that_want_one_answer_are_refused_where_there_are_several(longer, between, conds, input_error):
+    taken = longer()
+    told = taken["positive"], taken["negative"]
+    assert ksampled(taken["model"], told, taken["latent"], "euler_cfg_pp").isfinite().all()
+    fused = longer(**FUSED)["model"]
+    model, latent = between()
+    for given in ((fused, told, taken["latent"]), (model, conds, latent)):
+        with pytest.raises(input_error, match=r"a CFG\+\+ sampler wants one answer of the model for each step"):
+            ksampled(*given, "euler_cfg_pp")
+    assert ksampled(fused, told, taken["latent"], "dpmpp_2m").isfinite().all()
+
+
+def test_masks_of_another_length_are_refused_before_a_take_begins(longer, brushed, conds, sample, input_error):
+    masked, latent = brushed(right_half(FRAMES))
+    with pytest.raises(input_error, match="5 masks for 8 frames: give one mask, or one for each frame"):
+        longer(masked, latent=latent)
+    with pytest.raises(input_error, match="a noise mask for 5 frames and a Long Take of 8"):
+        longer(latent={**conds[2], "noise_mask": torch.ones(FRAMES, 1, HEIGHT, WIDTH)})
+    taken = longer(latent={**conds[2], "batch_index": list(range(FRAMES))})
+    assert sample(**taken)["samples"].shape == (8, 4, 8, 16)
+
+
+def test_a_mask_for_each_frame_of_a_long_take(longer, brushed, sample, call, loaded, pictures):
+    masks = right_half(8)
+    masks[5:] = 0
+    model, latent = brushed(masks, latent=longer()["latent"], feather=0)
+    taken = longer(model, latent=latent)
+    images = call("StableVideoDecode", latent=sample(**taken), vae=loaded.vae)
+    assert torch.equal(images[5:], pictures[:1].expand(3, -1, -1, -1))
+    assert not torch.equal(images[4, :, WIDTH // 2 :], pictures[0, :, WIDTH // 2 :])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_long_takes_latent_with_the_short_clips_conditioning_is_named(longer, conds, input_error, way):
+    taken = longer(**way)
+    with pytest.raises(input_error, match="holds 8 frames and the conditioning is for 5: take positive, negative and"):
+        ksampled(taken["model"], conds, taken["latent"])
+
+
+def test_the_sampler_counts_one_windows_activations(longer, part, loaded):
+    plan = part("nodes.bridge.plan")
+    one, whole = (
+        plan.sampling_in_words(model, torch.zeros(frames, 4, 72, 128))
+        for model, frames in ((longer()["model"], 40), (loaded.model, 40))
+    )
+    assert one == plan.sampling_in_words(loaded.model, torch.zeros(4, 4, 72, 128)) != whole
 
 
 def test_a_noise_mask_holds_in_every_window_in_turn(longer, conds, loaded):
@@ -395,6 +457,23 @@ def test_unstick_starts_lower_from_the_picture(call, loaded, sample, conds):
     unchanged = call("StableVideoUnstick", model=loaded.model, strength=0.0)
     assert torch.equal(sample(unchanged[0])["samples"], sample()["samples"])
     assert unchanged[1:] == (127, 0.02)
+
+
+def test_unstick_refuses_a_run_in_parts(call, loaded, sample, conds, input_error):
+    model, *_ = call("StableVideoUnstick", model=loaded.model, strength=1.0)
+    with pytest.raises(input_error, match="starts a whole run lower, and this one is a part that ends at sigma"):
+        sample(model, steps=4, end_step=2)
+    begun = {**conds[2], "samples": torch.randn(FRAMES, 4, 8, 16)}
+    with pytest.raises(input_error, match="this one goes on from a latent without adding noise"):
+        sample(model, begun, steps=4, add_noise=False)
+    late = sample(model, begun, steps=8, start_step=7, add_noise=False)["samples"]
+    assert torch.equal(late, sample(None, begun, steps=8, start_step=7, add_noise=False)["samples"])
+
+
+def test_unstick_says_which_latent_does_not_fit(call, loaded, conds, input_error):
+    model, *_ = call("StableVideoUnstick", model=loaded.model, strength=1.0)
+    with pytest.raises(input_error, match="the latent holds 3 frames, which is not a whole number of clips of 5"):
+        ksampled(model, conds, {"samples": torch.zeros(3, 4, 8, 16)})
 
 
 def test_curves_of_a_constant_are_the_constant(call, loaded, sample, conds):

@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_said_to_stay_on_the_host(loaded, monkeypatch, part
     import comfy.model_management
 
     patcher = SimpleNamespace(
+        get_wrappers=lambda *_: [],
         model=loaded.model.model,
         model_size=lambda: 3 * 2**30,
         load_device=torch.device("cuda"),

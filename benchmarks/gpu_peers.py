@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from svd_core.checkpoint.keymaps import UNET, diffusers_unet
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
 from svd_core.model.layout import laid_out
+from svd_core.model.storage import STORES
 from svd_core.model.unet import VideoUNet
 from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
@@ -64,10 +66,11 @@ def random_batch(config: UNetConfig, weights: Weights, clips: int, frames: int, 
     return Batch(x, each_clip(), each_clip(1, config.context_dim), each_clip(config.vector_dim), frames)
 
 
-def ours(config: UNetConfig, weights: Weights) -> Run:
+def ours(config: UNetConfig, weights: Weights, store: Callable[[nn.Module], None] = STORES["whole"]) -> Run:
     """With convolutions' weights laid out as our loader does, which copies them."""
     unet = VideoUNet(config, backend=Backend(device="meta")).eval()
     unet.load_state_dict({name: laid_out(weight) for name, weight in weights.items()}, strict=True, assign=True)
+    store(unet)
     return lambda batch: unet(batch.x, batch.c_noise, batch.context, batch.vector, batch.frames)
 
 
@@ -164,6 +167,7 @@ def comfyui(config: UNetConfig, weights: Weights) -> Run:
 OURS = Contestant("ours", ours)
 CONTESTANTS = (
     OURS,
+    Contestant("ours, fp8 (quantised)", partial(ours, store=STORES["fp8"])),
     Contestant("diffusers, eager", diffusers_eager),
     Contestant("diffusers, channels last", diffusers_channels_last),
     Contestant("ComfyUI", comfyui),

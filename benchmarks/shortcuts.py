@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ WAYS = (
     EXACT,
     *(Way(f"reuse {threshold}", {"reuse": threshold}) for threshold in (0.02, 0.05, 0.1, 0.2, 0.3)),
     Way("guidance from 1 to 100", {"guidance_interval": (1.0, 100.0)}),
-    Way("weights int8", weights="int8"),
+    *(Way(f"weights {weights}", weights=weights) for weights in ("int8", "fp8")),
     Way("exact, another seed", {"seed": 1}),
 )
 
@@ -118,7 +118,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def measure(say: Callable[[str], None] = print, scenes: Sequence[tuple[str, int]] = SCENES) -> list[Row]:
-    models = {weights: load_checkpoint(DEMO_MODEL, weights=weights) for weights in ("whole", "int8")}
+    models = {weights: load_checkpoint(DEMO_MODEL, weights=weights) for weights in get_args(WeightsName)}
     variant = models["whole"].config.variant
     size = {"frames": variant.frames, "width": variant.width, "height": variant.height}
     rounds = []

@@ -23,7 +23,7 @@ from .model.attention_kinds import attention_named
 from .model.backend import Backend, scaled_dot_product
 from .model.clip_vision import CLIPVision
 from .model.reuse import FeatureReuse
-from .model.storage import in_eight_bits, store_in_eight_bits
+from .model.storage import STORES, stored_as
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
@@ -223,8 +223,8 @@ class StableVideo:
         that shares the host's memory, it plans nothing and returns None. Raises InputError for a `memory` that is given
         and not enough.
         """
-        eight_bits = in_eight_bits(self.unet)
-        job = Job(self.config, frames, width, height, self.dtype, self.device, reuse, eight_bits)
+        weights = stored_as(self.unet)
+        job = Job(self.config, frames, width, height, self.dtype, self.device, reuse, weights)
         if memory is not None:
             return plan_render(job, memory)
         free = free_bytes(self.device)
@@ -359,17 +359,21 @@ def load_checkpoint(
     `stream_weights` leaves the UNet's weights in the host's memory, from where they visit the device layer by layer:
     the same bits, slower, in some 2.5 GiB less (in 16 bits). `attention` "sage" (quantised) or "flash3" (rounding)
     gives the UNet's long sequences on a CUDA device to that package; InputError where it is not installed. `weights`
-    "int8" (quantised) keeps the UNet's matrices in eight bits, half the memory of 16, and is slower.
+    "int8" (quantised) keeps the UNet's matrices in eight bits, half the memory of 16, and is slower; "fp8" (quantised)
+    multiplies floats of eight bits in its transformers, for CUDA devices from capability 8.9 on and slower elsewhere.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
-    CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint.
+    CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint, and InputError
+    for "fp8" on a device that has no such numbers.
     """
-    unet_device = "cpu" if stream_weights or weights == "int8" else device
+    if weights == "fp8" and torch.device(device).type == "mps":
+        raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
+    unet_device = "cpu" if stream_weights or weights != "whole" else device
     backend = Backend(attention=attention_named(attention, scaled_dot_product))
     places = {"device": device, "dtype": dtype, "unet_device": unet_device}
     modules = load_modules(path, **places, backend=backend, variant=variant)
-    if weights == "int8":
-        store_in_eight_bits(modules.unet)
-        modules.unet.to("cpu" if stream_weights else device)
+    STORES[weights](modules.unet)
+    if not stream_weights:
+        modules.unet.to(device)
     note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
     return StableVideo(*parts, torch.device(device), dtype, note)

@@ -25,10 +25,11 @@ from .meter import LiveBytes
 from .model.backend import Backend
 from .model.clip_vision import CLIPVision
 from .model.reuse import kept_bytes
-from .model.storage import store_in_eight_bits
+from .model.storage import STORES
 from .model.unet import VideoUNet
 from .model.vae import PIXEL_CHANNELS, VideoVAE
 from .model.weights import visiting
+from .settings import WeightsName
 
 META = torch.device("meta")
 
@@ -65,7 +66,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to be rendered, and where: `device` META stands for any that has memory of its own. `reuse` where deep
-    features are kept between steps, `eight_bits` where the UNet's weights are stored so."""
+    features are kept between steps, `weights` how the UNet's are stored."""
 
     config: ModelConfig
     frames: int
@@ -74,7 +75,7 @@ class Job:
     dtype: torch.dtype = torch.float16
     device: torch.device = META
     reuse: bool = False
-    eight_bits: bool = False
+    weights: WeightsName = "whole"
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -151,12 +152,12 @@ def _handed_on(job: Job) -> int:
 
 
 def _resident(job: Job, streamed: bool) -> int:
-    unet, others = _weights(job.config, job.dtype, job.eight_bits)
+    unet, others = _weights(job.config, job.dtype, job.weights)
     return others if streamed else others + unet
 
 
 def _sampling(job: Job, streamed: bool) -> int:
-    how = {"joint": job.joint, "streamed": streamed, "eight_bits": job.eight_bits}
+    how = {"joint": job.joint, "streamed": streamed, "weights": job.weights}
     once = sample_bytes(job.config.unet, job.size, job.dtype, **how)
     if not job.reuse:
         return once
@@ -172,12 +173,12 @@ def sample_bytes(
     *,
     joint: bool,
     streamed: bool,
-    eight_bits: bool = False,
+    weights: WeightsName = "whole",
 ) -> int:
     """The most bytes that one UNet pass over (frames, h, w) latent cells holds beside resident weights, counted."""
     frames, height, width = size
     rows = 2 * frames if joint else frames
-    unet = _unet(config, dtype, eight_bits).requires_grad_(False)
+    unet = _unet(config, dtype, weights).requires_grad_(False)
     shapes = (
         (rows, config.in_channels, height, width),
         (rows,),
@@ -192,19 +193,18 @@ def sample_bytes(
 
 
 @cache
-def _weights(config: ModelConfig, dtype: torch.dtype, eight_bits: bool) -> tuple[int, int]:
+def _weights(config: ModelConfig, dtype: torch.dtype, weights: WeightsName) -> tuple[int, int]:
     """Bytes of the UNet's weights, and of the others', whose encoder is always in float32."""
     backend = _backend(dtype)
     vae = _vae(config, dtype)
     encoder = sum(weight.numel() for weight in vae.encoder.parameters()) * (4 - dtype.itemsize)
     others = _bytes(vae) + encoder + _bytes(CLIPVision(config.clip_vision, backend=backend))
-    return _bytes(_unet(config.unet, dtype, eight_bits)), others
+    return _bytes(_unet(config.unet, dtype, weights)), others
 
 
-def _unet(config: UNetConfig, dtype: torch.dtype, eight_bits: bool) -> VideoUNet:
+def _unet(config: UNetConfig, dtype: torch.dtype, weights: WeightsName) -> VideoUNet:
     unet = VideoUNet(config, backend=_backend(dtype))
-    if eight_bits:
-        store_in_eight_bits(unet)
+    STORES[weights](unet)
     return unet
 
 

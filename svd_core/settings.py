@@ -13,7 +13,7 @@ Fit = Literal["crop", "pad", "stretch"]
 Curve = Literal["constant", "linear", "triangle", "trapezoid"]
 Schedule = Literal["edm", "align_your_steps"]
 AttentionName = Literal["auto", "sage", "flash3"]
-WeightsName = Literal["whole", "int8"]
+WeightsName = Literal["whole", "int8", "fp8"]
 
 MAX_FRAMES = 1024
 MAX_STEPS = 1000

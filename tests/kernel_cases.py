@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from svd_core import kernels
-from svd_core.kernels import Operation
+from svd_core.kernels import Operation, in_fp8
 from svd_core.model.backend import scaled_dot_product
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,6 +64,11 @@ def _merge(random, channels, spans, offset=0.0):
 
 def _linear_add(random, rows, width, outputs):
     return random(rows, width), random(outputs, width) / width**0.5, random(outputs), random(rows, outputs)
+
+
+def _fp8_linear(random, *rows, width, outputs, biased=True):
+    weight, scale = in_fp8(random(outputs, width) / width**0.5)
+    return random(*rows, width), weight, scale, random(outputs) if biased else None
 
 
 def _blend(random, *shape):
@@ -147,6 +152,15 @@ REAL = (
     Case("frame_conv", kernels.frame_conv, lambda r: _conv(r, 2, 320, 14, 9216, 320)),
 )
 """As at the finest level of the released models, and at the end of their decoders."""
+
+
+EIGHT_BITS = (
+    Case("fp8_linear, odd", kernels.fp8_linear, lambda r: _fp8_linear(r, 3, 43, width=48, outputs=80)),
+    Case("fp8_linear, whole tiles", kernels.fp8_linear, lambda r: _fp8_linear(r, 128, width=128, outputs=256)),
+    Case("fp8_linear, no bias", kernels.fp8_linear, lambda r: _fp8_linear(r, 5, width=16, outputs=16, biased=False)),
+)
+REAL_EIGHT_BITS = Case("fp8_linear", kernels.fp8_linear, lambda r: _fp8_linear(r, 26214, width=320, outputs=2560))
+"""For devices that have products of eight-bit floats."""
 
 
 def each(cases: tuple[Case, ...]) -> Iterator[tuple[Case, torch.dtype]]:

@@ -61,7 +61,11 @@ _BESIDE_RECIPE = {
 
 _SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
 _REUSE_NOTE = "reuse {:g} approximates: frames will differ from those of --reuse 0"
-_INT8_NOTE = "weights int8 are rounded to 8 bits: frames will differ from those of whole"
+_WEIGHTS_NOTES = {
+    "int8": "weights int8 are rounded to 8 bits: frames will differ from those of whole",
+    "fp8": "weights fp8 and what they multiply are rounded to 8 bits: frames will differ from those of whole; it is "
+    "meant for NVIDIA GPUs from Ada on and slower elsewhere",
+}
 _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were made with"
 
 
@@ -302,7 +306,7 @@ def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
     config = open_checkpoint(order.checkpoint, order.variant).config
     width, height = _clip_size(order.settings, image, config.variant)
     settings = order.settings.for_variant(config.variant)
-    how = {"reuse": settings.reuse > 0, "eight_bits": order.weights == "int8"}
+    how = {"reuse": settings.reuse > 0, "weights": order.weights}
     job = Job(config, settings.frames, width, height, _DTYPES[order.dtype], device, **how)
     if memory is None:
         return plan_or_leanest(job, free)
@@ -333,8 +337,8 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
         notes = [DEMO_NOTE, *notes]
     if order.attention == "sage":
         notes = [_SAGE_NOTE, *notes]
-    if order.weights == "int8":
-        notes = [_INT8_NOTE, *notes]
+    if order.weights in _WEIGHTS_NOTES:
+        notes = [_WEIGHTS_NOTES[order.weights], *notes]
     if order.settings.reuse > 0:
         notes = [_REUSE_NOTE.format(order.settings.reuse), *notes]
     if svd.variant_note and not (order.variant or order.recipe):

@@ -62,7 +62,10 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_machine_flags(command)
     text = "of the UNet: sage (8-bit, approximate) and flash3 need their package (default: auto, torch's own)"
     _flag(command, "--attention", text, choices=get_args(AttentionName))
-    text = "of the UNet: int8 is quantised, takes half of the memory and longer (default: whole)"
+    text = (
+        "of the UNet, quantised: int8 takes half of the memory and longer, fp8 multiplies in 8 bits, for NVIDIA GPUs "
+        "from Ada on (default: whole)"
+    )
     _flag(command, "--weights", text, choices=get_args(WeightsName))
 
 

@@ -12,6 +12,9 @@ from .choice import choices as choices
 from .choice import report as report
 from .doubled import doubled as doubled
 from .doubled import smoothed_by_corner as smoothed_by_corner
+from .fp8_linear import FP8 as FP8
+from .fp8_linear import fp8_linear as fp8_linear
+from .fp8_linear import in_fp8 as in_fp8
 from .frame_attention import frame_attention as frame_attention
 from .frame_conv import frame_conv as frame_conv
 from .geglu import gated as gated
@@ -34,3 +37,6 @@ OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_a
 
 DECODE_OPERATIONS = (split_moments, owed_moments, owed_sum, merged_affine, affine_silu, frame_conv)
 """What the streamed decoder asks for."""
+
+QUANTISED_OPERATIONS = (fp8_linear,)
+"""What the UNet asks for beside, where its weights are stored so."""

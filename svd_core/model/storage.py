@@ -1,18 +1,28 @@
-"""Weight matrices kept in eight bits and made whole where a layer runs: half the memory of 16 bits. Class: quantised.
+"""Weight matrices kept in eight bits, each output channel with a scale of its own. Class: quantised. Opt-in.
 
-Each output channel has a scale of its own, so that its largest weight is 127. Norms, biases and blends stay as they
-are. What is computed is computed in the network's dtype; only the weights are rounded. Opt-in.
+int8 takes half the memory of 16 bits: all matrices and convolutions are whole numbers, made whole where a layer runs.
+fp8 is for speed: the transformers' wide layers multiply floats of eight bits, tokens rounded, too
+(`kernels.fp8_linear`). Norms, biases and blends stay as they are.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..kernels import FP8, fp8_linear, in_fp8
+from ..settings import WeightsName
+
 LEVELS = 127
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
+_WIDE = re.compile(r"\.(attn1|ff|ff_in)\.|\.proj_in$")
+"""Names of layers that take most of the products' time. What every block or the picture's residual reads stays whole,
+as in NVIDIA's TensorRT (performance notes 2.7)."""
 
 
 class InEightBits(nn.Module):
@@ -39,6 +49,41 @@ def store_in_eight_bits(network: nn.Module) -> None:
         parametrize.register_parametrization(layer, "weight", InEightBits(scale), unsafe=True)
 
 
-def in_eight_bits(network: nn.Module) -> bool:
-    """Whether `store_in_eight_bits` has been here."""
-    return any(weight.dtype == torch.int8 for weight in network.parameters())
+class Fp8Linear(nn.Module):
+    """A linear layer of `kernels.fp8_linear`, with the parameters of the one that it replaces, and `scale`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight, scale = in_fp8(layer.weight)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        return fp8_linear(tokens, self.weight, self.scale, self.bias)
+
+
+@torch.no_grad()
+def store_in_fp8(network: nn.Module) -> None:
+    """Replace the wide layers of a network's transformers by `Fp8Linear`, one after the other; for inference only."""
+    for name in [
+        name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and _WIDE.search(name)
+    ]:
+        owner, _, own = name.rpartition(".")
+        setattr(network.get_submodule(owner), own, Fp8Linear(network.get_submodule(name)))
+
+
+STORES: Mapping[WeightsName, Callable[[nn.Module], None]] = {
+    "whole": lambda network: None,
+    "int8": store_in_eight_bits,
+    "fp8": store_in_fp8,
+}
+"""What changes a network's weights, in their place, by the name that users know."""
+
+
+def stored_as(network: nn.Module) -> WeightsName:
+    """Which of `STORES` has been here."""
+    dtypes = {weight.dtype for weight in network.parameters()}
+    return "int8" if torch.int8 in dtypes else "fp8" if FP8 in dtypes else "whole"

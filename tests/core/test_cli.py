@@ -352,7 +352,11 @@ def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys, 
 
 @pytest.mark.parametrize(
     ("flag", "value", "note"),
-    [("--reuse", "0.1", "note: reuse 0.1 approximates"), ("--weights", "int8", "note: weights int8 are rounded")],
+    [
+        ("--reuse", "0.1", "note: reuse 0.1 approximates"),
+        ("--weights", "int8", "note: weights int8 are rounded"),
+        ("--weights", "fp8", "note: weights fp8 and"),
+    ],
 )
 def test_what_is_not_exact_is_never_silent(tmp_path, monkeypatch, capsys, flag, value, note):
     recorded(monkeypatch, tmp_path, flag, value)

@@ -27,6 +27,8 @@ KERNELS = {
         {"WIDTH": 4, "BLOCK_S": 512, "BLOCK_W": 4},
     ),
     "split_norm_triton.affine_silu_kernel": ("x gains: offsets: out", {"BLOCK_R": 32, "BLOCK_C": 128}),
+    "fp8_linear_triton.rows_kernel": ("x out! scales:", {"BLOCK_I": 8192}),
+    "fp8_linear_triton.product_kernel": ("x! x_scales: weight! w_scales: bias out", GEMM),
     "linear_add_triton.linear_add_kernel": ("residual x weight bias out", {"EVEN": True}),
     "blend_triton.blend_kernel": ("images change share owed out", {"BLOCK": 2048}),
     "group_norm_triton.partial_kernel": ("x shift means: squares:", STATISTICS),
@@ -44,7 +46,10 @@ KERNELS = {
     ),
     "frame_attention_triton.frame_attention_kernel": ("q k v out", {"WIDTH": 64, "BLOCK_S": 4, "BLOCK_T": 32}),
 }
-"""Pointers, in float32 those with a colon, and constants as at the finest level of the released models."""
+"""Pointers, in float32 those with a colon and in eight bits those with a mark, and constants as at the finest level of
+the released models."""
+
+OLDEST_FOR_EIGHT_BITS = 89
 
 
 def compiled(name, capability, dtype="bf16", tile_name=None, **more):
@@ -60,11 +65,16 @@ def compiled(name, capability, dtype="bf16", tile_name=None, **more):
     module = importlib.import_module(f"svd_core.kernels.{module_name}")
     kernel = getattr(module, function)
     pointers, constants = KERNELS[name]
-    kinds = {word.rstrip(":"): "*fp32" if word.endswith(":") else f"*{dtype}" for word in pointers.split()}
+    words = {":": "*fp32", "!": "*fp8e4nv"}
+    kinds = {word.rstrip(":!"): words.get(word[-1], f"*{dtype}") for word in pointers.split()}
     options = {"num_warps": 4}
-    if tiles := getattr(module, "TILES", None):
+    if (tiles := getattr(module, "TILES", None)) and "BLOCK_M" in kernel.arg_names:
         tile = tiles[tile_name or next(iter(tiles))].keywords
-        constants = constants | more | {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"], "BLOCK_K": 64}
+        constants = (
+            constants
+            | more
+            | {"BLOCK_M": tile["block_m"], "BLOCK_N": tile["block_n"], "BLOCK_K": getattr(module, "BLOCK_K", 64)}
+        )
         options = {"num_warps": tile["warps"], "num_stages": tile["stages"]}
     kinds |= dict.fromkeys(("eps", "scale"), "fp32") | dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -81,7 +91,7 @@ def compiled(name, capability, dtype="bf16", tile_name=None, **more):
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_compiles_and_fits(name, capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    result = compiled(name, capability)
+    result = compiled(name, max(capability, OLDEST_FOR_EIGHT_BITS) if "fp8" in name else capability)
     assert len(result.asm["cubin"]) > 0
     assert result.metadata.shared <= LEAST_SHARED
 
@@ -90,6 +100,13 @@ def test_a_kernel_compiles_and_fits(name, capability, tmp_path, monkeypatch):
 def test_products_run_on_tensor_cores(capability, instruction, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert instruction in compiled("frame_conv_triton.frame_conv_kernel", capability).asm["ptx"]
+
+
+@pytest.mark.parametrize(("capability", "instruction"), [(89, "mma.sync"), (90, "wgmma.mma_async")])
+def test_products_of_eight_bits_run_on_tensor_cores(capability, instruction, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    code = compiled("fp8_linear_triton.product_kernel", capability).asm["ptx"]
+    assert any(instruction in line and "e4m3.e4m3" in line for line in code.splitlines())
 
 
 NEWEST_SHARED = 227 * 2**10

@@ -18,32 +18,44 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+PATTERNS = {tl.bfloat16: (torch.bfloat16, torch.int16), tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8)}
+"""What the interpreter keeps as bit patterns: torch's dtype, and one of whole numbers of the same size."""
+
 
 def as_float(handle):
-    """Values of a handle; the interpreter keeps bfloat16 as bit patterns."""
-    if handle.dtype.scalar != tl.bfloat16:
+    """Values of a handle."""
+    if handle.dtype.scalar not in PATTERNS:
         return handle.data
-    return torch.from_numpy(handle.data.view(np.int16)).view(torch.bfloat16).float().numpy()
+    dtype, bits = PATTERNS[handle.dtype.scalar]
+    return torch.from_numpy(np.ascontiguousarray(handle.data)).view(bits).view(dtype).float().numpy()
 
 
-def as_bfloat16(data):
-    return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+def as_pattern(data, kind):
+    dtype, bits = PATTERNS[kind]
+    pattern = torch.from_numpy(np.ascontiguousarray(data)).to(dtype).view(bits).numpy()
+    return pattern.view(f"u{pattern.itemsize}")
 
 
 @pytest.fixture(autouse=True)
-def honest_bfloat16(monkeypatch):
+def honest_patterns(monkeypatch):
     """Triton 3.6's interpreter truncates where devices round, and its dot product multiplies the bit patterns."""
-    cast = InterpreterBuilder.cast_impl
+    cast, to_eight_bits = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
 
     def cast_impl(self, src, dst_type):
-        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
-            return TensorHandle(as_bfloat16(src.data), tl.bfloat16)
+        if src.dtype.scalar == tl.float32 and dst_type.scalar in PATTERNS:
+            return TensorHandle(as_pattern(src.data, dst_type.scalar), dst_type.scalar)
         return cast(self, src, dst_type)
+
+    def create_fp_to_fp(self, src, dst_type, rounding_mode):
+        if src.dtype.scalar == tl.float32 and dst_type.scalar in PATTERNS:
+            return cast_impl(self, src, dst_type)
+        return to_eight_bits(self, src, dst_type, rounding_mode)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         return TensorHandle(np.matmul(as_float(a), as_float(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 

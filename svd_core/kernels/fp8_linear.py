@@ -1,0 +1,81 @@
+"""A linear layer whose tokens and weights have eight bits, which newer devices multiply at twice the rate of sixteen.
+
+Both are float8 e4m3 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"), each row times a power of two of its
+own: a power of two rounds nothing itself, so that every form of the operation rounds to the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .choice import Operation
+
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max
+"""448, which is 1.75 times 2^8."""
+
+LEAST_POWER = torch.finfo(torch.float16).smallest_normal
+"""2^-14, so that a scale and its inverse are exact in every dtype."""
+
+SAMPLE_ROWS = 256
+LEAST_CAPABILITY = (8, 9)
+"""Ada; the first to multiply eight-bit floats."""
+
+SIDE_MULTIPLE = 16
+"""What devices' products want channels to be a multiple of."""
+
+
+def reference(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """tokens (..., I), weight (O, I) of FP8, scale (O, 1) of float32, bias (O,) -> (..., O). Class: quantised."""
+    rounded = whole(*in_fp8(tokens), tokens.dtype)
+    return nn.functional.linear(rounded, whole(weight, scale, tokens.dtype), bias)
+
+
+def in_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows (..., I) -> the same of FP8, and their scale (..., 1) of float32: each row's is the least power of two that
+    brings all of it within `LARGEST`. A row that is not finite stays so."""
+    scale = power(rows.abs().amax(-1, keepdim=True).float())
+    return (rows / scale.to(rows.dtype)).to(FP8), scale
+
+
+def power(largest: Tensor) -> Tensor:
+    """The least power of two, `LEAST_POWER` or more, of which positive float32 values are `LARGEST` times or less.
+
+    Read from their bits: the exponent, one more where the fraction is above that of 1.75, less the eight of 2^8."""
+    exponent = (largest.view(torch.int32) + 0x1FFFFF >> 23) - 8
+    return (exponent << 23).view(torch.float32).clamp_min(LEAST_POWER)
+
+
+def whole(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `in_fp8` made, as numbers of a dtype."""
+    return stored.to(dtype) * scale.to(dtype)
+
+
+def _kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from .fp8_linear_triton import FORMS
+
+    return FORMS
+
+
+def _refusal(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> str:
+    if tokens.is_cuda and torch.cuda.get_device_capability(tokens.device) < LEAST_CAPABILITY:
+        return "the device has no products of eight-bit floats"
+    if any(side % SIDE_MULTIPLE for side in weight.shape):
+        return f"channels are no multiple of {SIDE_MULTIPLE}"
+    if not (tokens.is_contiguous() and weight.is_contiguous()):
+        return "tokens or weight do not lie row after row"
+    return ""
+
+
+def _shape_class(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[int, int, bool]:
+    return weight.shape[1], weight.shape[0], bias is not None
+
+
+def _sample(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tokens.flatten(0, -2)[:SAMPLE_ROWS], weight, scale, bias
+
+
+fp8_linear = Operation("fp8_linear", reference, _kernels, _refusal, _shape_class, _sample, alike=1)

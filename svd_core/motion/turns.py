@@ -17,6 +17,13 @@ from torch import Tensor
 from ..sampling.samplers import Callback, Model, NoiseSampler, Sampler, sample_euler
 from .windows import Part, Windows
 
+SEED_STEP = 0x9E3779B97F4A7C15
+"""From a window's seed to the next one's: 2**64 over the golden ratio, by which SplitMix64 goes on. Its multiples lie
+far apart, so that no window's noise is that of another window of a seed nearby."""
+
+SEED_ROUND = 2**64 - 1
+"""Where seeds come round. Samplers of ComfyUI's add 1 on a CPU, and a generator takes no more than this."""
+
 
 class InParts(Protocol):
     """What `sample_in_turns` walks with; `LongTake` is one."""
@@ -62,8 +69,8 @@ def _arguments(extra_args: dict[str, Any] | None, turn: int) -> dict[str, Any]:
     """A window's own: samplers draw the noise that they add from the seed and the shape, and the same noise would let
     each window move as the one before. Some of them write into what they are given."""
     args = dict(extra_args or {})
-    if args.get("seed") is not None:
-        args["seed"] = (args["seed"] + turn) % 2**64
+    if turn and args.get("seed") is not None:
+        args["seed"] = (args["seed"] + turn * SEED_STEP) % SEED_ROUND
     return args
 
 

@@ -10,6 +10,7 @@ from fake_clips import Drifting, conditioning
 
 from svd_core.errors import InputError
 from svd_core.motion import LongTake, Statistics, Windows, hold_colours, sample_in_turns
+from svd_core.motion.turns import SEED_ROUND, SEED_STEP
 from svd_core.motion.windows import MOST_GAIN
 from svd_core.sampling import SAMPLERS, edm_sigmas, noisy_start
 
@@ -196,19 +197,38 @@ def test_noise_of_a_window_is_that_of_its_frames_in_the_clip():
     assert seen == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6, 7, 8]]
 
 
-def test_each_window_has_a_seed_and_arguments_of_its_own():
-    given, seen = {"seed": 2**64 - 2}, []
+def seeds_of_windows(args, total=TOTAL):
+    seen = []
 
     def sampler(model, x, sigmas, extra_args, callback, disable):
         seen.append(extra_args.pop("seed", None))
         return model(x, sigmas[0])
 
-    for args in (given, None):
-        sample_in_turns(
-            long_take(), torch.zeros(TOTAL, 4, 2, 4), edm_sigmas(1), args, windows=IN_TURNS, sampler=sampler
-        )
-    assert seen == [2**64 - 2, 2**64 - 1, 0, None, None, None]
-    assert given == {"seed": 2**64 - 2}
+    start = torch.zeros(total, 4, 2, 4)
+    sample_in_turns(long_take(), start, edm_sigmas(1), args, windows=IN_TURNS, sampler=sampler)
+    return seen
+
+
+def test_each_window_has_a_seed_and_arguments_of_its_own():
+    given = {"seed": 5}
+    assert seeds_of_windows(given) == [5, 5 + SEED_STEP, (5 + 2 * SEED_STEP) % SEED_ROUND]
+    assert given == {"seed": 5}
+    assert seeds_of_windows(None) == [None, None, None]
+
+
+def test_no_window_has_the_seed_of_another_window_of_a_seed_nearby():
+    """Seeds nearby are what a scout, a sweep and a seed widget that counts up try."""
+    seeds = sorted(seed for first in range(20) for seed in seeds_of_windows({"seed": first}, total=61))
+    assert len(seeds) == 20 * 20
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_sampler_can_add_one_to_the_seed_of_every_window():
+    """ComfyUI's do on a CPU, and a generator takes 64 bits. Some seeds here lead a later window to the top of them."""
+    highest = [(top - turn * SEED_STEP) % (top + 1) for top in (2**64 - 2, 2**64 - 1) for turn in (1, 2)]
+    for seed in (2**64 - 2, 2**64 - 3, *highest):
+        for each in seeds_of_windows({"seed": seed}):
+            torch.Generator().manual_seed(each + 1)
 
 
 def test_a_clip_is_continued_in_turns_and_settings_are_cut():

@@ -68,12 +68,12 @@ def counted(model) -> tuple:
     return patched, rows
 
 
-def ksampled(model, conds, latent, sampler="euler", steps=2) -> Tensor:
+def ksampled(model, conds, latent, sampler="euler", steps=2, seed=SEED) -> Tensor:
     """The same through ComfyUI's own KSampler and guider."""
     sampler_node = importlib.import_module("nodes").KSampler()
     with torch.inference_mode():
         given = {"model": model, "positive": conds[0], "negative": conds[1], "latent_image": latent}
-        how = {"seed": SEED, "steps": steps, "cfg": 2.0, "sampler_name": sampler, "scheduler": "karras"}
+        how = {"seed": seed, "steps": steps, "cfg": 2.0, "sampler_name": sampler, "scheduler": "karras"}
         return sampler_node.sample(**given, **how)[0]["samples"]
 
 
@@ -326,6 +326,13 @@ def test_every_window_in_turn_has_added_noise_of_its_own(longer, monkeypatch):
     taken = longer()
     ksampled(taken["model"], (taken["positive"], taken["negative"]), taken["latent"], "euler_ancestral")
     assert len(seeds) == len(set(seeds)) == 3
+
+
+def test_windows_in_turn_take_seeds_near_the_largest(longer):
+    taken = longer()
+    told = taken["positive"], taken["negative"]
+    for seed in (2**64 - 3, 2**64 - 2):
+        assert ksampled(taken["model"], told, taken["latent"], "euler_ancestral", seed=seed).isfinite().all()
 
 
 def test_samplers_that_want_one_answer_are_refused_where_there_are_several(longer, between, conds, input_error):

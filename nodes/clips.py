@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ..svd_core.measure import SWEPT, WISHES, Axis, measure, plot_measured, scou
 from ..svd_core.measure.scout import CHEAP_SAMPLER, CHEAP_SCHEDULE, CHEAP_STEPS, MAX_TRIES
 from ..svd_core.measure.sweep import check_choice, choices
 from .bridge.guider import ClipGuider
+from .bridge.methods import require_sampler
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import require_vae, show, verdict
@@ -134,7 +135,7 @@ class StableVideoSeedScout(io.ComfyNode):
         take = Take(model, positive, negative, latent, vae)
         weights = guidance(variant, min_guidance, max_guidance, guidance_curve, guidance_points)
         way = Way(weights, SCHEDULES[schedule](steps or variant.steps), sampler_name)
-        frames = take.check(weights)
+        frames = take.check([way])
         still = require_still(image, latent["samples"])
         progress = SharedProgress(model, tries * way.steps, frames)
         told = Telling(cls, tries, way.steps)
@@ -349,16 +350,18 @@ class Take:
     latent: dict[str, Any]
     vae: VAE
 
-    def check(self, weights: Weights) -> int:
-        """The clip's number of frames. Raises InputError, before anything is loaded, for what does not go together and
-        for a batch of clips."""
+    def check(self, ways: Sequence[Way]) -> int:
+        """The number of frames of each clip, which are sampled in these ways. Raises InputError, before anything is
+        loaded, for what does not go together and for a batch of clips."""
         require_vae(self.vae)
-        clips = ClipGuider(self.model, self.positive, self.negative, weights).clips(self.latent["samples"])
+        clips = ClipGuider(self.model, self.positive, self.negative, ways[0].weights).clips(self.latent["samples"])
         if clips.count != 1:
             raise InputError(
                 f"the latent holds {clips.count} clips, and one is studied at a time: give Stable Video Conditioning "
                 "one picture, or take one with Get Image from Batch"
             )
+        for way in ways:
+            require_sampler(self.model, way.sampler, clips.num_frames)
         return clips.num_frames
 
     def render(self, way: Way, seed: int, progress: SharedProgress) -> np.ndarray:
@@ -446,7 +449,7 @@ class Cells:
 
     def check(self, x: Axis, y: Axis | None) -> None:
         """Raise InputError for what does not go together, before the first clip."""
-        self.take.check(self._way({}).weights)
+        self.take.check([self._way(choice) for choice in choices(x, y)])
         if "augmentation" in {axis.setting for axis in (x, y) if axis is not None}:
             if self.image is None:
                 raise InputError("augmentation is swept and there is no picture to put noise on: connect image")
@@ -454,9 +457,8 @@ class Cells:
 
     def renderer(self, x: Axis, y: Axis | None) -> Callable[[Choice], np.ndarray]:
         """Choice -> frames, with one progress bar for all of them."""
-        wanted = choices(x, y)
-        frames = self.take.check(self._way({}).weights)
-        progress = SharedProgress(self.take.model, sum(self._way(choice).steps for choice in wanted), frames)
+        ways = [self._way(choice) for choice in choices(x, y)]
+        progress = SharedProgress(self.take.model, sum(way.steps for way in ways), self.take.check(ways))
 
         def render(choice: Choice) -> np.ndarray:
             return self._take(choice).render(self._way(choice), (self.base | choice)["seed"], progress)

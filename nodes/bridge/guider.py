@@ -21,7 +21,7 @@ from ...svd_core.config import PIXELS_PER_LATENT
 from ...svd_core.errors import InputError
 from ...svd_core.motion import curve_values
 from ..checks import damaged_frames, require_latents, whole_clips
-from .methods import guidance_of, windows_of
+from .methods import guidance_of, require_sampler, windows_of
 from .model import StableVideoModel
 
 if TYPE_CHECKING:
@@ -62,14 +62,15 @@ class ClipGuider(comfy.samplers.CFGGuider):
         drawn = guidance_of(patcher)
         self.weights = weights if drawn is None else partial(curve_values, drawn)
 
-    def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning and model
-        disagree."""
+    def sample(self, noise: Tensor, latent_image: Tensor, sampler: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning, sampler and
+        model disagree."""
         clips = self.clips(latent_image)
+        require_sampler(self.model_patcher, _name_of(sampler), clips.num_frames)
         given = self.model_options
         self.model_options = self._guided(given, clips)
         try:
-            return super().sample(noise, latent_image, *args, **kwargs)
+            return super().sample(noise, latent_image, sampler, *args, **kwargs)
         finally:
             self.model_options = given
             for name in _LEFT_BY_A_RUN:
@@ -103,6 +104,11 @@ class ClipGuider(comfy.samplers.CFGGuider):
             wrapper = _clips_apart(clips.num_frames)
             comfy.patcher_extension.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper, options, is_model_options=True)
         return options
+
+
+def _name_of(sampler: Any) -> str:
+    """What ComfyUI calls the function of a sampler, nothing where it has none."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
 def _per_frame(scales: Tensor) -> Callable[[dict[str, Any]], Tensor]:

@@ -199,23 +199,22 @@ class Methods:
     ) -> Tensor:
         positive, way = executor.class_obj.conds["positive"][0], options.get(WAY)
         clip_frames = positive.get("num_video_frames", x.shape[0])
-        if way is None:
-            self._require_one_answer(executor.class_obj.model_options, options)
         total = way.total if isinstance(way, Part) else x.shape[0]
         if self.windows and positive.get("num_video_frames", total) != total:
             raise InputError(
                 f"the latent holds {total} frames and the conditioning is for {clip_frames}: take positive, negative "
                 "and latent from Stable Video Long Take"
             )
+        if way is None and _catches_guidance(executor.class_obj.model_options, options):
+            self.require_one_answer(total)
         seen = self.windows.length if self.windows else clip_frames
         host = HostDenoiser(executor, options, seed, clip_frames, seen)
         denoise = reduce(lambda inner, method: method.wrap(inner, host), self.methods, host)
         return _asked(denoise, way)(x, sigma)
 
-    def _require_one_answer(self, own: dict[str, Any], options: dict[str, Any]) -> None:
-        """Raise InputError for a sampler that catches what guidance began with, where there is more of it than one."""
-        caught, before = (len(each.get("sampler_post_cfg_function", ())) for each in (options, own))
-        if caught > before and any(isinstance(each, BetweenMethod | LongTakeMethod) for each in self.methods):
+    def require_one_answer(self, frames: int) -> None:
+        """Raise InputError where a clip of so many frames takes more than one answer of the model for each step."""
+        if any(_asks_again(each, frames) for each in self.methods):
             raise InputError(
                 "a CFG++ sampler wants one answer of the model for each step, and In-between, Loop and Long Take by "
                 "fusion ask for several: choose a sampler without cfg_pp, or in turns on that node"
@@ -224,6 +223,19 @@ class Methods:
     @property
     def windows(self) -> Windows | None:
         return next((method.windows for method in self.methods if isinstance(method, LongTakeMethod)), None)
+
+
+def _catches_guidance(own: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether the sampler of a run listens to guidance, as CFG++ does, beside whatever the MODEL has for that."""
+    before, now = (len(each.get("sampler_post_cfg_function", ())) for each in (own, options))
+    return now > before
+
+
+def _asks_again(method: Method, frames: int) -> bool:
+    """Whether more than one answer goes into each step of a clip: two ways, or windows where it is longer than one."""
+    if isinstance(method, LongTakeMethod):
+        return frames > method.windows.length
+    return isinstance(method, BetweenMethod)
 
 
 def _asked(denoise: ClipDenoiser, way: str | Part | None) -> Callable[..., Tensor]:
@@ -240,6 +252,13 @@ def methods_of(patcher: ModelPatcher) -> tuple[Method, ...]:
 def windows_of(patcher: ModelPatcher) -> Windows | None:
     """The windows that a MODEL is run in, if any."""
     return Methods(methods_of(patcher)).windows
+
+
+def require_sampler(patcher: ModelPatcher, name: str, frames: int) -> None:
+    """Raise InputError, before anything is loaded, for one of ComfyUI's samplers that a MODEL's methods cannot be run
+    with on a clip of so many frames. In turns each run of a sampler has one answer."""
+    if name.endswith("_cfg_pp") and not patcher.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        Methods(methods_of(patcher)).require_one_answer(frames)
 
 
 def guidance_of(patcher: ModelPatcher) -> Values | None:

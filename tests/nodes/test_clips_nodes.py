@@ -268,6 +268,43 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(scouted, swept, cond
     assert rows == []
 
 
+@pytest.fixture(scope="module")
+def asked_again(call, loaded, pictures):
+    """What studies a model that gives several answers a step: a loop, or a fused take of several windows."""
+    given = {"clip_vision": loaded.clip_vision, "vae": loaded.vae, "image": pictures[:1], "frames": 5}
+    positive, negative, latent = call("StableVideoConditioning", **given)
+
+    def inputs(kind, model):
+        if kind == "loop":
+            looped, turned = call("StableVideoLoop", model=model, latent=latent)
+            return {"model": looped, "conds": (positive, negative, turned)}
+        short = {"positive": positive, "negative": negative, "latent": latent}
+        fused = {"frames": 5, "window": 3, "method": "fusion"}
+        taken, *conds = call("StableVideoLongTake", model=model, **short, **fused)
+        return {"model": taken, "conds": tuple(conds)}
+
+    return inputs
+
+
+@pytest.mark.parametrize("kind", ["loop", "take"])
+def test_a_sampler_that_wants_one_answer_is_refused_before_the_first_clip(
+    scouted, swept, asked_again, loaded, monkeypatch, input_error, kind
+):
+    import comfy.sampler_helpers
+
+    model, rows = counted(loaded.model)
+    given = asked_again(kind, model)
+    loads, prepare = [], comfy.sampler_helpers.prepare_sampling
+    monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", lambda *args: loads.append(1) or prepare(*args))
+    samplers = {"x_setting": "sampler", "x_values": "euler, euler_cfg_pp"}
+    for study in (lambda: swept(**given, **samplers), lambda: scouted(**given, sampler_name="euler_cfg_pp")):
+        with pytest.raises(input_error, match=r"a CFG\+\+ sampler wants one answer of the model for each step"):
+            study()
+    assert (rows, loads) == ([], [])
+    plain = {"x_setting": "sampler", "x_values": "euler, heun", "y_setting": "none", "sampler_name": "euler_cfg_pp"}
+    assert len(json.loads(swept(**given, **plain)[3])["cells"]) == 2
+
+
 def test_the_meter_refuses_a_single_picture(call, input_error):
     with pytest.raises(input_error, match="at least 2 frames"):
         call("StableVideoMotionMeter", images=torch.zeros(1, 64, 64, 3))

@@ -347,6 +347,31 @@ def test_samplers_that_want_one_answer_are_refused_where_there_are_several(longe
     assert ksampled(fused, told, taken["latent"], "dpmpp_2m").isfinite().all()
 
 
+def test_a_sampler_that_wants_one_answer_is_refused_before_the_model_is_loaded(
+    longer, between, sample, monkeypatch, input_error
+):
+    import comfy.sampler_helpers
+
+    assert sample(**longer(), sampler_name="euler_cfg_pp")["samples"].isfinite().all()
+    assert sample(*between(method="in turns"), sampler_name="euler_cfg_pp")["samples"].isfinite().all()
+    loads, prepare = [], comfy.sampler_helpers.prepare_sampling
+    monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", lambda *given: loads.append(1) or prepare(*given))
+    for given in (longer(**FUSED), dict(zip(("model", "latent"), between(), strict=True))):
+        with pytest.raises(input_error, match=r"a CFG\+\+ sampler wants one answer of the model for each step"):
+            sample(**given, sampler_name="res_multistep_cfg_pp")
+    assert loads == []
+
+
+def test_a_fused_take_of_one_window_goes_with_samplers_that_want_one_answer(longer, sample, condition, pictures):
+    conds = condition(pictures[:1], frames=4)
+    taken = longer(frames=4, colour_hold=0.0, **FUSED)
+    made = ksampled(taken["model"], (taken["positive"], taken["negative"]), taken["latent"], "euler_cfg_pp")
+    assert made.isfinite().all()
+    given = {"sampler_name": "euler_cfg_pp"}
+    plain = sample(positive=conds[0], negative=conds[1], latent=conds[2], **given)["samples"]
+    assert relative(sample(**taken, **given)["samples"], plain) < 1e-5
+
+
 def test_masks_of_another_length_are_refused_before_a_take_begins(longer, brushed, conds, sample, input_error):
     masked, latent = brushed(right_half(FRAMES))
     with pytest.raises(input_error, match="5 masks for 8 frames: give one mask, or one for each frame"):

@@ -456,9 +456,10 @@ def require_for_frames(model: ModelPatcher, latent: dict[str, Any], frames: int)
         if isinstance(method, BrushMethod):
             method.brush.check(frames, height, width)
     mask = latent.get("noise_mask")
-    if mask is not None and mask.shape[0] not in (1, frames):
+    masked = 1 if mask is None else mask.shape[:-2].numel()  # ComfyUI takes all sides but two for a count
+    if masked not in (1, frames):
         raise InputError(
-            f"a noise mask for {mask.shape[0]} frames and a Long Take of {frames}: give one mask, or set it on the "
+            f"a noise mask for {masked} frames and a Long Take of {frames}: give one mask, or set it on the "
             "latent that Stable Video Long Take gives"
         )
 

@@ -378,7 +378,15 @@ def test_masks_of_another_length_are_refused_before_a_take_begins(longer, brushe
         longer(masked, latent=latent)
     with pytest.raises(input_error, match="a noise mask for 5 frames and a Long Take of 8"):
         longer(latent={**conds[2], "noise_mask": torch.ones(FRAMES, 1, HEIGHT, WIDTH)})
+    with pytest.raises(input_error, match="a noise mask for 5 frames and a Long Take of 8"):
+        longer(latent={**conds[2], "noise_mask": torch.ones(1, FRAMES, HEIGHT, WIDTH)})
     taken = longer(latent={**conds[2], "batch_index": list(range(FRAMES))})
+    assert sample(**taken)["samples"].shape == (8, 4, 8, 16)
+
+
+@pytest.mark.parametrize("sides", [(), (1,), (1, 1), (8,), (8, 1), (1, 8)])
+def test_one_noise_mask_and_one_for_each_frame_may_have_any_sides_before_them(longer, conds, sample, sides):
+    taken = longer(latent={**conds[2], "noise_mask": torch.ones(*sides, HEIGHT, WIDTH)})
     assert sample(**taken)["samples"].shape == (8, 4, 8, 16)
 
 

@@ -346,8 +346,9 @@ def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     On a CPU, oneDNN sums a float32 convolution of many channels in one long chain where channels lie last and in short
     ones where they lie first: a third of the error, at a price of about nothing with both turns. They hold a band more,
-    which no plan counts, as it counts none of what oneDNN holds. Class: rounding."""
-    if not (images.is_cpu and images.dtype == torch.float32 and images.shape[1] >= LONG_SUM):
+    which no plan counts, as it counts none of what oneDNN holds. A layer may see to that itself. Class: rounding."""
+    long = images.is_cpu and images.dtype == torch.float32 and images.shape[1] >= LONG_SUM
+    if not long or (hasattr(conv, "sums_short") and conv.sums_short(images)):
         return conv(images)
     _, channels, height, width = images.shape
     planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is quick at turning a matrix, not at more

@@ -37,7 +37,7 @@ def load(path: Path, variant: str | None = None) -> Loaded:
         config,
         load_model(path, variant),
         clip_vision_model(config.clip_vision, checkpoint.clip_vision_weights()),
-        StableVideoVAE(config.vae, config.variant, checkpoint.vae_weights()),
+        load_vae(path, variant),
     )
 
 
@@ -48,3 +48,17 @@ def load_model(path: Path, variant: str | None = None, *, disable_dynamic: bool 
     patcher.model.variant = checkpoint.config.variant
     patcher.cached_patcher_init = (load_model, (path, variant))
     return patcher
+
+
+def load_vae(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> StableVideoVAE:
+    """VAE alone."""
+    checkpoint = open_checkpoint(path, variant)
+    config = checkpoint.config
+    vae = StableVideoVAE(config.vae, config.variant, checkpoint.vae_weights(), disable_dynamic=disable_dynamic)
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (path, variant))
+    return vae
+
+
+def load_vae_patcher(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """The VAE's patcher alone. ComfyUI calls this to make a copy for another device."""
+    return load_vae(path, variant, disable_dynamic=disable_dynamic).patcher

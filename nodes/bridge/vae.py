@@ -17,6 +17,7 @@ from ...svd_core.decode.places import USABLE
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.vae import VideoVAE
 from .attention import host_attention
+from .weights import host_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,16 +47,19 @@ takes that one's place."""
 class StableVideoVAE(comfy.sd.VAE):
     """A native VAE around `VideoVAE`. Tiled decoding and encoding are the exact ones: seams would be the only gain."""
 
-    def __init__(self, config: VAEConfig, variant: Variant, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: VAEConfig, variant: Variant, weights: Mapping[str, Tensor], *, disable_dynamic: bool = False
+    ) -> None:
+        """`disable_dynamic` as for the MODEL: a patcher that puts weights on the device itself."""
         stand_in = comfy.ldm.models.autoencoder.AutoencoderKL(**_PLACEHOLDER)
         super().__init__(sd=stand_in.state_dict(), config={"params": _PLACEHOLDER})
         self.variant = variant
-        backend = Backend(comfy.ops.disable_weight_init, host_attention, self.vae_dtype)
+        backend = Backend(comfy.ops.disable_weight_init, host_attention, self.vae_dtype, weights=host_weights)
         self.first_stage_model = VideoVAE(config, backend=backend).requires_grad_(False).eval()
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         offload = comfy.model_management.vae_offload_device()
-        patcher = comfy.model_patcher.CoreModelPatcher
-        self.patcher = patcher(self.first_stage_model, load_device=self.device, offload_device=offload)
+        kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=offload)
         self.first_stage_model.load_state_dict(dict(weights), strict=True, assign=self.patcher.is_dynamic())
         self.size = None
         self.model_size()
@@ -86,7 +90,7 @@ class StableVideoVAE(comfy.sd.VAE):
         pixels = network.decode(latents.to(self.device), num_frames, budget=budget, circular=circular)
         return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
 
-    def decode_tiled(self, samples: Tensor, **_tiling: Any) -> Tensor:
+    def decode_tiled(self, samples: Tensor, *_tiling: Any, **_more: Any) -> Tensor:
         """The exact decode: it needs no tiles to fit."""
         return self.decode(samples)
 
@@ -110,7 +114,7 @@ class StableVideoVAE(comfy.sd.VAE):
         ]
         return torch.cat(latents)
 
-    def encode_tiled(self, pixel_samples: Tensor, **_tiling: Any) -> Tensor:
+    def encode_tiled(self, pixel_samples: Tensor, *_tiling: Any, **_more: Any) -> Tensor:
         """The exact encode: it needs no tiles to fit."""
         return self.encode(pixel_samples)
 

@@ -399,13 +399,14 @@ class VideoVAE(nn.Module):
     def decode(
         self,
         z: Tensor,
-        num_frames: int,
+        num_frames: int | None = None,
         chunk: int | None = None,
         budget: int | None = None,
         mode: Mode | None = None,
         circular: bool = False,
     ) -> Tensor:
-        """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped.
+        """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped; one
+        clip of all N without `num_frames`.
 
         Streamed, with the same bits for every `chunk`, `budget` and `mode`: `chunk` is how many frames' worth of
         intermediate results may be kept (at least one; all by default), `budget` is bytes of the device's memory beside
@@ -415,6 +416,7 @@ class VideoVAE(nn.Module):
         float32, with a PrecisionWarning. Records no gradients. Raises InputError when N is not a whole number of clips,
         a number is below 1 or the budget holds nothing.
         """
+        num_frames = z.shape[0] if num_frames is None and z.ndim else num_frames
         plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode, circular)
         clips = self._latents(z, num_frames).split(num_frames)
         return torch.cat([self._decode_clip(clip, plan, budget, circular) for clip in clips])

@@ -53,6 +53,48 @@ def test_the_latent_is_left_as_it_was(decode, latents):
     assert torch.equal(latents, before)
 
 
+@torch.inference_mode()
+def test_tiles_may_be_given_by_position_and_are_not_needed(loaded, latents):
+    clip = latents[:FRAMES]
+    assert torch.equal(loaded.vae.decode_tiled(clip, 8, 8, 2), loaded.vae.decode(clip))
+
+
+@torch.inference_mode()
+def test_the_hosted_network_takes_a_batch_for_one_clip(loaded, latents):
+    network = loaded.vae.first_stage_model
+    assert torch.equal(network.decode(latents), network.decode(latents, num_frames=2 * FRAMES))
+
+
+@pytest.fixture
+def corners(part, monkeypatch):
+    """Counts an upsampler's convolutions that run by corner, from four pixels on."""
+    calls, fused, few = [], part("svd_core.model.fused"), {torch.float32: 4}
+    by_corner = fused.smoothed_by_corner
+    monkeypatch.setattr(part("svd_core.model.cpu_conv"), "DOUBLED_PIXELS", few)
+    monkeypatch.setattr(fused, "smoothed_by_corner", lambda *args: calls.append(args) or by_corner(*args))
+    return calls, few
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
+def test_upsamplers_run_by_corner_with_the_weights_that_their_layers_compute_with(
+    decode, latents, loaded, corners, patched, monkeypatch
+):
+    calls, few = corners
+    upsamplers = [level.upsample for level in loaded.vae.first_stage_model.decoder.up if hasattr(level, "upsample")]
+    plain = decode(latents[:FRAMES])
+    for upsampler in upsamplers if patched else ():
+        monkeypatch.setattr(upsampler.conv, "weight_function", [lambda weight: weight * 1.5], raising=False)
+        monkeypatch.setattr(upsampler.conv, "bias_function", [lambda bias: bias + 0.1], raising=False)
+    calls.clear()
+    images = decode(latents[:FRAMES])
+    assert len(calls) >= len(upsamplers) > 0
+    assert torch.allclose(images, plain, atol=1e-3) is not patched
+    calls.clear()
+    few.clear()
+    assert relative(images, decode(latents[:FRAMES])) < 1e-5
+    assert not calls
+
+
 def test_what_cannot_be_decoded_is_refused(decode, latents, input_error):
     with pytest.raises(input_error, match="holds 4 frames, which is not a whole number of clips of 3: give 3"):
         decode(latents[:4], num_video_frames=FRAMES)

@@ -41,6 +41,7 @@ def test_a_batch_is_encoded_picture_by_picture_and_tiles_are_not_needed(loaded, 
     apart = torch.cat([loaded.vae.encode(one) for one in still.split(1)])
     assert torch.equal(loaded.vae.encode(still), apart)
     assert torch.equal(loaded.vae.encode_tiled(still, tile_x=64, tile_y=64, overlap=16), apart)
+    assert torch.equal(loaded.vae.encode_tiled(still, 64, 64, 16), apart)
 
 
 @torch.inference_mode()

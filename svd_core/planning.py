@@ -8,7 +8,7 @@ says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig
 from .decode.pictures import EncodePlan
 from .decode.places import has_own_memory
-from .decode.plan import DecodePlan
+from .decode.plan import DecodePlan, mebibytes
 from .errors import InputError
 from .meter import LiveBytes
 from .model.backend import Backend
@@ -107,8 +107,8 @@ def plan_render(job: Job, memory: int) -> Plan:
         if needed[-1] <= memory:
             return _plan(job, streamed, memory)
     raise InputError(
-        f"{gibibytes(memory)} cannot hold {job.frames} frames of {job.width}x{job.height}: give at least "
-        f"{gibibytes(min(needed))}, fewer frames or a smaller size"
+        f"{gibibytes(memory, _down)} cannot hold {job.frames} frames of {job.width}x{job.height}: "
+        f"give at least {gibibytes(min(needed))}, fewer frames or a smaller size"
     )
 
 
@@ -243,6 +243,12 @@ def decode_in_words(plan: DecodePlan) -> str:
     return "the clip on the host, " + ("a frame" if plan.mode == "host" else "bands of a frame") + " on the device"
 
 
-def gibibytes(count: int) -> str:
-    """A size for people, rounded up."""
-    return f"{math.ceil(count / 2**30 * 100) / 100:.2f} GiB"
+def gibibytes(count: int, rounded: Callable[[float], int] = math.ceil) -> str:
+    """A size for people. What is needed is rounded up, and what was given down, or both might read the same."""
+    hundredths = rounded(count / 2**30 * 100)
+    return f"{hundredths / 100:.2f} GiB" if hundredths or not count else mebibytes(count, rounded)
+
+
+def _down(count: float) -> int:
+    """Rounded down, but for the fraction of a byte that 0.3 GiB and the like lost when they were made whole."""
+    return math.floor(count + 1e-7)

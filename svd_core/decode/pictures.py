@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import floor, prod
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def choose_encode(
             return plan
     least = min(plan.device_bytes for plan in plans)
     raise InputError(
-        f"a budget of {mebibytes(budget)} cannot hold the encoding of {pictures[3]}x{pictures[2]}: "
+        f"a budget of {mebibytes(budget, floor)} cannot hold the encoding of {pictures[3]}x{pictures[2]}: "
         f"give at least {mebibytes(least)} or a smaller size"
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..config import PIXELS_PER_LATENT
@@ -71,7 +72,7 @@ def choose_decode(
             return plans[-1]
     least = min(plan.device_bytes for plan in plans)
     raise InputError(
-        f"a budget of {mebibytes(budget)} cannot hold the decode of {clip[0]} frames of "
+        f"a budget of {mebibytes(budget, math.floor)} cannot hold the decode of {clip[0]} frames of "
         f"{clip[3] * PIXELS_PER_LATENT}x{clip[2] * PIXELS_PER_LATENT}: give at least {mebibytes(least)}, "
         "fewer frames or a smaller size"
     )
@@ -119,6 +120,6 @@ def _size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-def mebibytes(count: int) -> str:
-    """A size for messages, rounded up."""
-    return f"{count} bytes" if count < 2**20 else f"{-(-count // 2**20)} MiB"
+def mebibytes(count: int, rounded: Callable[[float], int] = math.ceil) -> str:
+    """A size for messages. What is needed is rounded up, and what was given down, or both might read the same."""
+    return f"{count} bytes" if count < 2**20 else f"{rounded(count / 2**20)} MiB"

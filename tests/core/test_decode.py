@@ -241,6 +241,9 @@ def test_a_budget_that_holds_nothing_is_refused_with_the_least_that_works(device
     assert planned(least, device).device_bytes <= least
     with pytest.raises(InputError, match="give at least"):
         planned(least - 2**20, device)
+    named = least // 2**20
+    with pytest.raises(InputError, match=f"a budget of {named - 1} MiB .*: give at least {named} MiB"):
+        planned(least - 2**20 + 1, device)
 
 
 def test_the_hosts_memory_is_the_devices_on_a_cpu():

@@ -313,6 +313,15 @@ def test_bad_settings_are_refused(vae, settings, said):
         vae.encode(pixels(16, 24), **settings)
 
 
+def test_a_budget_that_is_not_enough_is_never_rounded_up():
+    vae, shape = full_size(), (1, 3, 576, 1024)
+    least = vae.least_encode_plan(shape, META).device_bytes
+    with pytest.raises(
+        InputError, match=f"budget of {(least - 1) // 2**20} MiB .*: give at least {-(-least // 2**20)} "
+    ):
+        vae.encode_plan(shape, META, budget=least - 1)
+
+
 def test_the_plan_refuses_what_encoding_refuses(vae):
     with pytest.raises(InputError, match="65x64"):
         vae.encode_plan((1, 3, 65, 64), META)

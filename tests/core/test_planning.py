@@ -8,6 +8,7 @@ import torch
 from synthetic import TINY, write_checkpoint
 
 from benchmarks.device_bytes import device_bytes
+from svd_core import planning
 from svd_core.cli import main
 from svd_core.config import UNetConfig
 from svd_core.errors import InputError
@@ -40,6 +41,16 @@ def tiny_least() -> int:
     with pytest.raises(InputError, match=r"cannot hold 8 frames of 256x128: give at least [\d.]+ GiB") as error:
         tiny(1)
     return int(float(re.search(r"least ([\d.]+) GiB", str(error.value))[1]) * GIB)
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [(1, "1 bytes"), (2**20, "1 MiB"), (int(0.03 * GIB), "0.03 GiB"), (int(0.039 * GIB), "0.03 GiB")],
+)
+def test_the_memory_that_is_not_enough_is_never_rounded_up(memory, said, monkeypatch):
+    monkeypatch.setattr(planning, "_needed", lambda *_: int(0.0395 * GIB))
+    with pytest.raises(InputError, match=f"^{said} cannot hold .*: give at least 0.04 GiB"):
+        tiny(memory)
 
 
 def test_the_least_that_is_named_works_and_fits():

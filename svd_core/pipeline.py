@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,9 +35,13 @@ from .sampling import (
     GuidanceInterval,
     GuidanceSplit,
     GuidedDenoiser,
+    NoiseSampler,
     Sampler,
     SteppingDown,
     align_your_steps_sigmas,
+    check_guidance,
+    check_sigmas,
+    check_size,
     constant_guidance,
     curve_guidance,
     edm_sigmas,
@@ -47,7 +52,7 @@ from .sampling import (
     trapezoid_guidance,
     triangle_guidance,
 )
-from .settings import AttentionName, Settings, WeightsName
+from .settings import AttentionName, Settings, WeightsName, is_whole
 
 _SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
 _CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}
@@ -142,6 +147,7 @@ class StableVideo:
 
         As `sample_from`, which says what else there is and what is raised, from noise scaled as the reference does.
         """
+        check_sigmas(sigmas)
         start = noisy_start(noise.to(self.device), sigmas)
         return self.sample_from(start, cond, sigmas, guidance, sampler, callback, **how)
 
@@ -166,26 +172,26 @@ class StableVideo:
     ) -> Tensor:
         """Sample from a state x (B * T, 4, h, w) at the level sigmas[0], in sampler units; it stays on its device.
 
-        sigmas (n + 1,) decreasing to 0; guidance (T,) is one scale a frame; `sampler` is an entry of `SAMPLERS` or a
-        function like those; `seed` feeds samplers that add noise; `joint` decides whether both guidance branches share
-        a pass, which changes memory and, up to rounding, not the result; `stream_weights`: whether the UNet's weights
-        visit the device layer by layer, None that they do where they were left on the host; `wrap` makes another
-        denoiser of this one (`svd_core.motion`); `split` runs one branch here and the other in another process, with
-        the bits that `joint` False has; `reuse` approximates; `options` are the sampler's, `callback` k-diffusion's.
+        sigmas (n + 1,) decreasing to 0, or to where it stops early; guidance (T,) is one scale a frame; `sampler` is an
+        entry of `SAMPLERS` or a function like those, k-diffusion's among them; `seed` feeds samplers that take their
+        noise from a `noise_sampler`; `joint` decides whether both guidance branches share a pass, which changes memory
+        and, up to rounding, not the result; `stream_weights`: whether the UNet's weights visit the device layer by
+        layer, None that they do where they were left on the host; `wrap` makes another denoiser of this one
+        (`svd_core.motion`); `split` runs one branch here and the other in another process, with the bits that `joint`
+        False has; `reuse` approximates; `options` are the sampler's, `callback` k-diffusion's.
 
         Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
-        bits. Raises InputError when that is not enough, for an unknown sampler and for frames that are not a whole
-        number of the conditioning's clips.
+        bits. Raises InputError when that is not enough, for an unknown sampler and for tensors that do not fit.
         """
+        _check_sampling(x, cond, sigmas, guidance)
         run = sampler_named(sampler) if isinstance(sampler, str) else sampler
         joint = _fits_joint(cond.rows * len(guidance), x) if joint is None else joint
         network = self.unet if reuse is None else partial(self.unet, reuse=reuse)
         denoise = GuidedDenoiser(network, cond.to(self.device), guidance, joint, interval, self.dtype, split)
-        # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
-        noise_sampler = seeded_noise((seed + 1) % 2**64, x)
+        options = _added_noise(run, seed, x) | options
         with self._lasting(denoise, stream_weights) as lasting:
             model = lasting if wrap is None else wrap(lasting)
-            return run(model, x, sigmas, callback=callback, noise_sampler=noise_sampler, **options)
+            return run(model, x, sigmas, callback=callback, **options)
 
     @contextmanager
     def _lasting(self, denoise: GuidedDenoiser, stream_weights: bool | None) -> Iterator[SteppingDown]:
@@ -236,7 +242,13 @@ class StableVideo:
 
     @torch.inference_mode()
     def decode_latents(
-        self, latents: Tensor, *, chunk: int | None = None, budget: int | None = None, circular: bool = False
+        self,
+        latents: Tensor,
+        *,
+        chunk: int | None = None,
+        budget: int | None = None,
+        circular: bool = False,
+        callback: ProgressFn | None = None,
     ) -> np.ndarray:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular where the clip
         is a loop.
@@ -245,11 +257,15 @@ class StableVideo:
         budget. Raises InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
+        report = callback or _silent
+        report(Progress("decode", 0, 1))
         if chunk is None and budget is None:
             budget = free_bytes(self.device)
         z = (latents.float() / LATENT_SCALE).to(self.device)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget, circular=circular)
-        return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        frames = ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        report(Progress("decode", 1, 1))
+        return frames
 
     def animate(
         self,
@@ -308,9 +324,7 @@ class StableVideo:
         found = (plan.sigmas, settings, fit_report, reported(reuse))
         if split is not None and not split.leads:
             return _clip(np.empty((0, settings.height, settings.width, 3), np.float32), latents, *found)
-        report(Progress("decode", 0, 1))
-        frames = self.decode_latents(latents, chunk=chunk, budget=budget)
-        report(Progress("decode", 1, 1))
+        frames = self.decode_latents(latents, chunk=chunk, budget=budget, callback=report)
         return _clip(frames, latents, *found)
 
     def _sample(
@@ -363,10 +377,11 @@ def load_checkpoint(
     multiplies floats of eight bits in its transformers, for CUDA devices from capability 8.9 on and slower elsewhere.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint, and InputError
-    for "fp8" on a device that has no such numbers.
+    for "fp8" on a device that has no such numbers and for a device that is not there.
     """
-    if weights == "fp8" and torch.device(device).type == "mps":
+    if weights == "fp8" and str(device).startswith("mps"):
         raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
+    device = known_device(device)
     unet_device = "cpu" if stream_weights or weights != "whole" else device
     backend = Backend(attention=attention_named(attention, scaled_dot_product))
     places = {"device": device, "dtype": dtype, "unet_device": unet_device}
@@ -376,7 +391,26 @@ def load_checkpoint(
         modules.unet.to(device)
     note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
-    return StableVideo(*parts, torch.device(device), dtype, note)
+    return StableVideo(*parts, device, dtype, note)
+
+
+def known_device(device: torch.device | str) -> torch.device:
+    """The device. Raises InputError where torch does not know it or this machine does not have it."""
+    try:
+        known = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device {str(device)!r} is not known: give cpu, cuda, cuda:1 or mps") from error
+    if (known.index or 0) >= _devices(known.type):
+        raise InputError(f"device {str(device)!r} is not on this machine: give cpu, or cuda or mps where there is one")
+    return known
+
+
+def _devices(kind: str) -> int:
+    """How many of a kind this machine has."""
+    if kind in ("cpu", "mps"):
+        return int(kind == "cpu" or torch.backends.mps.is_available())
+    module = getattr(torch, kind, None)
+    return module.device_count() if hasattr(module, "device_count") else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +434,31 @@ def plan_sampling(settings: Settings) -> SamplingPlan:
     interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
     options = {"s_churn": settings.churn} if settings.churn else {}
     return SamplingPlan(sigmas_for(settings), guidance_for(settings), interval, options)
+
+
+def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor) -> None:
+    """Raise InputError for what the network or a sampler would stumble over."""
+    check_sigmas(sigmas)
+    check_guidance(guidance)
+    check_size(x, cond)
+
+
+def _added_noise(run: Sampler, seed: int, x: Tensor) -> dict[str, NoiseSampler]:
+    """What a sampler is told about the noise that it adds: nothing where its function takes no such thing."""
+    if not is_whole(seed):
+        raise InputError(f"seed {seed!r} is not a whole number: give one that is not negative")
+    if not _takes(run, "noise_sampler"):
+        return {}
+    # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
+    return {"noise_sampler": seeded_noise((seed + 1) % 2**64, x)}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # what is compiled may not say
+        return True
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def sampler_named(name: str) -> Sampler:

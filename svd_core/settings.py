@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -64,16 +65,42 @@ class Settings:
 
     def check(self) -> None:
         """Raise InputError naming the value, the limit and the remedy for the first setting out of range."""
-        _within("frames", self.frames, 1, MAX_FRAMES, "14 for SVD, 25 for SVD-XT")
-        _within("steps", self.steps, 1, MAX_STEPS, "25 is usual")
-        _within("width", self.width, SIZE_MULTIPLE, MAX_SIDE, "1024x576 is what the model was trained on")
-        _within("height", self.height, SIZE_MULTIPLE, MAX_SIDE, "1024x576 is what the model was trained on")
-        _within("seed", self.seed, 0, 2**64 - 1, "give a whole number that is not negative")
+        for name, limits in _WHOLE.items():
+            value = getattr(self, name)
+            if value is not None or name == "seed":
+                _whole_within(name, value, *limits)
         for name, kinds in (("fit", Fit), ("guidance_curve", Curve), ("schedule", Schedule)):
             _one_of(name, getattr(self, name), get_args(kinds))
         for name in ("min_guidance", "max_guidance", "churn"):
             _within(name, getattr(self, name), 0, 100, "guidance of 1 to 3 and churn of 0 are usual")
         _within("reuse", self.reuse, 0, 1, "0 is off, 0.05 to 0.2 is usual")
+
+
+_TRAINED_SIZE = "1024x576 is what the model was trained on"
+
+_WHOLE: dict[str, tuple[int, int, str]] = {
+    "frames": (1, MAX_FRAMES, "14 for SVD, 25 for SVD-XT"),
+    "steps": (1, MAX_STEPS, "25 is usual"),
+    "width": (SIZE_MULTIPLE, MAX_SIDE, _TRAINED_SIZE),
+    "height": (SIZE_MULTIPLE, MAX_SIDE, _TRAINED_SIZE),
+    "seed": (0, 2**64 - 1, "give a whole number that is not negative"),
+}
+"""Least, most and remedy of the settings that are whole numbers."""
+
+
+def is_whole(value: object) -> bool:
+    """Whether it may stand for a whole number: one of Python's, NumPy's or torch's."""
+    try:
+        operator.index(value)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _whole_within(name: str, value: object, low: int, high: int, remedy: str) -> None:
+    if not is_whole(value):
+        raise InputError(f"{name} {value!r} is not a whole number: {remedy}")
+    _within(name, value, low, high, remedy)
 
 
 def _within(name: str, value: float | None, low: float, high: float, remedy: str) -> None:

@@ -25,7 +25,7 @@ from ..decode.places import free_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
-from ..pipeline import Clip, ProgressFn, StableVideo, load_checkpoint, plan_sampling
+from ..pipeline import Clip, ProgressFn, StableVideo, known_device, load_checkpoint, plan_sampling
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..sampling import GuidanceSplit, split_guidance
@@ -166,7 +166,8 @@ def decode(args: Namespace) -> None:
     checker = chosen_filter(args)
     height, width = (cells * PIXELS_PER_LATENT for cells in latents.shape[2:])
     mark = will_mark(width, height, recipe, args)
-    frames = svd.decode_latents(latents, **limits)
+    with Bars() as bars:
+        frames = svd.decode_latents(latents, **limits, callback=bars)
     require_clean(checker, frames, f"the clip of {args.latents}")
     frames, watermark = marked(frames, mark)
     true_recipe = _still_true(recipe, checkpoint, device, dtype)
@@ -414,15 +415,7 @@ def _device(args: Namespace) -> str:
 
 def _known_device(name: str) -> str:
     """The name of a device that is there. Raises InputError."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is not known: give cpu, cuda, cuda:1 or mps") from error
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= counts.get(device.type, 0):
-        raise InputError(
-            f"device {name!r} is not on this machine: give --device cpu, or cuda or mps where there is one"
-        )
+    known_device(name)
     return name
 
 

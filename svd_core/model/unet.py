@@ -97,8 +97,11 @@ class VideoUNet(nn.Module):
 
         Raises InputError where N is not a whole number of clips.
         """
-        if x.shape[0] % num_frames:
-            raise InputError(f"a batch of {x.shape[0]} frames is not a whole number of clips of {num_frames} frames")
+        if num_frames < 1 or x.shape[0] % num_frames:
+            raise InputError(
+                f"a batch of {x.shape[0]} frames is not a whole number of clips of {num_frames} frames: "
+                f"pass a num_frames of at least 1 that divides {x.shape[0]}"
+            )
         x = self.backend.fit(x, self.out[-1].weight)
         step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context.to(x.dtype), num_frames, hooks)
         images = x.contiguous(memory_format=torch.channels_last)

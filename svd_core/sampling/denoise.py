@@ -68,6 +68,14 @@ class Denoiser:
         return scaling.skip * x + scaling.out * v.float()
 
 
+def check_size(x: Tensor, conditioning: Conditioning) -> None:
+    """Raise InputError where x is not (N, 4, h, w) of the size of the conditioning's still."""
+    given, still = tuple(x.shape), tuple(conditioning.first.shape)
+    if x.ndim != 4 or given[1:] != still[1:]:
+        needed = "(N, {}, {}, {})".format(*still[1:])
+        raise InputError(f"noise or latents of shape {given} for a still whose latent is {still}: give {needed}")
+
+
 def check_frames(x: Tensor, conditioning: Conditioning, num_frames: int) -> None:
     """Raise InputError where x (N, ...) is not num_frames frames for each row of the conditioning."""
     needed = conditioning.rows * num_frames

@@ -101,6 +101,13 @@ def _check_weights(num_frames: int, *weights: float) -> None:
             raise InputError(f"guidance {weight} is not a finite number: 1 to 3 is usual")
 
 
+def check_guidance(guidance: Tensor) -> None:
+    """Raise InputError unless it is one weight a frame, (T,)."""
+    if not isinstance(guidance, Tensor) or guidance.ndim != 1 or not len(guidance):
+        given = f"shape {tuple(guidance.shape)}" if isinstance(guidance, Tensor) else f"class {type(guidance).__name__}"
+        raise InputError(f"guidance of {given} is not (T,): give one weight a frame")
+
+
 # Guided denoiser
 
 
@@ -149,8 +156,7 @@ class GuidedDenoiser:
     split: GuidanceSplit | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance.ndim != 1 or not len(self.guidance):
-            raise InputError(f"guidance of shape {tuple(self.guidance.shape)} is not (T,): give one weight a frame")
+        check_guidance(self.guidance)
 
     @property
     def num_frames(self) -> int:

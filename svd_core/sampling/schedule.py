@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..settings import MAX_STEPS
+from ..settings import MAX_STEPS, is_whole
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
 """What the models were released with (spec 5.2)."""
@@ -28,7 +28,8 @@ def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGM
 
     Returns (steps + 1,) float32: sigma_max, ..., sigma_min, 0; one step alone starts at sigma_max. In float32 from the
     first operation on, like the reference, so sigma_max is met to one unit in the last place.
-    Raises InputError unless 1 <= steps <= MAX_STEPS, 0 < sigma_min < sigma_max < inf and 0 < rho < inf.
+    Raises InputError unless 1 <= steps <= MAX_STEPS, 0 < sigma_min < sigma_max < inf and 0 < rho < inf, and where
+    float32 does not hold such levels or tell them apart.
     """
     _check_steps(steps)
     if not 0 < sigma_min < sigma_max < math.inf:
@@ -38,9 +39,23 @@ def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGM
         )
     if not 0 < rho < math.inf:
         raise InputError(f"rho {rho} is not a finite number above 0: {RHO:g} is usual")
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    low, high = _power(sigma_min, 1 / rho), _power(sigma_max, 1 / rho)
     ramp = torch.linspace(0, 1, steps)
-    return _ending_in_zero((high + ramp * (low - high)) ** rho)
+    sigmas = _ending_in_zero((high + ramp * (low - high)) ** rho)
+    if _first_fault(sigmas):
+        raise InputError(
+            f"rho {rho} makes no falling noise levels in float32 of {steps} steps from {sigma_max:g} to {sigma_min:g}: "
+            f"{RHO:g} is usual"
+        )
+    return sigmas
+
+
+def _power(base: float, exponent: float) -> float:
+    """Infinite where it is too large for a float."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
 
 
 def align_your_steps_sigmas(steps: int) -> Tensor:
@@ -72,6 +87,25 @@ def sigmas_from_list(values: Sequence[float]) -> Tensor:
         if not 0 < after < before:
             raise InputError(f"sigma {after:g} after {before:g}: list finite falling numbers above 0")
     return _ending_in_zero(sigmas)
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raise InputError, naming the first fault, unless sigmas (n + 1,) are finite and fall strictly; the last may be 0,
+    or above it in a part of a schedule."""
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or not len(sigmas):
+        given = f"shape {tuple(sigmas.shape)}" if isinstance(sigmas, Tensor) else f"class {type(sigmas).__name__}"
+        raise InputError(f"sigmas of {given} are not a tensor (n + 1,): give falling noise levels, as edm_sigmas does")
+    fault = _first_fault(sigmas)
+    if fault:
+        raise InputError(f"sigma {fault}: give finite falling numbers, of which the last alone may be 0")
+
+
+def _first_fault(sigmas: Tensor) -> str:
+    """The first level that is not below the one before or not a finite number of at least 0, and that one, in words."""
+    for before, after in pairwise([math.inf, *sigmas.tolist()]):
+        if not 0 <= after < before:
+            return f"{after:g} after {before:g}"
+    return ""
 
 
 def cut_sigmas(sigmas: Tensor, start: int = 0, end: int | None = None) -> Tensor:
@@ -107,5 +141,7 @@ def _ending_in_zero(levels: Tensor) -> Tensor:
 
 
 def _check_steps(steps: int) -> None:
+    if not is_whole(steps):
+        raise InputError(f"{steps!r} steps are not a whole number: 25 are usual")
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"{steps} steps are outside 1 to {MAX_STEPS}: 25 are usual")

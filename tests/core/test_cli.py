@@ -206,6 +206,16 @@ def test_saved_latents_decode_to_the_same_bytes(tmp_path):
     assert (tmp_path / "again.webm").read_bytes() == (tmp_path / "clip.webm").read_bytes()
 
 
+def test_decode_shows_its_progress(tmp_path, monkeypatch):
+    scene(tmp_path)
+    save_file({"latent": torch.zeros(2, 4, 8, 8)}, tmp_path / "latents.safetensors")
+    heard = []
+    monkeypatch.setattr(commands.Bars, "__call__", lambda self, progress: heard.append(progress))
+    places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/clip.gif", "--device", "cpu"]
+    assert main(["decode", f"{tmp_path}/latents.safetensors", *places]) == 0
+    assert heard == [Progress("decode", 0, 1), Progress("decode", 1, 1)]
+
+
 def test_latents_decoded_otherwise_do_not_claim_the_recipe(tmp_path):
     scene(tmp_path)
     write_checkpoint(tmp_path / "other.safetensors", seed=1)

@@ -294,6 +294,11 @@ def test_guidance_that_is_not_a_weight_a_frame_is_refused(unet, conditioning, sh
         GuidedDenoiser(unet, conditioning, torch.ones(shape))
 
 
+def test_guidance_that_is_no_tensor_is_refused(unet, conditioning):
+    with pytest.raises(InputError, match=r"guidance of class float is not \(T,\): give one weight a frame"):
+        GuidedDenoiser(unet, conditioning, 1.5)
+
+
 def test_a_batch_that_is_not_whole_clips_is_refused(guided, x):
     with pytest.raises(InputError, match="a batch of 5 frames for 2 conditioned clips of 3 frames: give 6"):
         guided(x[:5], 3.0)

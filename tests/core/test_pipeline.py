@@ -218,6 +218,12 @@ def test_defaults_come_from_the_variant(temporal, picture):
         ({"frames": 0}, "frames 0 is outside 1 to 1024"),
         ({"frames": 100_000}, "frames 100000 is outside 1 to 1024"),
         ({"steps": -1}, "steps -1 is outside 1 to 1000"),
+        ({"frames": 2.5}, "frames 2.5 is not a whole number: 14 for SVD, 25 for SVD-XT"),
+        ({"frames": "3"}, "frames '3' is not a whole number"),
+        ({"steps": 1.5}, "steps 1.5 is not a whole number: 25 is usual"),
+        ({"width": 64.0}, "width 64.0 is not a whole number"),
+        ({"seed": None}, "seed None is not a whole number: give a whole number that is not negative"),
+        ({"seed": 1.5}, "seed 1.5 is not a whole number"),
         ({"fps": 0}, "fps 0 is outside 1 to 1024"),
         ({"sampler": "magic"}, "sampler 'magic' is not known"),
         ({"fit": "squeeze"}, "fit 'squeeze' is not known"),
@@ -232,6 +238,68 @@ def test_settings_out_of_range_are_named_before_any_work(temporal, picture, sett
     monkeypatch.setattr(type(temporal.vae), "encode", lambda *_: pytest.fail("the encoder ran"))
     with pytest.raises(InputError, match=message):
         temporal.animate(picture, **{"width": 64, "height": 64} | settings)
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor])
+def test_whole_numbers_of_other_libraries_are_whole(temporal, picture, kind):
+    ours = temporal.animate(picture, frames=2, steps=1, width=64, height=64, seed=3)
+    theirs = temporal.animate(picture, frames=kind(2), steps=kind(1), width=64, height=64, seed=3)
+    assert np.array_equal(theirs, ours)
+
+
+SMALL_CLIP = {
+    "noise": torch.zeros(2, 4, 4, 6),
+    "sigmas": torch.tensor([700.0, 1.0, 0.0]),
+    "guidance": torch.full((2,), 2.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance": torch.tensor(1.5)}, r"guidance of shape \(\) is not \(T,\): give one weight a frame"),
+        ({"guidance": 1.5}, r"guidance of class float is not \(T,\)"),
+        (
+            {"noise": torch.zeros(2, 4, 4, 5)},
+            r"shape \(2, 4, 4, 5\) for a still whose latent is \(1, 4, 4, 6\): give \(N, 4, 4, 6\)",
+        ),
+        ({"noise": torch.zeros(2, 4, 4)}, r"shape \(2, 4, 4\) for a still"),
+        ({"noise": torch.zeros(2, 8, 4, 6)}, r"shape \(2, 8, 4, 6\) for a still"),
+        ({"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "sigma 2 after 1: give finite falling numbers"),
+        ({"sigmas": torch.tensor([2.0, torch.nan, 0.0])}, "sigma nan after 2"),
+        ({"sigmas": torch.tensor([2.0, -1.0])}, "sigma -1 after 2"),
+        ({"sigmas": torch.tensor([2.0, 0.0, 0.0])}, "sigma 0 after 0"),
+        ({"sigmas": torch.tensor([])}, r"sigmas of shape \(0,\)"),
+        ({"seed": 1.5}, "seed 1.5 is not a whole number"),
+    ],
+)
+def test_tensors_that_cannot_be_sampled_are_refused_before_the_network_runs(temporal, given, message, monkeypatch):
+    cond = temporal.condition(torch.zeros(1, 3, 32, 48))
+    monkeypatch.setattr(type(temporal.unet), "forward", lambda *_: pytest.fail("the network ran"))
+    with pytest.raises(InputError, match=message):
+        temporal.sample(cond=cond, **SMALL_CLIP | given)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "lcm"])
+def test_a_part_of_a_schedule_is_sampled_from_where_it_starts_to_where_it_ends(temporal, sampler):
+    cond = temporal.condition(torch.zeros(1, 3, 32, 48))
+    given = SMALL_CLIP | {"sigmas": torch.tensor([50.0, 5.0, 0.5])}
+    assert temporal.sample(cond=cond, sampler=sampler, **given).isfinite().all()
+
+
+def test_a_sampler_that_makes_its_own_noise_is_not_told_of_any(temporal):
+    """As k-diffusion's: neither `noise_sampler` nor anything in place of it."""
+
+    def jump(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return model(x, sigmas[0])
+
+    def told(model, x, sigmas, **more):
+        assert more["noise_sampler"](sigmas[0], sigmas[1]).shape == x.shape
+        return jump(model, x, sigmas)
+
+    cond = temporal.condition(torch.zeros(1, 3, 32, 48))
+    clips = [temporal.sample(cond=cond, sampler=sampler, **SMALL_CLIP) for sampler in (jump, told)]
+    assert torch.equal(*clips)
 
 
 def test_latents_that_are_not_finite_are_named(temporal):

@@ -5,8 +5,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from synthetic import write_checkpoint
 from torch import Tensor
 
+from svd_core.pipeline import load_checkpoint
 from svd_core.sampling import SAMPLERS, align_your_steps_sigmas, edm_sigmas, v_scaling
 
 SPREAD = 0.8
@@ -68,6 +70,18 @@ def test_euler_and_heun_take_the_same_steps_to_the_last_bit(host, name, options,
     for ours, other in zip(states[:-1], expected[:-1], strict=True):
         assert torch.equal(ours, other)
     torch.testing.assert_close(states[-1], expected[-1], rtol=1e-5, atol=1e-6)  # ours is the denoised, exactly
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+def test_a_function_that_takes_no_noise_sampler_samples_too(host, name, tmp_path):
+    """k-diffusion's own, in ComfyUI's copy."""
+    svd = load_checkpoint(write_checkpoint(tmp_path / "tiny.safetensors"))
+    cond = svd.condition(torch.zeros(1, 3, 32, 48))
+    given = (torch.randn(2, 4, 4, 6), cond, edm_sigmas(3), torch.full((2,), 2.0))
+    done = []
+    clip = svd.sample(*given, theirs(host, name), lambda state: done.append(state["i"]), disable=True)
+    torch.testing.assert_close(clip, svd.sample(*given, name), rtol=1e-4, atol=1e-4)
+    assert done == [0, 1, 2]
 
 
 def _drawing_from(draw) -> ModuleType:

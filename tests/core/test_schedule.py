@@ -8,6 +8,7 @@ import torch
 from svd_core.errors import InputError
 from svd_core.sampling import (
     align_your_steps_sigmas,
+    check_sigmas,
     cut_sigmas,
     edm_sigmas,
     noisy_start,
@@ -90,6 +91,20 @@ def test_a_rho_that_is_not_above_0_is_refused(rho):
         edm_sigmas(10, rho=rho)
 
 
+@pytest.mark.parametrize("settings", [{"rho": 1e-3}, {"rho": 0.05}, {"rho": 1e9}, {"sigma_min": 699.9999}])
+def test_levels_that_float32_cannot_hold_or_tell_apart_are_refused(settings):
+    rho = settings.get("rho", 7.0)
+    with pytest.raises(InputError, match=rf"^rho {rho} makes no falling noise levels in float32 of 25 steps from 700 "):
+        edm_sigmas(25, **settings)
+
+
+@pytest.mark.parametrize("schedule", [edm_sigmas, align_your_steps_sigmas])
+@pytest.mark.parametrize("steps", [2.5, 3.0, None, "3"])
+def test_steps_that_are_no_whole_number_are_refused(schedule, steps):
+    with pytest.raises(InputError, match=f"^{steps!r} steps are not a whole number: 25 are usual"):
+        schedule(steps)
+
+
 @pytest.mark.parametrize("values", [[700, 20, 1.5], [700, 20, 1.5, 0], (700, 20, 1.5, 0.0)])
 def test_a_list_becomes_a_schedule_with_or_without_its_final_0(values):
     sigmas = sigmas_from_list(values)
@@ -115,6 +130,31 @@ def test_a_list_becomes_a_schedule_with_or_without_its_final_0(values):
 def test_a_list_that_does_not_fall_is_refused_naming_the_fault(values, message):
     with pytest.raises(InputError, match=f"^{message}"):
         sigmas_from_list(values)
+
+
+@pytest.mark.parametrize("sigmas", [edm_sigmas(3), edm_sigmas(3)[1:], edm_sigmas(3)[:3], edm_sigmas(3).double()])
+def test_schedules_and_parts_of_them_pass(sigmas):
+    check_sigmas(sigmas)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        (torch.tensor([1.0, 2.0, 0.0]), "sigma 2 after 1: give finite falling numbers, of which the last"),
+        (torch.tensor([2.0, 2.0, 0.0]), "sigma 2 after 2"),
+        (torch.tensor([2.0, 0.0, 0.0]), "sigma 0 after 0"),
+        (torch.tensor([2.0, 0.0, 1.0]), "sigma 1 after 0"),
+        (torch.tensor([2.0, -1.0, 0.0]), "sigma -1 after 2"),
+        (torch.tensor([2.0, math.nan, 0.0]), "sigma nan after 2"),
+        (torch.tensor([math.inf, 1.0, 0.0]), "sigma inf after inf"),
+        (torch.tensor([]), r"sigmas of shape \(0,\) are not a tensor \(n \+ 1,\)"),
+        (torch.ones(1, 3), r"sigmas of shape \(1, 3\) are not"),
+        ([700.0, 0.0], "sigmas of class list are not"),
+    ],
+)
+def test_sigmas_that_no_sampler_can_walk_are_refused(sigmas, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        check_sigmas(sigmas)
 
 
 def test_adjoining_parts_of_a_schedule_make_the_whole_run():

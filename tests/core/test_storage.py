@@ -129,6 +129,24 @@ def test_fp8_is_refused_where_there_are_no_such_numbers(tmp_path):
         svd_core.load_checkpoint(path, device="mps", weights="fp8")
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda", "device 'cuda' is not on this machine: give cpu, or cuda or mps where there is one"),
+        (torch.device("cuda", 1), "device 'cuda:1' is not on this machine"),
+        ("mps", "device 'mps' is not on this machine"),
+        ("meta", "device 'meta' is not on this machine"),
+        ("abacus", "device 'abacus' is not known: give cpu, cuda, cuda:1 or mps"),
+        (None, "device 'None' is not known"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_the_file_is_opened(device, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"^{said}"):
+        svd_core.load_checkpoint("absent.safetensors", device=device)
+
+
 def test_the_plan_knows_what_they_take():
     size = {"frames": 2, "width": 128, "height": 64, "dtype": torch.float16}
     plans = {weights: plan_render(Job(TINY, **size, weights=weights), 10 * GIB) for weights in STORES}

@@ -201,6 +201,15 @@ def test_a_partial_clip_is_refused(unet):
         unet(**batch)
 
 
+@pytest.mark.parametrize("num_frames", [0, -3])
+def test_clips_of_no_frames_are_refused(unet, num_frames):
+    batch = inputs(SMALL, 1, 3, 8, 8) | {"num_frames": num_frames}
+    with pytest.raises(
+        InputError, match=f"clips of {num_frames} frames: pass a num_frames of at least 1 that divides 3"
+    ):
+        unet(**batch)
+
+
 @torch.inference_mode()
 def test_activations_stay_channels_last(unet):
     """The layout the whole network is built on: nothing may silently fall back to a copy."""

@@ -244,6 +244,12 @@ def test_bad_pixels_are_refused(video_pair, shape, said):
         video_pair[0].encode(torch.zeros(shape))
 
 
+def test_a_batch_is_one_clip_unless_its_length_is_given(video_pair):
+    ours, z = video_pair[0], latents(1, 4, 2, 3)
+    assert torch.equal(ours.decode(z), ours.decode(z, num_frames=4))
+    assert not torch.equal(ours.decode(z), ours.decode(z, num_frames=2))
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "said"),
     [
@@ -253,6 +259,8 @@ def test_bad_pixels_are_refused(video_pair, shape, said):
         ((0, 4, 2, 2), {"num_frames": 1}, r"\(0, 4, 2, 2\)"),
         ((2, 8, 2, 2), {"num_frames": 2}, r"\(2, 8, 2, 2\)"),
         ((2, 4, 2), {"num_frames": 2}, r"\(2, 4, 2\)"),
+        ((2, 4, 2), {}, r"\(2, 4, 2\)"),
+        ((), {}, r"\(\)"),
         ((1, 4, 2, 2, 2), {"num_frames": 2}, r"\(1, 4, 2, 2, 2\).*join clips and frames in the first axis"),
         ((2, 4, 2, 2), {"num_frames": 2, "chunk": 0}, "chunk is 0"),
         ((2, 4, 2, 2), {"num_frames": 2, "budget": -1}, "budget is -1"),

@@ -23,6 +23,9 @@ from .places import Place
 LONG_SUM = 256
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
 
+MANY_PIXELS = 2**10
+"""Of a band, at least, for a layer to see to short sums itself, which takes sums of its weights."""
+
 Shape = tuple[int, int, int]
 
 
@@ -347,10 +350,11 @@ def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     On a CPU, oneDNN sums a float32 convolution of many channels in one long chain where channels lie last and in short
     ones where they lie first: a third of the error, at a price of about nothing with both turns. They hold a band more,
     which no plan counts, as it counts none of what oneDNN holds. A layer may see to that itself. Class: rounding."""
-    long = images.is_cpu and images.dtype == torch.float32 and images.shape[1] >= LONG_SUM
-    if not long or (hasattr(conv, "sums_short") and conv.sums_short(images)):
-        return conv(images)
     _, channels, height, width = images.shape
+    if not (images.is_cpu and images.dtype == torch.float32 and channels >= LONG_SUM):
+        return conv(images)
+    if height * width >= MANY_PIXELS and hasattr(conv, "sums_short") and conv.sums_short(images):
+        return conv(images)
     planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is quick at turning a matrix, not at more
     planes = conv(planes.view(1, channels, height, width))
     _, channels, height, width = planes.shape

@@ -38,15 +38,12 @@ MANY_CHANNELS = 256
 """Of a convolution's images and of its result, at least, for it to run by row: sums over fewer take less time than the
 columns' sums around them."""
 
-MANY_PIXELS = 128
-"""Of an image, at least, for its convolutions to run by row: with fewer, summing the weights takes longer than it
-saves. Not of a batch."""
+PIXELS_A_THREAD = 120
+"""Of an image, at least, for its convolutions to run by row: with fewer, summing and turning the weights takes longer
+than it saves for the frames of a clip. Not of a batch."""
 
 IDLE_COLUMNS = 0.2
 """Of an image's width, at most, that a convolution by row works out beyond the edge."""
-
-MANY_THREADS = 8
-"""With more, no convolution runs by row: torch turns a matrix in one thread, which the others would wait for."""
 
 PROBE_IMAGES = (7, 1280, 3, 5)
 PROBE_OUTPUTS = 640
@@ -109,15 +106,16 @@ def may_run_by_corner(images: Tensor) -> bool:
 
 
 def may_run_by_row(images: Tensor, weight: torch.Size) -> bool:
-    """Whether a convolution of images (N, C, H, W) by a weight of this shape runs by row, if it `is_plain_kernel`."""
+    """Whether a convolution of images (N, C, H, W) by a weight of this shape runs by row, if it `is_plain_kernel`.
+    Images whose channels lie first have been turned for the sake of short sums and need no others."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not images.is_cpu or images.dtype != torch.float32:
         return False
     height, width = images.shape[2:]
-    idle = -width % STEP / width
-    if weight[2:] != (3, 3) or min(weight[:2]) < MANY_CHANNELS or height * width < MANY_PIXELS or idle > IDLE_COLUMNS:
+    few = height * width < PIXELS_A_THREAD * torch.get_num_threads() or -width % STEP > IDLE_COLUMNS * width
+    if weight[2:] != (3, 3) or min(weight[:2]) < MANY_CHANNELS or few:
         return False
-    plain = type(images) in PLAIN and not torch.is_autocast_enabled("cpu")
-    return plain and torch.get_num_threads() <= MANY_THREADS and chosen_by_row()
+    plain = type(images) in PLAIN and images.is_contiguous(memory_format=torch.channels_last)
+    return plain and not torch.is_autocast_enabled("cpu") and chosen_by_row()
 
 
 def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

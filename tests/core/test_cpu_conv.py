@@ -249,7 +249,7 @@ def rows(monkeypatch):
     """Counts the convolutions that run by row, from a few channels and pixels on."""
     calls = []
     monkeypatch.setattr(cpu_conv, "MANY_CHANNELS", 8)
-    monkeypatch.setattr(cpu_conv, "MANY_PIXELS", 4)
+    monkeypatch.setattr(cpu_conv, "PIXELS_A_THREAD", 4)
     monkeypatch.setattr(cpu_conv, "chosen_by_row", lambda: True)
     monkeypatch.setattr(cpu_conv, "convolved_by_row", lambda *args: calls.append(args) or convolved_by_row(*args))
     return calls
@@ -348,6 +348,7 @@ def test_what_is_no_plain_sum_of_many_channels_keeps_torchs_own(rows, monkeypatc
         plain = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
         assert torch.equal(layer(x), plain)
     Backend().conv(8, 16)(wide)
+    Backend().conv(8, 16)(x.contiguous())
     Backend(dtype=torch.bfloat16).conv(8, 16)(x.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         Backend().conv(8, 16)(x)
@@ -355,7 +356,7 @@ def test_what_is_no_plain_sum_of_many_channels_keeps_torchs_own(rows, monkeypatc
     layer(x.as_subclass(type("Quantised", (torch.Tensor,), {})))
     layer.weight = nn.Parameter(torch.randn(16, 16, 3, 3)[:, :8], requires_grad=False)
     layer(x)
-    monkeypatch.setattr(cpu_conv, "MANY_THREADS", 0)
+    monkeypatch.setattr(cpu_conv, "PIXELS_A_THREAD", 4 * 12 + 1)
     Backend().conv(8, 16)(x)
     assert not rows
 
@@ -370,8 +371,9 @@ def test_gradients_and_torchs_compiler_keep_torchs_own_by_row(rows):
 
 @torch.inference_mode()
 def test_a_band_that_runs_by_row_is_not_turned_first(rows):
-    layer, x = Backend().conv(256, 8), images(1, 256, 4, 12)
+    layer, x = Backend().conv(256, 8), images(1, 256, 32, 32)
     torch.testing.assert_close(convolved(layer, x), nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
     assert rows[0][0].is_contiguous(memory_format=torch.channels_last)
-    hooked = Backend(HOST).conv(256, 8, kernel=1)
-    torch.testing.assert_close(convolved(hooked, x), hooked(x))
+    few = images(1, 256, 8, 32)
+    torch.testing.assert_close(convolved(layer, few), nn.functional.conv2d(few, layer.weight, layer.bias, padding=1))
+    assert len(rows) == 1

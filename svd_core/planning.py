@@ -8,6 +8,7 @@ says.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .model.backend import Backend
 from .model.clip_vision import CLIPVision
 from .model.reuse import kept_bytes
 from .model.storage import STORES
+from .model.transformer import FeedForward
 from .model.unet import VideoUNet
 from .model.vae import PIXEL_CHANNELS, VideoVAE
 from .model.weights import visiting
@@ -139,9 +141,22 @@ def _plan(job: Job, streamed: bool, memory: int) -> Plan:
     always = resident + _handed_on(job)
     working = memory - always
     encode = _encoder(job.config).encode_plan(job.still, job.device, budget=working)
-    decode = _vae(job.config, job.dtype).decode_plan(job.latents, job.frames, job.device, budget=working)
+    decode = _decoding(job, working)
     stages = (encode.device_bytes, _sampling(job, streamed), decode.device_bytes)
     return Plan(streamed, job.joint, encode, decode, resident, *(always + held for held in stages))
+
+
+def _decoding(job: Job, budget: int) -> DecodePlan:
+    """The decoder's own choice for a budget. It tries every number of frames that may be kept, a thousand for a long
+    clip; more frames never take less, so the most that fit are found by halving."""
+    vae = _vae(job.config, job.dtype)
+    clip = (job.latents, job.frames, job.device)
+
+    def held(keep: int) -> int:
+        return vae.decode_plan(*clip, chunk=keep, mode="device").device_bytes
+
+    most = bisect_right(range(1, job.frames + 1), budget, key=held)
+    return vae.decode_plan(*clip, chunk=max(most, 1), budget=budget)
 
 
 def _handed_on(job: Job) -> int:
@@ -179,6 +194,9 @@ def sample_bytes(
     frames, height, width = size
     rows = 2 * frames if joint else frames
     unet = _unet(config, dtype, weights).requires_grad_(False)
+    for layer in unet.modules():
+        if isinstance(layer, FeedForward):
+            layer.only_first_group = True
     shapes = (
         (rows, config.in_channels, height, width),
         (rows,),

@@ -7,12 +7,17 @@ import pytest
 import torch
 from synthetic import TINY, write_checkpoint
 
+import svd_core.decode.plan as decode_plans
+import svd_core.model.vae as vae_module
 from benchmarks.device_bytes import device_bytes
 from svd_core import planning
 from svd_core.cli import main
 from svd_core.config import UNetConfig
 from svd_core.errors import InputError
+from svd_core.model import transformer
 from svd_core.model.backend import Backend
+from svd_core.model.transformer import FeedForward
+from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE
 from svd_core.planning import META, Job, plan_or_leanest, plan_render, sample_bytes
 
@@ -28,6 +33,72 @@ def test_a_full_size_clip_samples_in_four_gibibytes():
     """25 frames of 576x1024 in 16 bits with visiting weights."""
     size = (25, 72, 128)
     assert sample_bytes(UNetConfig(), size, torch.float16, joint=False, streamed=True) <= 2.2 * GIB
+
+
+LONGEST = (1024, 1024, 1024)
+"""The most frames and the largest size, in latent cells."""
+
+
+def counted(monkeypatch, owner, name, most):
+    """Calls of a function, which end the test where they are more than `most`: it would take minutes."""
+    calls, called = [], getattr(owner, name)
+
+    def once_more(*args, **options):
+        calls.append(name)
+        assert len(calls) <= most, f"{name} was called more than {most} times"
+        return called(*args, **options)
+
+    monkeypatch.setattr(owner, name, once_more)
+    return calls
+
+
+def feed_forwards(config):
+    return sum(isinstance(layer, FeedForward) for layer in VideoUNet(config, backend=Backend(device=META)).modules())
+
+
+def test_the_longest_clip_is_counted_by_one_group_of_each_feed_forward(monkeypatch):
+    layers = feed_forwards(UNetConfig())
+    calls = counted(monkeypatch, FeedForward, "_add", layers)
+    sample_bytes.__wrapped__(UNetConfig(), LONGEST, torch.float16, joint=False, streamed=True)
+    assert len(calls) == layers
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_one_group_of_a_feed_forward_holds_as_much_as_all(monkeypatch, streamed):
+    """Groups of 409, 204 and 102 tokens, by the channels of the level, the last of them smaller."""
+    monkeypatch.setattr(transformer, "HIDDEN_VALUES", 2**17)
+    how = {"joint": False, "streamed": streamed}
+    found = sample_bytes.__wrapped__(TINY.unet, (3, 8, 24), torch.float32, **how)
+    monkeypatch.setattr(planning, "FeedForward", ())  # no layer is one
+    calls = counted(monkeypatch, FeedForward, "_add", 1000)
+    assert found == sample_bytes.__wrapped__(TINY.unet, (3, 8, 24), torch.float32, **how)
+    layers = sum(
+        isinstance(layer, FeedForward) for layer in VideoUNet(TINY.unet, backend=Backend(device=META)).modules()
+    )
+    assert len(calls) > layers
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_decode_is_planned_as_the_decoder_would(device):
+    """The decoder tries all that may be kept, from the most on."""
+    job = Job(TINY, 40, WIDTH, HEIGHT, torch.float32, torch.device(device))
+    vae = VideoVAE(TINY.vae, backend=Backend(device=META))
+    clip = (job.latents, job.frames, job.device)
+    least, most = vae.least_plan(*clip).device_bytes, vae.decode_plan(*clip).device_bytes
+    chosen = []
+    for budget in range(least, most + 1, max(1, (most - least) // 60)):
+        chosen.append(planning._decoding(job, budget))
+        assert chosen[-1] == vae.decode_plan(*clip, budget=budget)
+    assert len({(plan.mode, plan.keep) for plan in chosen}) > 5
+
+
+def test_the_decode_of_the_longest_clip_is_planned_in_few_tries(monkeypatch):
+    tries = counted(monkeypatch, decode_plans, "decode_plan", 20)
+    monkeypatch.setattr(vae_module, "decode_plan", decode_plans.decode_plan)
+    frames, height, width = LONGEST
+    job = Job(TINY, frames, 8 * width, 8 * height)
+    assert planning._decoding(job, 2**40).mode == "host"
+    assert len(tries) > 10
 
 
 def test_more_memory_never_slows_a_render():

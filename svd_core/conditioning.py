@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .config import VARIANTS, Variant
 from .errors import InputError
+from .settings import is_whole
 from .sinusoid import sinusoid
 
 MAX_FPS = 1024
@@ -28,7 +30,7 @@ class MicroConditioning:
     """Three numbers about the clip: fps, frames per second as played (at least 1); motion_bucket, 0 to 1023, higher
     moves more; augmentation, standard deviation (0 to 10) of the noise on the still, on the [-1, 1] scale.
 
-    Raises InputError for a number outside its range.
+    Raises InputError for what is no number, and for a number outside its range.
     """
 
     fps: float = 7
@@ -36,6 +38,10 @@ class MicroConditioning:
     augmentation: float = 0.02
 
     def __post_init__(self) -> None:
+        for name, usual in (("fps", 7), ("motion_bucket", 127), ("augmentation", 0.02)):
+            value = getattr(self, name)
+            if not _is_number(value):
+                raise InputError(f"{name.replace('_', ' ')} {value!r} is not a number: {usual} is usual")
         if not 1 <= self.fps <= MAX_FPS:
             raise InputError(f"fps {self.fps} is outside 1 to {MAX_FPS}: give frames per second, such as 7")
         if not 0 <= self.motion_bucket <= MAX_MOTION_BUCKET:
@@ -59,6 +65,11 @@ class MicroConditioning:
             raise InputError(f"a vector of width {width} has no room for three equal parts: use a multiple of 3")
         numbers = torch.tensor([self.fps - 1, self.motion_bucket, self.augmentation], dtype=torch.float32)
         return sinusoid(numbers, width // 3).flatten()[None]
+
+
+def _is_number(value: object) -> bool:
+    """One of Python's, NumPy's or torch's; a word of digits is none."""
+    return isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +130,9 @@ class Conditioning:
 
 
 def seeded_generator(seed: int) -> torch.Generator:
-    """A generator on the CPU. Raises InputError for a seed outside -2**63 to 2**64 - 1."""
+    """A generator on the CPU. Raises InputError for a seed that is not whole, or outside -2**63 to 2**64 - 1."""
+    if not is_whole(seed):
+        raise InputError(f"seed {seed!r} is not a whole number: choose one from 0 to {2**64 - 1}")
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"seed {seed} does not fit in 64 bits: choose one from 0 to {2**64 - 1}")
     return torch.Generator().manual_seed(seed)

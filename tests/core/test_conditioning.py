@@ -1,7 +1,9 @@
 """The numbers that describe a clip reach the network as it was trained on them."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +78,18 @@ def test_a_motion_bucket_outside_its_range_is_refused(bucket):
 def test_an_augmentation_outside_its_range_is_refused(augmentation):
     with pytest.raises(InputError, match=f"augmentation {augmentation} is outside 0 to 10: 0.02 is usual"):
         MicroConditioning(augmentation=augmentation)
+
+
+@pytest.mark.parametrize("name", ["fps", "motion_bucket", "augmentation"])
+@pytest.mark.parametrize("value", [None, "7", [7.0], 7j])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(InputError, match=re.escape(f"{name.replace('_', ' ')} {value!r} is not a number: ")):
+        MicroConditioning(**{name: value})
+
+
+@pytest.mark.parametrize("seven", [7, 7.0, np.int64(7), np.float32(7), torch.tensor(7)])
+def test_numbers_of_numpy_and_torch_are_numbers(seven):
+    assert torch.equal(MicroConditioning(seven, seven, seven).vector(), MicroConditioning(7, 7, 7).vector())
 
 
 @pytest.mark.parametrize("limits", [(1, 0, 0), (1024, 1023, 10)])
@@ -194,6 +208,12 @@ def test_a_generator_goes_on_where_it_was():
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_a_seed_of_more_than_64_bits_is_refused(seed):
     with pytest.raises(InputError, match=f"seed {seed} does not fit in 64 bits: choose one from 0 to"):
+        draw_noise((1,), seed)
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, "7"])
+def test_a_seed_that_is_not_whole_is_refused(seed):
+    with pytest.raises(InputError, match=f"seed {seed!r} is not a whole number: choose one from 0 to"):
         draw_noise((1,), seed)
 
 

@@ -104,6 +104,9 @@ def _report(image: np.ndarray, verb: str, width: int, height: int, notes: list[s
 
 
 def _percent(share: float) -> str:
+    """Whole ones, but never all of a side where some is left."""
+    if 0.995 <= share < 1 - 1e-9:
+        return "over 99 %"
     return f"{100 * share:.0f} %" if share >= 0.01 else "less than 1 %"
 
 

@@ -31,7 +31,8 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / FRAME_NAME.format(0) if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"recipe {path} does not exist: give a clip made by svd_core, or a .json recipe")
+        why = "is not a regular file" if path.exists() else "does not exist"
+        raise InputError(f"recipe {path} {why}: give a clip made by svd_core, or a .json recipe")
     try:
         text = _reader_of(path)(path)
     except StableVideoError:

@@ -58,7 +58,7 @@ def load_image(path: str | Path, background: Colour = WHITE) -> np.ndarray:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; the sizes it warns about are checked here
         with _refusing(path), Image.open(path, formats=FORMATS) as picture:
             _check_size(f"picture {path}", *picture.size)
-            return as_image(ImageOps.exif_transpose(picture), background)
+            return _image(f"picture {path}", _unpack(ImageOps.exif_transpose(picture), f"picture {path}"), background)
 
 
 def as_image(picture: Image.Image | np.ndarray, background: Colour = WHITE) -> np.ndarray:
@@ -67,12 +67,29 @@ def as_image(picture: Image.Image | np.ndarray, background: Colour = WHITE) -> n
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in
     [0, 1], which pass through bit for bit. Raises InputError for anything else, NaN included.
     """
-    is_pil = isinstance(picture, Image.Image)
-    array = _unpack(picture) if is_pil else np.asarray(picture)
+    array = _unpack(picture, "image") if isinstance(picture, Image.Image) else _array(picture)
+    return _image("image", array, background)
+
+
+def _array(picture: object) -> np.ndarray:
+    try:
+        array = np.asarray(picture)
+    except (TypeError, ValueError, RuntimeError):  # lists of several lengths, tensors of another device
+        array = None
+    if array is None or not array.ndim:
+        raise InputError(
+            f"image is a {type(picture).__name__}: needed a PIL image or an array (height, width, channels), open a "
+            "file with PIL.Image.open or svd_core.media.load_image"
+        )
+    return array
+
+
+def _image(name: str, array: np.ndarray, background: Colour) -> np.ndarray:
+    """`as_image` of an array; `name` is what a refusal calls it."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise InputError(f"image of shape {array.shape}: needed (height, width, 1, 3 or 4 channels)")
-    _check_size("image", array.shape[1], array.shape[0])
-    values = np.atleast_3d(_unit_range(array))
+        raise InputError(f"{name} of shape {array.shape}: needed (height, width, 1, 3 or 4 channels)")
+    _check_size(name, array.shape[1], array.shape[0])
+    values = np.atleast_3d(_unit_range(name, array))
     colours = np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values[..., :3]
     if values.shape[2] == 4:
         opacity = values[..., 3:]
@@ -87,12 +104,12 @@ def unit_colour(colour: Colour) -> np.ndarray:
     return np.array(colour, dtype=np.float32) / 255
 
 
-def _unpack(picture: Image.Image) -> np.ndarray:
+def _unpack(picture: Image.Image, name: str) -> np.ndarray:
     """The picture as an array that `as_image` takes, in no less than its own precision."""
     if picture.mode.startswith("I;16"):
         return _with_key(np.asarray(picture).astype(np.uint16), picture.info.get("transparency"))
     if picture.mode == "I":  # how older Pillow opens 16-bit grey
-        return _sixteen_bit(np.asarray(picture))
+        return _sixteen_bit(name, np.asarray(picture))
     if picture.mode == "F":
         return np.asarray(picture)
     if picture.mode in _WITH_OPACITY or "transparency" in picture.info:
@@ -108,33 +125,35 @@ def _with_key(grey: np.ndarray, key: int | None) -> np.ndarray:
     return np.stack([grey, grey, grey, opacity], axis=-1)
 
 
-def _sixteen_bit(grey: np.ndarray) -> np.ndarray:
+def _sixteen_bit(name: str, grey: np.ndarray) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
         raise InputError(
-            f"picture has grey values of {grey.min()} to {grey.max()}: needed 0 to 65535, save it as 16-bit"
+            f"{name} has grey values of {grey.min()} to {grey.max()}: needed 0 to 65535, save it as 16-bit"
         )
     return grey.astype(np.uint16)
 
 
-def _unit_range(array: np.ndarray) -> np.ndarray:
+def _unit_range(name: str, array: np.ndarray) -> np.ndarray:
     """float32 in [0, 1] from uint8, uint16 or floats already there."""
     whitest = _WHITEST.get(array.dtype.str[1:])
     if whitest:
         return array.astype(np.float32) / np.float32(whitest)
     if array.dtype.kind != "f":
-        raise InputError(f"image of dtype {array.dtype}: needed uint8, uint16 or floats in [0, 1], convert it first")
+        raise InputError(f"{name} of dtype {array.dtype}: needed uint8, uint16 or floats in [0, 1], convert it first")
     if not np.isfinite(array).all():
-        raise InputError("image holds NaN or infinity: needed numbers in [0, 1], repair it first")
+        raise InputError(f"{name} holds NaN or infinity: needed numbers in [0, 1], repair it first")
     if array.min() < 0 or array.max() > 1:
-        raise InputError(f"image has values of {array.min():g} to {array.max():g}: needed [0, 1], rescale or clip it")
+        raise InputError(f"{name} has values of {array.min():g} to {array.max():g}: needed [0, 1], rescale or clip it")
     return array.astype(np.float32)
 
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"picture {path} is a folder: give one picture file in it")
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"picture {path} does not exist: check the path")
+    if not path.is_file():
+        raise InputError(f"picture {path} is not a regular file: give a picture file")
     if path.stat().st_size == 0:
         raise InputError(f"picture {path} has 0 bytes: the file is empty, save or download it again")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from ..errors import InputError
 from .pictures import DECODE_ERRORS
@@ -76,13 +77,20 @@ def read_frames(path: str | Path, most_values: int) -> np.ndarray:
             if values + frame.size > most_values:
                 break
     except DAMAGE as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): save the clip again") from error
+        bad = next(iter(pictures_in(path)[len(kept) :]), path)  # of a folder, the picture that comes next
+        raise InputError(f"{bad} cannot be read ({_reason(error)}): save the clip again") from error
     if len({frame.shape for frame in kept}) != 1:
         why = "frames of several sizes" if kept else "no frames"
         raise InputError(f"{path} holds {why}: give a clip as svd_core wrote it")
     frames = np.stack(kept).astype(np.float32)
     frames /= 255
     return frames
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose message names the file once more
+        return "it is damaged, or not what its name says"
+    return shorten(str(error), 80, placeholder=" ...")
 
 
 def _require_clip(path: Path) -> None:

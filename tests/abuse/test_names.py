@@ -215,7 +215,8 @@ def test_what_is_no_file_is_neither_picture_nor_checkpoint_nor_recipe(tmp_path, 
         ("a.json", read_recipe, InputError),
     ):
         make(tmp_path / name)
-        with pytest.raises(error, match=r"does not exist|is not a regular file"):
+        there = (tmp_path / name).exists()  # a link to itself leads to nothing
+        with pytest.raises(error, match="is not a regular file" if there else "does not exist"):
             read(tmp_path / name)
 
 

@@ -238,6 +238,13 @@ def test_an_array_that_is_no_image_is_refused(array, message):
         as_image(array)
 
 
+@pytest.mark.parametrize("value", ["picture.png", None, Path("picture.png"), b"png", 3, [[1], [1, 2]]])
+def test_what_is_no_picture_at_all_is_refused_by_its_class(value):
+    words = f"image is a {type(value).__name__}: needed a PIL image or an array .* PIL.Image.open or svd_core.media.l"
+    with pytest.raises(InputError, match=words):
+        as_image(value)
+
+
 def test_grey_beyond_sixteen_bits_is_refused():
     with pytest.raises(InputError, match="grey values of 0 to 70000: needed 0 to 65535"):
         as_image(Image.fromarray(np.pad(np.full((32, 32), 70000, np.int32), 1)))
@@ -295,6 +302,20 @@ def test_a_missing_picture_and_a_folder_are_refused(tmp_path):
         load_image(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((32, 32), np.nan, np.float32), "holds NaN or infinity: needed"),
+        (np.pad(np.full((32, 32), 2, np.float32), 1), r"has values of 0 to 2: needed \[0, 1\]"),
+        (np.full((32, 32), -70000, np.int32), "has grey values of -70000 to -70000: needed"),
+    ],
+)
+def test_a_file_with_bad_values_is_named(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "bad.tif")
+    with pytest.raises(InputError, match=f"^picture .*/bad.tif {message}"):
+        load_image(tmp_path / "bad.tif")
+
+
 def test_odd_metadata_raise_no_warning(tmp_path):
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[0x0112] = 9  # no such orientation
@@ -338,6 +359,10 @@ def test_crop_of_a_wide_picture_loses_width():
     fitted = fit_image(ramp(2000, 500), 512, 512, "crop")
     assert fitted.report == "2000x500 cropped to 512x512, 75 % of the width lost"
     np.testing.assert_allclose(fitted.image[256, 256, :2], (0.5, 0.5), atol=1e-2)
+
+
+def test_a_crop_never_says_that_all_is_lost():
+    assert fit_image(ramp(10000, 20), 128, 64).report == "10000x20 cropped to 128x64, over 99 % of the width lost"
 
 
 def test_pad_shows_the_whole_picture_on_the_background():

@@ -16,7 +16,7 @@ from synthetic import TINY
 
 from svd_core.cli import commands, main, provenance
 from svd_core.errors import InputError
-from svd_core.media import content_filter, read_recipe, watermark, write_clip
+from svd_core.media import content_filter, read_recipe, reading, watermark, write_clip
 from svd_core.media.content_filter import filter_named, installed_filters
 from svd_core.media.reading import read_frames
 from svd_core.media.watermark import CERTAIN, MESSAGE, detect, embed, library, obstacle, rank_sum_chance
@@ -278,6 +278,25 @@ def test_what_holds_no_frames_is_refused_in_one_line(name, content, message, tmp
     assert main(["watermark", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_bad_picture_in_a_folder_is_named(tmp_path, capsys):
+    Image.new("RGB", (256, 256)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    Image.new("RGB", (256, 256)).save(tmp_path / "2.png")
+    assert main(["watermark", str(tmp_path)]) == 2
+    why = "it is damaged, or not what its name says"
+    assert capsys.readouterr().err == f"error: {tmp_path}/1.png cannot be read ({why}): save the clip again\n"
+
+
+def test_a_long_reason_is_cut_between_words(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("seven letters " * 20)
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    monkeypatch.setattr(reading, "frames_of", fail)
+    with pytest.raises(InputError, match=r"0\.png cannot be read \(seven .* (seven|letters) \.\.\.\): save"):
+        read_frames(tmp_path / "0.png", 2**30)
 
 
 def test_frames_of_several_sizes_are_refused(tmp_path):

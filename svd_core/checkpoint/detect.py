@@ -29,20 +29,25 @@ class Detection:
     """What a checkpoint is.
 
     `encoder_prefix` is the home of the encoder that conditions: the conditioner's own where it has one (spec 2.1).
-    `variant_reason` says why the variant was chosen; `variant_assumed` that nothing in the checkpoint settles it.
+    `variant_reason` says why the variant was chosen; `variant_assumed` that nothing in the checkpoint settles it;
+    `overruled` is what the checkpoint says it is, where the caller chose another.
     """
 
     config: ModelConfig
     encoder_prefix: str
     variant_reason: str
     variant_assumed: bool
+    overruled: Variant | None = None
 
     @property
     def variant_note(self) -> str:
-        """One sentence for people where the variant was assumed; empty where it is known."""
+        """One sentence for people where the variant was assumed, or taken against what the checkpoint says; empty where
+        it is known."""
+        run = self.config.variant
+        if self.overruled:
+            return f"the checkpoint says {_in_words(self.overruled)}: {_in_words(run)} was taken instead, as was asked"
         if not self.variant_assumed:
             return ""
-        run = self.config.variant
         return (
             f"{run.name} with its {run.frames} frames is assumed ({self.variant_reason}): choose a variant to be sure"
         )
@@ -61,7 +66,7 @@ def detect(source: TensorSource, variant: str | Variant | None = None) -> Detect
     chosen, reason, assumed = _variant(source, vae.temporal, variant)
     config = ModelConfig(unet=_unet(source), vae=vae, clip_vision=_clip(source), variant=chosen)
     _check_joints(source, config)
-    return Detection(config, prefix, reason, assumed)
+    return Detection(config, prefix, reason, assumed, _overruled(source, chosen))
 
 
 def _require_parts(source: TensorSource) -> None:
@@ -179,6 +184,18 @@ def _variant(source: TensorSource, temporal: bool, wanted: str | Variant | None)
         reason = "stored whole in float16, as only svd_xt_1_1 was released"
         return VARIANTS["svd_xt_1_1"], reason, True
     return VARIANTS["svd"], "svd and svd_xt hold the same tensors, and nothing in the file says which it is", True
+
+
+def _overruled(source: TensorSource, chosen: Variant) -> Variant | None:
+    """What the checkpoint says it is, where that is not what was chosen. A folder tells its number of frames alone."""
+    stated = source.hints.variant
+    if stated is None or stated == chosen or (source.path.is_dir() and stated.frames == chosen.frames):
+        return None
+    return stated
+
+
+def _in_words(variant: Variant) -> str:
+    return f"{variant.name} ({variant.frames} frames of {variant.width}x{variant.height})"
 
 
 def _as_released_in_half(source: TensorSource) -> bool:

@@ -31,7 +31,7 @@ _ADAPTERS = (
     _Stranger(
         "a LoRA",
         ("lora_unet_", "_lora.", ".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", "hada_w1", "lokr_w"),
-        "load an SVD checkpoint first and put this on top with a LoRA loader",
+        "load an SVD checkpoint first and put this on top with a LoRA loader, if it was made for SVD",
     ),
     _Stranger("an IP-Adapter", ("ip_adapter.", "image_proj.")),
     _Stranger("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block.")),

@@ -44,12 +44,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _PICKLE = (
-    "a pickle (.ckpt, .pt or .bin), which can run any code when it is opened: get the .safetensors release, or convert "
+    "{} (.ckpt, .pt or .bin), which can run any code when it is opened: get the .safetensors release, or convert "
     "it in a sandbox with torch.load(file, weights_only=True) and safetensors.torch.save_file"
 )
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
-    (b"PK", _PICKLE),
+    (b"PK", _PICKLE.format("a zip archive or a pickle")),
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
     (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
     (b"GGUF", "a GGUF file, which is not supported: use the .safetensors release"),
@@ -130,7 +130,7 @@ def _name_format(start: bytes) -> str:
         if start.startswith(mark):
             return meaning
     if start.startswith(_PICKLE_PROTOCOLS):
-        return _PICKLE
+        return _PICKLE.format("a pickle")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, probably a login or error page saved as a model: download it again while logged in"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ModelConfig, Variant
+from ..errors import printable
 from .detect import Detection, detect
 from .families import SVD
 from .formats import open_source
@@ -56,6 +57,7 @@ class Inspection:
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     misshapen: tuple[str, ...]
+    mistyped: tuple[str, ...]
 
     @property
     def variant(self) -> Variant:
@@ -80,8 +82,8 @@ class Inspection:
 
     @property
     def loadable(self) -> bool:
-        """Whether strict loading would accept the tensors by name and shape; their values are not looked at."""
-        return not (self.missing or self.unknown or self.misshapen)
+        """Whether strict loading would accept the tensors by name, shape and dtype; their values are not looked at."""
+        return not (self.missing or self.unknown or self.misshapen or self.mistyped)
 
     def report(self) -> str:
         """Several lines, without a line end."""
@@ -94,7 +96,7 @@ class Inspection:
         run, unet = self.variant, self.config.unet
         dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in self.dtypes.items())
         rows = {
-            "file": f"{self.path} ({self.format})",
+            "file": f"{printable(str(self.path))} ({self.format})",
             "family": self.family,
             "variant": f"{run.name} ({'assumed' if self.variant_assumed else 'known'}: {self.variant_reason})",
             "made for": f"{run.frames} frames of {run.width}x{run.height}, {run.steps} steps, "
@@ -116,6 +118,8 @@ class Inspection:
 
     def _verdict(self) -> list[str]:
         lists = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
+        if self.mistyped:
+            lists["no floats"] = self.mistyped
         rows = [f"{name:<10} {f'{len(keys)}: {some(keys)}' if keys else 'none'}" for name, keys in lists.items()]
         return ["", *rows, f"{'loadable':<10} {'yes' if self.loadable else 'no'}"]
 
@@ -145,6 +149,7 @@ def _inspection(source: TensorSource, detection: Detection, found: Difference) -
         missing=found.missing,
         unknown=found.unknown,
         misshapen=tuple(sorted(found.misshapen)),
+        mistyped=tuple(sorted(found.mistyped)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..config import ModelConfig
@@ -32,11 +33,13 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How a checkpoint departs from its inventory, by official key; `misshapen` maps to (found, needed)."""
+    """How a checkpoint departs from its inventory, by official key; `misshapen` maps to (found, needed), `mistyped` to
+    the dtype of numbers that are no floats."""
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    mistyped: dict[str, torch.dtype]
 
 
 def inventory(config: ModelConfig, encoder_prefix: str = CONDITIONER_VAE) -> dict[str, Expected]:
@@ -88,20 +91,22 @@ def _text_tower(width: int) -> dict[str, Expected]:
 def difference(source: TensorSource, detection: Detection) -> Difference:
     """Compare a checkpoint with the inventory of what it was detected to be. Reads headers only.
 
-    Shapes are compared where inference reads them; leftovers may have any.
+    Shapes and dtypes are compared where inference reads them; leftovers may have any.
     """
     expected = inventory(detection.config, detection.encoder_prefix)
     required = {key: spec.shape for key, spec in expected.items() if spec.required}
-    found = {key: source.info(key).shape for key in required if key in source}
+    infos = {key: source.info(key) for key in required if key in source}
     return Difference(
-        missing=tuple(sorted(required.keys() - found.keys())),
+        missing=tuple(sorted(required.keys() - infos.keys())),
         unknown=tuple(sorted(set(source) - expected.keys())),
-        misshapen={key: (shape, required[key]) for key, shape in found.items() if shape != required[key]},
+        misshapen={key: (info.shape, required[key]) for key, info in infos.items() if info.shape != required[key]},
+        mistyped={key: info.dtype for key, info in infos.items() if not info.dtype.is_floating_point},
     )
 
 
 def require_match(source: TensorSource, detection: Detection) -> None:
-    """Raise CheckpointError unless every required tensor is there in its shape, and nothing is there unknown."""
+    """Raise CheckpointError unless every required tensor is there in its shape and as floats, and nothing is there
+    unknown."""
     found = difference(source, detection)
     if found.missing:
         raise CheckpointError(f"{source.path}: {_tensors(len(found.missing))} missing ({some(found.missing)}): {AGAIN}")
@@ -112,6 +117,8 @@ def require_match(source: TensorSource, detection: Detection) -> None:
         )
     for key, (shape, needed) in found.misshapen.items():
         raise CheckpointError(f"{source.path}: {key} has shape {shape}, the rest of the file needs {needed}: {AGAIN}")
+    for key, dtype in found.mistyped.items():
+        raise CheckpointError(f"{source.path}: {key} is stored as {dtype}, needs a float: use a float16 file")
 
 
 def _tensors(count: int) -> str:

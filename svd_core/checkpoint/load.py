@@ -103,7 +103,7 @@ def open_checkpoint(path: str | Path, variant: str | Variant | None = None) -> C
     """Open a .safetensors file or a diffusers folder; reads headers only.
 
     `variant` overrides what the file says or leaves open. Raises CheckpointError for what cannot be loaded strictly and
-    whole: another family or format, damage, missing, unknown or misshapen tensors.
+    whole: another family or format, damage, missing, unknown or misshapen tensors, and such as hold no floats.
     """
     source = open_source(path)
     detection = detect(source, variant)
@@ -164,8 +164,6 @@ def _filled(network: Network, weights: dict[str, Tensor]) -> Network:
 
 def _converted(source: TensorSource, key: str, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     stored = source.get(key)
-    if not stored.dtype.is_floating_point:
-        raise CheckpointError(f"{source.path}: {key} is stored as {stored.dtype}, needs a float: use a float16 file")
     _check_values(source, key, stored, dtype or stored.dtype)
     return laid_out(stored.to(device=device, dtype=dtype or stored.dtype))
 

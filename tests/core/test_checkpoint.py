@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,17 @@ def test_the_caller_has_the_last_word_on_the_variant(checkpoint):
         load_modules(checkpoint, variant="svdxt")
 
 
+def test_a_variant_taken_against_what_the_checkpoint_says_is_noted(checkpoint, folder, tmp_path):
+    note = load_modules(checkpoint, variant="svd_xt").detection.variant_note
+    assert note == (
+        "the checkpoint says tiny (3 frames of 128x64): svd_xt (25 frames of 1024x576) was taken instead, as was asked"
+    )
+    assert not load_modules(checkpoint, variant=TINY.variant).detection.variant_note
+    copy_folder(folder[0], tmp_path, unet={"num_frames": 25})
+    for variant, noted in (("svd_xt", False), ("svd_xt_1_1", False), ("svd", True)):
+        assert bool(load_modules(tmp_path, variant=variant).detection.variant_note) == noted
+
+
 def test_the_metadata_may_name_a_released_variant(tmp_path):
     metadata = head_widths(TINY)
     metadata["svd_core.config"] = metadata["svd_core.config"][:-1] + ', "variant": "svd_xt"}'
@@ -415,6 +427,7 @@ def test_another_family_is_named_and_told_what_to_do(tmp_path, family):
     path = tmp_path / "svd_xt.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in FAMILIES[family].items()}, path)
     message = refused(path, family, ": ")
+    assert ("with a LoRA loader, if it was made for SVD" in message) == (family == "a LoRA")
     assert f"is {family}, not Stable Video Diffusion" in message or family.startswith(("not", "a video"))
     with pytest.raises(CheckpointError, match=r"SVD|Stable Video"):
         inspect_checkpoint(path)
@@ -513,7 +526,11 @@ def test_a_weight_too_large_for_the_wanted_type_is_named(tmp_path):
 
 def test_whole_numbers_are_no_weights(tmp_path):
     key = UNET + "out.2.bias"
-    refused(write_checkpoint(tmp_path / "a.safetensors", extra={key: torch.zeros(4, dtype=torch.int8)}), key, "int8")
+    path = write_checkpoint(tmp_path / "a.safetensors", extra={key: torch.zeros(4, dtype=torch.int8)})
+    refused(path, key, "int8")
+    found = inspect_checkpoint(path)
+    assert not found.loadable and found.mistyped == (key,)
+    assert f"no floats  1: {key}\nloadable   no" in found.report()
 
 
 # What is refused: a description that cannot be true
@@ -579,6 +596,12 @@ def test_a_pickle_is_refused_unopened_whatever_its_name(tmp_path, name, zipped):
         path.write_bytes(pickle.dumps(Boom(mark)))
     refused(path, "pickle", "safetensors.torch.save_file", "weights_only=True")
     assert not mark.exists()
+
+
+def test_a_zip_archive_is_not_taken_for_a_pickle(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("notes.txt", "nothing here")
+    refused(tmp_path / "a.zip", "is a zip archive or a pickle (.ckpt")
 
 
 def test_a_folder_of_pickles_is_refused(folder, tmp_path):

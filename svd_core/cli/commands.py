@@ -23,12 +23,12 @@ from ..conditioning import MicroConditioning, warnings_for
 from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig, Variant
 from ..decode.places import free_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, printable
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, ProgressFn, StableVideo, known_device, load_checkpoint, plan_sampling
 from ..planning import Job, Plan, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
-from ..sampling import GuidanceSplit, split_guidance
+from ..sampling import GuidanceSplit, sigmas_from_list, split_guidance
 from ..settings import AttentionName, Settings, WeightsName
 from .latents import check_latents_output, load_latents, save_latents
 from .notes import note
@@ -61,6 +61,7 @@ _BESIDE_RECIPE = {
 
 _SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
 _REUSE_NOTE = "reuse {:g} approximates: frames will differ from those of --reuse 0"
+_STEPS_NOTE = "steps {} is not used: the noise levels of --sigmas are the steps"
 _WEIGHTS_NOTES = {
     "int8": "weights int8 are rounded to 8 bits: frames will differ from those of whole",
     "fp8": "weights fp8 and what they multiply are rounded to 8 bits: frames will differ from those of whole; it is "
@@ -129,7 +130,7 @@ def render_order(order: Order, args: Namespace, means: Means | None = None) -> N
 
 def inspect(args: Namespace) -> None:
     """Print what a checkpoint holds."""
-    _say(inspect_checkpoint(args.checkpoint).report())
+    print(inspect_checkpoint(args.checkpoint).report())
 
 
 def plan(args: Namespace) -> None:
@@ -137,7 +138,10 @@ def plan(args: Namespace) -> None:
     given = vars(args)
     variant = given.get("variant")
     if "checkpoint" in given:
-        config = open_checkpoint(args.checkpoint, variant).config
+        detection = open_checkpoint(args.checkpoint, variant).detection
+        config = detection.config
+        if variant and detection.variant_note:
+            note(detection.variant_note)
     else:
         name = variant or "svd_xt"
         vae = VAEConfig(temporal="image" not in name, decoder_quant="image" in name)
@@ -146,7 +150,7 @@ def plan(args: Namespace) -> None:
     settings = Settings(frames=given.get("frames"), width=width, height=height).for_variant(config.variant)
     dtype = _DTYPES[given.get("dtype", "float16")]
     report = plan_render(Job(config, settings.frames, width, height, dtype), args.memory).report()
-    _say(f"clip:     {settings.frames} frames of {width}x{height}, {str(dtype).removeprefix('torch.')}\n{report}")
+    print(f"clip:     {settings.frames} frames of {width}x{height}, {str(dtype).removeprefix('torch.')}\n{report}")
 
 
 def decode(args: Namespace) -> None:
@@ -312,7 +316,7 @@ def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
     if memory is None:
         return plan_or_leanest(job, free)
     way = plan_render(job, memory)
-    sys.stderr.write(f"plan for {order.image}:\n{way.report()}\n")
+    sys.stderr.write(f"plan for {printable(order.image)}:\n{way.report()}\n")
     return way
 
 
@@ -340,12 +344,22 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
         notes = [_SAGE_NOTE, *notes]
     if order.weights in _WEIGHTS_NOTES:
         notes = [_WEIGHTS_NOTES[order.weights], *notes]
+    if _unused_steps(order):
+        notes = [_STEPS_NOTE.format(order.settings.steps), *notes]
     if order.settings.reuse > 0:
         notes = [_REUSE_NOTE.format(order.settings.reuse), *notes]
-    if svd.variant_note and not (order.variant or order.recipe):
+    if svd.variant_note and not order.recipe:
         notes = [svd.variant_note, *notes]
     for each in notes:
         note(each)
+
+
+def _unused_steps(order: Order) -> bool:
+    """Whether a number of steps was given that noise levels, given too, do not make. A recipe holds both."""
+    settings = order.settings
+    if order.recipe or settings.steps is None or settings.sigmas is None:
+        return False
+    return settings.steps != len(sigmas_from_list(settings.sigmas)) - 1
 
 
 def _use_threads(recipe: Recipe | None, device: str) -> None:
@@ -426,7 +440,8 @@ def _rounding(asked: Settings, made: Settings) -> str:
 
 
 def _say(text: str) -> None:
-    print(text)
+    """One line, whatever is in a path."""
+    print(printable(text))
 
 
 def _say_done(path: Path, frames: np.ndarray, began: float) -> None:

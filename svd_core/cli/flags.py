@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from .. import __version__
 from ..config import VARIANTS
@@ -18,7 +18,11 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 class _Parser(ArgumentParser):
-    """Reports a bad flag like any other bad input: in one line, without the usage text before it."""
+    """Reports a bad flag like any other bad input: in one line, without the usage text before it. A flag cut short is
+    one: what it stands for would change when another flag comes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: see {self.prog} --help")
@@ -42,9 +46,11 @@ def parser() -> ArgumentParser:
 
 def _add_animate(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "animate", "make a clip from a picture", _animate)
-    command.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG, WebP, ...: the first frame")
+    command.add_argument("image", nargs="?", type=_path, metavar="IMAGE", help="PNG, JPEG, WebP, ...: the first frame")
     _add_places(command)
-    command.add_argument("--recipe", metavar="FILE", help="render the clip in FILE again, to the same bytes")
+    command.add_argument(
+        "--recipe", type=_path, metavar="FILE", help="render the clip in FILE again, to the same bytes"
+    )
     _flag(
         command,
         "--ignore-hash",
@@ -54,7 +60,9 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _flag(command, "--memory", "most of the device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
     text = "one pass of guidance in each of two processes: torchrun --nproc-per-node 2 -m svd_core animate ..."
     _flag(command, "--split-guidance", text, action="store_true")
-    command.add_argument("--save-latents", metavar="FILE", help="also write the latents (.safetensors, for decode)")
+    command.add_argument(
+        "--save-latents", type=_path, metavar="FILE", help="also write the latents (.safetensors, for decode)"
+    )
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
     _add_sampling_flags(command.add_argument_group("sampling"))
@@ -71,8 +79,10 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
 
 def _add_batch(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "batch", "make clips of many pictures, through Ray", _batch)
-    command.add_argument("pictures", metavar="FOLDER", help="of pictures, or a .txt file naming one a line")
-    command.add_argument("--output", required=True, metavar="FOLDER", help="for the clips; those that are there stay")
+    command.add_argument("pictures", type=_path, metavar="FOLDER", help="of pictures, or a .txt file naming one a line")
+    command.add_argument(
+        "--output", required=True, type=_path, metavar="FOLDER", help="for the clips; those that are there stay"
+    )
     _add_checkpoint_flag(command)
     _flag(command, "--format", "of the clips (default: mp4)", choices=("mp4", "webm", "webp", "gif"))
     _flag(command, "--workers", "models at work (default: one a GPU, or one)", _count, "N")
@@ -88,14 +98,14 @@ def _add_batch(commands: argparse._SubParsersAction) -> None:
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "inspect", "say what a checkpoint holds", _inspect)
-    command.add_argument("checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+    command.add_argument("checkpoint", type=_path, metavar="FILE", help=".safetensors file or diffusers folder")
 
 
 def _add_decode(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "decode", "make a clip from saved latents", _decode)
-    command.add_argument("latents", metavar="LATENTS", help="file written by animate --save-latents")
+    command.add_argument("latents", type=_path, metavar="LATENTS", help="file written by animate --save-latents")
     _add_places(command)
-    _add_playback_flag(command)
+    _add_playback_flag(command, "as the latents' recipe says, else 7")
     _add_provenance_flags(command)
     _add_machine_flags(command)
 
@@ -103,7 +113,7 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
 def _add_plan(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "plan", "say how a clip would fit in a GPU's memory", _plan)
     command.add_argument("--memory", required=True, type=_bytes, metavar="SIZE", help="of the device, such as 6GiB")
-    command.add_argument("--checkpoint", metavar="FILE", help=".safetensors file or diffusers folder")
+    command.add_argument("--checkpoint", type=_path, metavar="FILE", help=".safetensors file or diffusers folder")
     _flag(command, "--variant", "a released model instead of a file (default: svd_xt)", choices=tuple(VARIANTS))
     _flag(command, "--frames", "length of the clip (default: the model's)", int, "N")
     _flag(command, "--size", "of the clip (default: 1024x576)", _size, "WxH")
@@ -112,7 +122,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
 
 def _add_watermark(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "watermark", "say whether a clip holds the invisible watermark", _watermark)
-    command.add_argument("clip", metavar="CLIP", help="movie, animation, folder of PNGs, or one PNG")
+    command.add_argument("clip", type=_path, metavar="CLIP", help="movie, animation, folder of PNGs, or one PNG")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> ArgumentParser:
@@ -125,13 +135,13 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, run: ob
 
 def _add_checkpoint_flag(command: ArgumentParser) -> None:
     text = ".safetensors file or diffusers folder (animate and batch without one take the demo model)"
-    command.add_argument("--checkpoint", metavar="FILE", help=text)
+    command.add_argument("--checkpoint", type=_path, metavar="FILE", help=text)
 
 
 def _add_places(command: ArgumentParser) -> None:
     _add_checkpoint_flag(command)
     where = "clip.mp4, .webm, .webp, .gif, or a folder of PNGs ending in /"
-    command.add_argument("--output", required=True, metavar="PATH", help=where)
+    command.add_argument("--output", required=True, type=_path, metavar="PATH", help=where)
 
 
 def _add_picture_flags(group: argparse._ArgumentGroup) -> None:
@@ -143,9 +153,9 @@ def _add_picture_flags(group: argparse._ArgumentGroup) -> None:
 def _add_motion_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--frames", "length of the clip (default: the model's, 14 or 25)", int, "N")
     _flag(group, "--fps", "speed the motion is imagined at (default: 7)", int, "N")
-    _add_playback_flag(group)
+    _add_playback_flag(group, "--fps")
     _flag(group, "--motion-bucket", "0 to 1023, higher moves more (default: 127)", int, "N")
-    _flag(group, "--augmentation", "noise on the still, standard deviation in [-1, 1] (default: 0.02)", float, "X")
+    _flag(group, "--augmentation", "0 to 10: noise on the still, whose pixels are -1 to 1 (default: 0.02)", float, "X")
     _flag(group, "--seed", "of all noise (default: 0)", int, "N")
 
 
@@ -171,8 +181,8 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--reuse", text, float, "THRESHOLD")
 
 
-def _add_playback_flag(group: argparse._ActionsContainer) -> None:
-    _flag(group, "--playback-fps", "speed the file plays at (default: --fps)", int, "N")
+def _add_playback_flag(group: argparse._ActionsContainer, default: str) -> None:
+    _flag(group, "--playback-fps", f"speed the file plays at (default: {default})", int, "N")
 
 
 def _add_provenance_flags(command: ArgumentParser) -> None:
@@ -237,6 +247,13 @@ def _batch(args: Namespace) -> None:
     from .batch import batch
 
     batch(args)
+
+
+def _path(text: str) -> str:
+    """An empty one, as a script's unset variable gives, would stand for the current folder."""
+    if not text:
+        raise ArgumentTypeError("the path is empty: give the name of a file or folder")
+    return text
 
 
 def _count(text: str) -> int:

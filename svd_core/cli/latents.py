@@ -33,7 +33,10 @@ def save_latents(latents: Tensor, path: str | Path, recipe: Recipe) -> None:
     """Write latents (T, 4, h, w), whole or not at all. Raises OutputError."""
     with replacing(Path(path)) as scratch:
         try:
+            scratch.touch()
+            mode = scratch.stat().st_mode
             save_file({KEY: latents.float().contiguous()}, scratch, metadata={TEXT_KEY: recipe.to_json()})
+            scratch.chmod(mode)  # as any other new file: safetensors lets nobody but the owner read
         except SafetensorError as error:  # what it makes of a full disk
             raise OutputError(f"latents output {path} cannot be written ({error}): choose another place") from error
 
@@ -42,7 +45,8 @@ def load_latents(path: str | Path) -> tuple[Tensor, Recipe | None]:
     """The latents (T, 4, h, w) float32 of a file and the recipe they were made with, if any. Raises InputError."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"latents {path} do not exist: give a file made by animate --save-latents")
+        why = "are not a regular file" if path.exists() else "do not exist"
+        raise InputError(f"latents {path} {why}: give a file made by animate --save-latents")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -89,6 +90,7 @@ class Recorder:
 
     def open(self, path, **options):
         self.opened = (path, options)
+        self.variant_note = "" if options["variant"] else self.variant_note
         return self
 
     def render(self, image, settings, *, callback, **limits):
@@ -206,6 +208,31 @@ def test_saved_latents_decode_to_the_same_bytes(tmp_path):
     assert (tmp_path / "again.webm").read_bytes() == (tmp_path / "clip.webm").read_bytes()
 
 
+def test_latents_may_be_read_by_whom_the_umask_lets(tmp_path):
+    scene(tmp_path)
+    before = os.umask(0o027)
+    try:
+        assert animate(tmp_path, "clip.gif", "--save-latents", f"{tmp_path}/latents.safetensors") == 0
+    finally:
+        os.umask(before)
+    for name in ("clip.gif", "latents.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_a_name_with_a_line_end_does_not_break_the_lines(tmp_path, capsys):
+    scene(tmp_path)
+    for name in ("still.png", "tiny.safetensors"):
+        (tmp_path / name).rename(tmp_path / f"a\n{name}")
+    places = ["--checkpoint", f"{tmp_path}/a\ntiny.safetensors", "--output", f"{tmp_path}/a\nclip.gif"]
+    assert main(["animate", f"{tmp_path}/a\nstill.png", *places, "--device", "cpu", "--memory", "8GiB"]) == 0
+    out, err = capsys.readouterr()
+    fitted, done = out.splitlines()
+    assert f"{tmp_path}/a still.png: " in fitted and f"{tmp_path}/a clip.gif: " in done
+    assert f"plan for {tmp_path}/a still.png:\n" in err
+    assert main(["inspect", f"{tmp_path}/a\ntiny.safetensors"]) == 0
+    assert f"{tmp_path}/a tiny.safetensors (single file)\n" in capsys.readouterr().out
+
+
 def test_decode_shows_its_progress(tmp_path, monkeypatch):
     scene(tmp_path)
     save_file({"latent": torch.zeros(2, 4, 8, 8)}, tmp_path / "latents.safetensors")
@@ -295,6 +322,32 @@ def test_an_assumed_variant_is_said_unless_one_was_chosen(tmp_path, monkeypatch,
     assert line not in capsys.readouterr().err
     repeated(tmp_path, monkeypatch)
     assert line not in capsys.readouterr().err
+
+
+def test_a_variant_taken_against_what_the_file_says_is_said(tmp_path, capsys):
+    scene(tmp_path)
+    asked = ("--variant", "svd_xt", "--frames", "2", "--steps", "1", "--size", "128x64")
+    assert animate(tmp_path, "clip.gif", *asked) == 0
+    said = "note: the checkpoint says tiny (3 frames of 128x64): svd_xt (25 frames of 1024x576) was taken instead"
+    assert said in capsys.readouterr().err
+    size = ["--memory", "8GiB", "--frames", "2", "--size", "128x64", "--checkpoint", f"{tmp_path}/tiny.safetensors"]
+    assert main(["plan", *size, "--variant", "svd_xt"]) == 0
+    assert said in capsys.readouterr().err
+    assert main(["plan", *size]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("steps", "said"), [("1", True), ("2", False)])
+def test_steps_beside_noise_levels_are_said_to_be_unused(tmp_path, monkeypatch, capsys, steps, said):
+    recorded(monkeypatch, tmp_path, "--steps", steps, "--sigmas", "5,3")
+    assert (f"note: steps {steps} is not used: the noise levels of --sigmas" in capsys.readouterr().err) == said
+
+
+def test_a_recipe_of_noise_levels_says_nothing_of_steps(tmp_path, capsys):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.gif", "--sigmas", "5,3,1") == 0
+    assert main(["animate", "--recipe", f"{tmp_path}/clip.gif", "--output", f"{tmp_path}/again.gif"]) == 0
+    assert "is not used" not in capsys.readouterr().err
 
 
 def test_settings_that_the_model_was_not_trained_on_are_said(tmp_path, monkeypatch, capsys):
@@ -431,6 +484,7 @@ def test_version_and_help_are_printed(capsys):
         ("--save-latents {}/latents.pt", "ends in .pt: needed .safetensors"),
         ("--save-latents {}/none/l.safetensors", "none does not exist, create the folder"),
         ("--wings", "unrecognized arguments: --wings"),
+        ("--fram 3", "unrecognized arguments: --fram 3"),
     ],
 )
 def test_a_bad_setting_is_refused_before_the_checkpoint_is_opened(tmp_path, capsys, flags, message):
@@ -441,6 +495,38 @@ def test_a_bad_setting_is_refused_before_the_checkpoint_is_opened(tmp_path, caps
     assert re.search(message, line)
     assert "absent.safetensors" not in line
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "animate <> --output clip.mp4",
+        "animate still.png --output <>",
+        "animate still.png --output clip.mp4 --checkpoint <>",
+        "animate --output clip.mp4 --recipe <>",
+        "animate still.png --output clip.mp4 --save-latents <>",
+        "decode <> --output clip.mp4",
+        "inspect <>",
+        "plan --memory 8GiB --checkpoint <>",
+        "watermark <>",
+        "batch <> --output clips",
+        "batch pictures --output <>",
+    ],
+)
+def test_an_empty_path_is_refused(capsys, command):
+    argv = ["" if word == "<>" else word for word in command.split()]
+    assert "the path is empty: give the name of a file or folder: see " in refusal(capsys, argv)
+
+
+def test_help_says_what_a_default_is(capsys):
+    for command, words in (
+        ("animate", "--playback-fps N speed the file plays at (default: --fps)"),
+        ("animate", "0 to 10: noise on the still, whose pixels are -1 to 1 (default: 0.02)"),
+        ("decode", "--playback-fps N speed the file plays at (default: as the latents' recipe says, else 7)"),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 def bad_pictures(folder):
@@ -665,6 +751,7 @@ def test_a_clip_without_a_recipe_is_refused(tmp_path, capsys):
         (b"", "cannot be read"),
         (b"\xff" * 100, "cannot be read"),
         (None, "do not exist"),
+        ("/dev/zero", "are not a regular file"),
     ],
 )
 def test_bad_latents_are_refused(tmp_path, capsys, tensors, message):
@@ -672,6 +759,8 @@ def test_bad_latents_are_refused(tmp_path, capsys, tensors, message):
     path = tmp_path / "latents.safetensors"
     if isinstance(tensors, bytes):
         path.write_bytes(tensors)
+    elif isinstance(tensors, str):
+        path.symlink_to(tensors)
     elif tensors:
         save_file(tensors, path)
     before = contents(tmp_path)

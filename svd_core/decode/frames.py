@@ -23,8 +23,8 @@ from .places import Place
 LONG_SUM = 256
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
 
-MANY_PIXELS = 2**10
-"""Of a band, at least, for a layer to see to short sums itself, which takes sums of its weights."""
+PIXELS_A_THREAD = 2**11
+"""Of a band, at least, for a layer to see to short sums itself, which takes sums of all its weights."""
 
 Shape = tuple[int, int, int]
 
@@ -353,7 +353,8 @@ def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     _, channels, height, width = images.shape
     if not (images.is_cpu and images.dtype == torch.float32 and channels >= LONG_SUM):
         return conv(images)
-    if height * width >= MANY_PIXELS and hasattr(conv, "sums_short") and conv.sums_short(images):
+    many = height * width >= PIXELS_A_THREAD * torch.get_num_threads()
+    if many and hasattr(conv, "sums_short") and conv.sums_short(images):
         return conv(images)
     planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is quick at turning a matrix, not at more
     planes = conv(planes.view(1, channels, height, width))

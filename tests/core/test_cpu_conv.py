@@ -138,15 +138,15 @@ ROUTES = [
 @pytest.mark.parametrize(("route", "dtype"), ROUTES)
 def test_the_probe_refuses_what_is_slower(monkeypatch, route, dtype, slower, taken):
     monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [slower, 1.0])
-    assert cpu_conv._probe_agrees(dtype, route, (2, 32, 3, 5), 8) is taken
+    assert cpu_conv._probe_agrees(dtype, route, (2, 32, 3, 5), 8, 1) is taken
 
 
 @pytest.mark.parametrize(("route", "dtype"), ROUTES)
 def test_the_probe_refuses_other_numbers(monkeypatch, route, dtype):
     monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [0.5, 1.0])
-    assert cpu_conv._probe_agrees(dtype, route, (2, 32, 3, 5), 8)
-    assert not cpu_conv._probe_agrees(dtype, lambda *args: 1.5 * route(*args), (2, 32, 3, 5), 8)
-    assert not cpu_conv._probe_agrees(dtype, lambda *args: route(*args) * float("nan"), (2, 32, 3, 5), 8)
+    assert cpu_conv._probe_agrees(dtype, route, (2, 32, 3, 5), 8, 1)
+    assert not cpu_conv._probe_agrees(dtype, lambda *args: 1.5 * route(*args), (2, 32, 3, 5), 8, 1)
+    assert not cpu_conv._probe_agrees(dtype, lambda *args: route(*args) * float("nan"), (2, 32, 3, 5), 8, 1)
 
 
 def test_a_compiled_layer_has_no_graph_break(products):
@@ -371,7 +371,8 @@ def test_gradients_and_torchs_compiler_keep_torchs_own_by_row(rows):
 
 @torch.inference_mode()
 def test_a_band_that_runs_by_row_is_not_turned_first(rows):
-    layer, x = Backend().conv(256, 8), images(1, 256, 32, 32)
+    side = 48 * torch.get_num_threads()
+    layer, x = Backend().conv(256, 8), images(1, 256, 48, side)
     torch.testing.assert_close(convolved(layer, x), nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
     assert rows[0][0].is_contiguous(memory_format=torch.channels_last)
     few = images(1, 256, 8, 32)

@@ -23,9 +23,6 @@ from .places import Place
 LONG_SUM = 256
 """Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
 
-PIXELS_A_THREAD = 2**11
-"""Of a band, at least, for a layer to see to short sums itself, which takes sums of all its weights."""
-
 Shape = tuple[int, int, int]
 
 
@@ -155,18 +152,18 @@ class Doubling:
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         out = _made(place, self, frame) if out is None else out
         for band in self._bands(tuple(frame.shape[1:]), frame.itemsize):
-            result, owed = self._smoothed(place.load(frame[:, :, band.seen]))
+            result, owed = self._smoothed([place.load(frame[:, :, band.seen])])
             _save(place, out[:, :, 2 * band.top : 2 * band.bottom], band.cut(result, scale=2), owed)
             del result
         return out
 
-    def _smoothed(self, seen: Tensor) -> tuple[Tensor, Tensor | None]:
-        smoothed = self.by_corner(self.conv, seen, convolved)
+    def _smoothed(self, seen: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Of the one tensor in `seen`, which is taken out: or, held by the caller, a band more would be there while the
+        convolution is at its widest."""
+        smoothed = self.by_corner(self.conv, seen[0], convolved)
         if smoothed is not None:
             return smoothed, None
-        twice = doubled(seen)
-        del seen  # or a band more would be there while the convolution is at its widest
-        return _shortly(self.short, self.conv, twice)
+        return _shortly(self.short, self.conv, doubled(seen.pop()))
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
         """Of the frame's rows, of which four come of each pixel."""
@@ -349,13 +346,10 @@ def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     On a CPU, oneDNN sums a float32 convolution of many channels in one long chain where channels lie last and in short
     ones where they lie first: a third of the error, at a price of about nothing with both turns. They hold a band more,
-    which no plan counts, as it counts none of what oneDNN holds. A layer may see to that itself. Class: rounding."""
+    which no plan counts, as it counts none of what oneDNN holds. Class: rounding."""
+    if not (images.is_cpu and images.dtype == torch.float32 and images.shape[1] >= LONG_SUM):
+        return conv(images)
     _, channels, height, width = images.shape
-    if not (images.is_cpu and images.dtype == torch.float32 and channels >= LONG_SUM):
-        return conv(images)
-    many = height * width >= PIXELS_A_THREAD * torch.get_num_threads()
-    if many and hasattr(conv, "sums_short") and conv.sums_short(images):
-        return conv(images)
     planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is quick at turning a matrix, not at more
     planes = conv(planes.view(1, channels, height, width))
     _, channels, height, width = planes.shape

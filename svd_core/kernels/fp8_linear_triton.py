@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fp8_linear import FP8
-from .frame_conv_triton import product
+from .linear_add_triton import tile_product
 
 
 @triton.jit
@@ -45,16 +45,9 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One (BLOCK_M, BLOCK_N) tile of out (rows, outputs). Tiles of the same rows follow each other."""
-    tiles_n = tl.cdiv(outputs, BLOCK_N)
-    tile = tl.program_id(0)
-    m = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
+    """One (BLOCK_M, BLOCK_N) tile of out (rows, outputs)."""
+    total, m, n = tile_product(x, weight, rows, outputs, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_K)
     m_there, n_there = m < rows, n < outputs
-    x_tile = x + m.to(tl.int64)[:, None] * width + k[None, :]
-    w_tile = weight + tl.minimum(n, outputs - 1)[None, :] * width + k[:, None]
-    total = product(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_tile, w_tile, m_there, k, width, EVEN, BLOCK_K)
     total *= tl.load(x_scales + m, mask=m_there, other=0.0)[:, None]
     total *= tl.load(w_scales + n, mask=n_there, other=0.0)[None, :]
     if BIASED:

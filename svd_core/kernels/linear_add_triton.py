@@ -13,6 +13,30 @@ from .frame_conv_triton import product
 
 
 @triton.jit
+def tile_product(
+    x,
+    weight,
+    rows,
+    outputs,
+    width,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """This program's (BLOCK_M, BLOCK_N) tile of x (rows, width) @ weight (outputs, width).T, and its rows and columns.
+    Tiles of the same rows follow each other, so that the rows are read from memory once."""
+    tiles_n = tl.cdiv(outputs, BLOCK_N)
+    tile = tl.program_id(0)
+    m = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x + m.to(tl.int64)[:, None] * width + k[None, :]
+    w_tile = weight + tl.minimum(n, outputs - 1)[None, :] * width + k[:, None]
+    return product(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_tile, w_tile, m < rows, k, width, EVEN, BLOCK_K), m, n
+
+
+@triton.jit
 def linear_add_kernel(
     residual,
     x,
@@ -27,17 +51,9 @@ def linear_add_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One (BLOCK_M, BLOCK_N) tile of out (rows, outputs), which may be the residual. Tiles of the same rows follow each
-    other, so that the rows are read from memory once."""
-    tiles_n = tl.cdiv(outputs, BLOCK_N)
-    tile = tl.program_id(0)
-    m = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
+    """One (BLOCK_M, BLOCK_N) tile of out (rows, outputs), which may be the residual."""
+    total, m, n = tile_product(x, weight, rows, outputs, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_K)
     m_there, n_there = m < rows, n < outputs
-    x_tile = x + m.to(tl.int64)[:, None] * width + k[None, :]
-    w_tile = weight + tl.minimum(n, outputs - 1)[None, :] * width + k[:, None]
-    total = product(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_tile, w_tile, m_there, k, width, EVEN, BLOCK_K)
     place = m.to(tl.int64)[:, None] * outputs + n[None, :]
     there = m_there[:, None] & n_there[None, :]
     total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[None, :]

@@ -142,10 +142,11 @@ class StableVideoSampler(io.ComfyNode):
         variant = model_variant(model)
         weights = guidance(variant, min_guidance, max_guidance, guidance_curve, guidance_points)
         guider = ClipGuider(model, positive, negative, weights)
-        guider.clips(latent["samples"])  # what does not fit is said before anything is shown
+        clips = guider.clips(latent["samples"])  # what does not fit is said before anything is shown
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        guider.require(sampler, clips)
         show(cls, *sampling_in_words(model, latent["samples"]))
         whole = denoised_part(SCHEDULES[schedule], steps or variant.steps, denoise)
-        sampler = comfy.samplers.sampler_object(sampler_name)
         samples = run(guider, sampler, cut_sigmas(whole, start_step, end_step or None), latent, seed, add_noise)
         return io.NodeOutput({**latent, "samples": samples})
 

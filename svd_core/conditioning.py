@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -69,7 +70,7 @@ class MicroConditioning:
 
 def _is_number(value: object) -> bool:
     """One of Python's, NumPy's or torch's; a word of digits is none."""
-    return isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim)
+    return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +134,7 @@ def seeded_generator(seed: int) -> torch.Generator:
     """A generator on the CPU. Raises InputError for a seed that is not whole, or outside -2**63 to 2**64 - 1."""
     if not is_whole(seed):
         raise InputError(f"seed {seed!r} is not a whole number: choose one from 0 to {2**64 - 1}")
+    seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"seed {seed} does not fit in 64 bits: choose one from 0 to {2**64 - 1}")
     return torch.Generator().manual_seed(seed)

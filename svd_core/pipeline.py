@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -147,7 +148,7 @@ class StableVideo:
 
         As `sample_from`, which says what else there is and what is raised, from noise scaled as the reference does.
         """
-        check_sigmas(sigmas)
+        check_sigmas(sigmas, may_rise=True)
         start = noisy_start(noise.to(self.device), sigmas)
         return self.sample_from(start, cond, sigmas, guidance, sampler, callback, **how)
 
@@ -183,7 +184,7 @@ class StableVideo:
         Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
         bits. Raises InputError when that is not enough, for an unknown sampler and for tensors that do not fit.
         """
-        _check_sampling(x, cond, sigmas, guidance)
+        _check_sampling(x, cond, sigmas, guidance, sampler)
         run = sampler_named(sampler) if isinstance(sampler, str) else sampler
         joint = _fits_joint(cond.rows * len(guidance), x) if joint is None else joint
         network = self.unet if reuse is None else partial(self.unet, reuse=reuse)
@@ -377,8 +378,10 @@ def load_checkpoint(
     multiplies floats of eight bits in its transformers, for CUDA devices from capability 8.9 on and slower elsewhere.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint, and InputError
-    for "fp8" on a device that has no such numbers and for a device that is not there.
+    for weights that are not known, "fp8" on a device that has no such numbers, and a device that is not there.
     """
+    if weights not in STORES:
+        raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
     if weights == "fp8" and str(device).startswith("mps"):
         raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
     device = known_device(device)
@@ -400,17 +403,18 @@ def known_device(device: torch.device | str) -> torch.device:
         known = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device {str(device)!r} is not known: give cpu, cuda, cuda:1 or mps") from error
-    if (known.index or 0) >= _devices(known.type):
+    if not _is_there(known):
         raise InputError(f"device {str(device)!r} is not on this machine: give cpu, or cuda or mps where there is one")
     return known
 
 
-def _devices(kind: str) -> int:
-    """How many of a kind this machine has."""
-    if kind in ("cpu", "mps"):
-        return int(kind == "cpu" or torch.backends.mps.is_available())
-    module = getattr(torch, kind, None)
-    return module.device_count() if hasattr(module, "device_count") else 0
+def _is_there(device: torch.device) -> bool:
+    """Whether this machine has it, and numbers can be kept there. Not every kind of device can be counted."""
+    try:
+        torch.empty(0, device=device)
+    except Exception:  # a backend that is not there raises what it likes
+        return False
+    return device.type != "meta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,9 +440,9 @@ def plan_sampling(settings: Settings) -> SamplingPlan:
     return SamplingPlan(sigmas_for(settings), guidance_for(settings), interval, options)
 
 
-def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor) -> None:
-    """Raise InputError for what the network or a sampler would stumble over."""
-    check_sigmas(sigmas)
+def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor, sampler: str | Sampler) -> None:
+    """Raise InputError for what the network or a sampler would stumble over. A function has schedules of its own."""
+    check_sigmas(sigmas, may_rise=not isinstance(sampler, str))
     check_guidance(guidance)
     check_size(x, cond)
 
@@ -450,7 +454,7 @@ def _added_noise(run: Sampler, seed: int, x: Tensor) -> dict[str, NoiseSampler]:
     if not _takes(run, "noise_sampler"):
         return {}
     # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
-    return {"noise_sampler": seeded_noise((seed + 1) % 2**64, x)}
+    return {"noise_sampler": seeded_noise((operator.index(seed) + 1) % 2**64, x)}
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -100,7 +100,7 @@ def is_whole(value: object) -> bool:
 def _whole_within(name: str, value: object, low: int, high: int, remedy: str) -> None:
     if not is_whole(value):
         raise InputError(f"{name} {value!r} is not a whole number: {remedy}")
-    _within(name, value, low, high, remedy)
+    _within(name, operator.index(value), low, high, remedy)
 
 
 def _within(name: str, value: float | None, low: float, high: float, remedy: str) -> None:

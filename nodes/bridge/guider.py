@@ -62,11 +62,15 @@ class ClipGuider(comfy.samplers.CFGGuider):
         drawn = guidance_of(patcher)
         self.weights = weights if drawn is None else partial(curve_values, drawn)
 
+    def require(self, sampler: Any, clips: Clips) -> None:
+        """Raise InputError for a sampler that the MODEL's methods cannot be run with."""
+        require_sampler(self.model_patcher, _name_of(sampler), clips.num_frames)
+
     def sample(self, noise: Tensor, latent_image: Tensor, sampler: Any, *args: Any, **kwargs: Any) -> Tensor:
         """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning, sampler and
         model disagree."""
         clips = self.clips(latent_image)
-        require_sampler(self.model_patcher, _name_of(sampler), clips.num_frames)
+        self.require(sampler, clips)
         given = self.model_options
         self.model_options = self._guided(given, clips)
         try:

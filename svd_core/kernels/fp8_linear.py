@@ -50,8 +50,9 @@ def power(largest: Tensor) -> Tensor:
 
 
 def whole(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `in_fp8` made, as numbers of a dtype."""
-    return stored.to(dtype) * scale.to(dtype)
+    """What `in_fp8` made, as numbers of a dtype; what was rounded beyond its largest is that."""
+    largest = torch.finfo(dtype).max
+    return (stored.to(dtype) * scale.to(dtype)).clamp_(-largest, largest)
 
 
 def _kernels() -> Mapping[str, Callable[..., Tensor]]:

@@ -187,7 +187,8 @@ def sample_dpmpp_2m_sde(
             x = x + correction(decay) * (h / h_before) * (denoised - before)
         if eta > 0:
             x = x + noise(sigma, sigma_next) * s_noise * float(sigma_next) * math.sqrt(-math.expm1(-2 * h * eta))
-        previous = denoised, h
+        if h > 0:  # of a level that repeats no slope is known
+            previous = denoised, h
     return x
 
 

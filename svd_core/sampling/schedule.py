@@ -7,7 +7,7 @@ is about 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -42,10 +42,10 @@ def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGM
     low, high = _power(sigma_min, 1 / rho), _power(sigma_max, 1 / rho)
     ramp = torch.linspace(0, 1, steps)
     sigmas = _ending_in_zero((high + ramp * (low - high)) ** rho)
-    if _first_fault(sigmas):
+    if _first_fault(sigmas, lambda before, after: after < before):
         raise InputError(
             f"rho {rho} makes no falling noise levels in float32 of {steps} steps from {sigma_max:g} to {sigma_min:g}: "
-            f"{RHO:g} is usual"
+            f"{RHO:g} is usual, and fewer steps or another range may do"
         )
     return sigmas
 
@@ -89,21 +89,22 @@ def sigmas_from_list(values: Sequence[float]) -> Tensor:
     return _ending_in_zero(sigmas)
 
 
-def check_sigmas(sigmas: Tensor) -> None:
-    """Raise InputError, naming the first fault, unless sigmas (n + 1,) are finite and fall strictly; the last may be 0,
-    or above it in a part of a schedule."""
+def check_sigmas(sigmas: Tensor, *, may_rise: bool = False) -> None:
+    """Raise InputError, naming the first fault, unless sigmas (n + 1,) are finite and above 0, of which the last may be
+    0, and none is above the one before: one may be as high, as in a table of fewer levels than steps."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or not len(sigmas):
         given = f"shape {tuple(sigmas.shape)}" if isinstance(sigmas, Tensor) else f"class {type(sigmas).__name__}"
         raise InputError(f"sigmas of {given} are not a tensor (n + 1,): give falling noise levels, as edm_sigmas does")
-    fault = _first_fault(sigmas)
+    fault = _first_fault(sigmas, lambda before, after: may_rise or after <= before)
     if fault:
         raise InputError(f"sigma {fault}: give finite falling numbers, of which the last alone may be 0")
 
 
-def _first_fault(sigmas: Tensor) -> str:
-    """The first level that is not below the one before or not a finite number of at least 0, and that one, in words."""
+def _first_fault(sigmas: Tensor, follows: Callable[[float, float], bool]) -> str:
+    """The first level that does not follow the one before, or is not a finite number above 0 (the last may be 0), and
+    that one, in words."""
     for before, after in pairwise([math.inf, *sigmas.tolist()]):
-        if not 0 <= after < before:
+        if not (0 <= after < math.inf and before > 0 and follows(before, after)):
             return f"{after:g} after {before:g}"
     return ""
 

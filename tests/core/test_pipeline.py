@@ -13,6 +13,8 @@ from weights import relative
 
 import svd_core
 from svd_core.errors import InputError
+from svd_core.pipeline import known_device
+from svd_core.sampling import sample_euler
 
 # diffusers' scheduler converts tensors the way NumPy 1 did.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -243,7 +245,7 @@ def test_settings_out_of_range_are_named_before_any_work(temporal, picture, sett
 @pytest.mark.parametrize("kind", [np.int64, torch.tensor])
 def test_whole_numbers_of_other_libraries_are_whole(temporal, picture, kind):
     ours = temporal.animate(picture, frames=2, steps=1, width=64, height=64, seed=3)
-    theirs = temporal.animate(picture, frames=kind(2), steps=kind(1), width=64, height=64, seed=3)
+    theirs = temporal.animate(picture, frames=kind(2), steps=kind(1), width=64, height=64, seed=kind(3))
     assert np.array_equal(theirs, ours)
 
 
@@ -285,6 +287,32 @@ def test_a_part_of_a_schedule_is_sampled_from_where_it_starts_to_where_it_ends(t
     cond = temporal.condition(torch.zeros(1, 3, 32, 48))
     given = SMALL_CLIP | {"sigmas": torch.tensor([50.0, 5.0, 0.5])}
     assert temporal.sample(cond=cond, sampler=sampler, **given).isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "lcm"])
+def test_a_level_that_repeats_is_a_step_of_no_length(temporal, sampler):
+    cond = temporal.condition(torch.zeros(1, 3, 32, 48))
+    given = SMALL_CLIP | {"sigmas": torch.tensor([50.0, 5.0, 5.0, 0.5, 0.0])}
+    clip = temporal.sample(cond=cond, sampler=sampler, **given)
+    assert clip.isfinite().all()
+    if sampler in ("euler", "heun"):
+        once = temporal.sample(cond=cond, sampler=sampler, **given | {"sigmas": torch.tensor([50.0, 5.0, 0.5, 0.0])})
+        torch.testing.assert_close(clip, once)
+
+
+def test_a_function_may_walk_back(temporal):
+    cond = temporal.condition(torch.zeros(1, 3, 32, 48))
+    rising = {"sigmas": torch.tensor([0.5, 5.0, 50.0]), "guidance": torch.ones(2)}
+    assert temporal.sample_from(torch.zeros(2, 4, 4, 6), cond, **rising, sampler=sample_euler).isfinite().all()
+    with pytest.raises(InputError, match=r"sigma 5 after 0\.5"):
+        temporal.sample_from(torch.zeros(2, 4, 4, 6), cond, **rising, sampler="euler")
+
+
+def test_devices_that_cannot_be_counted_are_tried():
+    assert known_device(torch.device("cpu", 0)) == torch.device("cpu", 0)
+    for absent in ("xla", "privateuseone:0", "meta", "cuda:99"):
+        with pytest.raises(InputError, match=f"device '{absent}' is not on this machine"):
+            known_device(absent)
 
 
 def test_a_sampler_that_makes_its_own_noise_is_not_told_of_any(temporal):

@@ -147,6 +147,20 @@ def test_a_device_that_is_not_there_is_refused_before_the_file_is_opened(device,
         svd_core.load_checkpoint("absent.safetensors", device=device)
 
 
+def test_weights_of_another_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="weights 'int4' are not known: choose one of whole, int8, fp8"):
+        svd_core.load_checkpoint(tmp_path / "tiny.safetensors", weights="int4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_largest_numbers_of_a_dtype_stay_finite_in_fp8(dtype):
+    layer = nn.Linear(16, 16, dtype=dtype).requires_grad_(False)
+    layer.weight.fill_(0.01)
+    tokens = torch.zeros(1, 16, dtype=dtype)
+    tokens[0, 0] = torch.finfo(dtype).max
+    assert Fp8Linear(layer)(tokens).isfinite().all()
+
+
 def test_the_plan_knows_what_they_take():
     size = {"frames": 2, "width": 128, "height": 64, "dtype": torch.float16}
     plans = {weights: plan_render(Job(TINY, **size, weights=weights), 10 * GIB) for weights in STORES}

@@ -8,7 +8,6 @@ says.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -141,22 +140,9 @@ def _plan(job: Job, streamed: bool, memory: int) -> Plan:
     always = resident + _handed_on(job)
     working = memory - always
     encode = _encoder(job.config).encode_plan(job.still, job.device, budget=working)
-    decode = _decoding(job, working)
+    decode = _vae(job.config, job.dtype).decode_plan(job.latents, job.frames, job.device, budget=working)
     stages = (encode.device_bytes, _sampling(job, streamed), decode.device_bytes)
     return Plan(streamed, job.joint, encode, decode, resident, *(always + held for held in stages))
-
-
-def _decoding(job: Job, budget: int) -> DecodePlan:
-    """The decoder's own choice for a budget. It tries every number of frames that may be kept, a thousand for a long
-    clip; more frames never take less, so the most that fit are found by halving."""
-    vae = _vae(job.config, job.dtype)
-    clip = (job.latents, job.frames, job.device)
-
-    def held(keep: int) -> int:
-        return vae.decode_plan(*clip, chunk=keep, mode="device").device_bytes
-
-    most = bisect_right(range(1, job.frames + 1), budget, key=held)
-    return vae.decode_plan(*clip, chunk=max(most, 1), budget=budget)
 
 
 def _handed_on(job: Job) -> int:

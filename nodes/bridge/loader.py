@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
 
+    from ...svd_core.checkpoint import Checkpoint
     from ...svd_core.config import ModelConfig
 
 
@@ -35,30 +36,31 @@ def load(path: Path, variant: str | None = None) -> Loaded:
     config = checkpoint.config
     return Loaded(
         config,
-        load_model(path, variant),
+        _model(checkpoint, path, variant),
         clip_vision_model(config.clip_vision, checkpoint.clip_vision_weights()),
-        load_vae(path, variant),
+        _vae(checkpoint, path, variant),
     )
 
 
 def load_model(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """MODEL alone. ComfyUI calls this again to make a copy for another device."""
-    checkpoint = open_checkpoint(path, variant)
+    """MODEL alone. ComfyUI calls this to make a copy for another device."""
+    return _model(open_checkpoint(path, variant), path, variant, disable_dynamic)
+
+
+def load_vae_patcher(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """The VAE's patcher alone. ComfyUI calls this to make a copy for another device."""
+    return _vae(open_checkpoint(path, variant), path, variant, disable_dynamic).patcher
+
+
+def _model(checkpoint: Checkpoint, path: Path, variant: str | None, disable_dynamic: bool = False) -> ModelPatcher:
     patcher = model_patcher(checkpoint.config.unet, checkpoint.unet_weights(), disable_dynamic=disable_dynamic)
     patcher.model.variant = checkpoint.config.variant
     patcher.cached_patcher_init = (load_model, (path, variant))
     return patcher
 
 
-def load_vae(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> StableVideoVAE:
-    """VAE alone."""
-    checkpoint = open_checkpoint(path, variant)
-    config = checkpoint.config
-    vae = StableVideoVAE(config.vae, config.variant, checkpoint.vae_weights(), disable_dynamic=disable_dynamic)
+def _vae(checkpoint: Checkpoint, path: Path, variant: str | None, disable_dynamic: bool = False) -> StableVideoVAE:
+    config, weights = checkpoint.config, checkpoint.vae_weights()
+    vae = StableVideoVAE(config.vae, config.variant, weights, disable_dynamic=disable_dynamic)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, variant))
     return vae
-
-
-def load_vae_patcher(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """The VAE's patcher alone. ComfyUI calls this to make a copy for another device."""
-    return load_vae(path, variant, disable_dynamic=disable_dynamic).patcher

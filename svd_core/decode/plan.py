@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
@@ -65,12 +67,12 @@ def choose_decode(
     """
     modes = (mode,) if mode else ("device", *_STREAMED) if own_memory else ("device",)
     most = clip[0] if keep is None else min(keep, clip[0])
-    plans = []
-    for way, kept in _ways(modes, most):
-        plans.append(decode_plan(stages, clip, itemsize, way, kept))
-        if plans[-1].device_bytes <= budget:
-            return plans[-1]
-    least = min(plan.device_bytes for plan in plans)
+    count = partial(decode_plan, stages, clip, itemsize)
+    for way in modes:
+        kept = _most_kept(partial(count, way), most if way == "device" else 1, budget)
+        if kept:
+            return count(way, kept)
+    least = min(count(way, 1).device_bytes for way in modes)
     raise InputError(
         f"a budget of {mebibytes(budget, math.floor)} cannot hold the decode of {clip[0]} frames of "
         f"{clip[3] * PIXELS_PER_LATENT}x{clip[2] * PIXELS_PER_LATENT}: give at least {mebibytes(least)}, "
@@ -78,10 +80,10 @@ def choose_decode(
     )
 
 
-def _ways(modes: Sequence[Mode], most: int) -> Iterator[tuple[Mode, int]]:
-    """Mode and what is kept, from the quickest to the leanest."""
-    for mode in modes:
-        yield from ((mode, keep) for keep in (range(most, 0, -1) if mode == "device" else [1]))
+def _most_kept(count: Callable[[int], DecodePlan], most: int, budget: int) -> int:
+    """The most frames' worth, up to `most`, that fit when kept; 0 where none do. More never take less, so they are
+    found by halving: a long clip has a thousand to try."""
+    return bisect_right(range(1, most + 1), budget, key=lambda keep: count(keep).device_bytes)
 
 
 def _inside(stage: Stage, shape: tuple[int, int, int], itemsize: int, mode: Mode) -> tuple[tuple[int, int, int], int]:

@@ -50,11 +50,8 @@ def altered(layer: nn.Module) -> bool:
     """Whether calling the layer does more, or other, than its class says: packs that make pictures tile give every
     convolution another padding, or another `_conv_forward`."""
     replaced = not {"forward", "_conv_forward"}.isdisjoint(vars(layer))
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or replaced) or not _padded_by_zeros(layer)
-
-
-def _padded_by_zeros(layer: nn.Module) -> bool:
-    return getattr(layer, "padding_mode", "zeros") == "zeros"
+    wrapped = getattr(layer, "padding_mode", "zeros") != "zeros"
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or replaced or wrapped)
 
 
 def fused(

@@ -66,7 +66,7 @@ def _ours(name: str, decode: Callable[[VideoVAE, Tensor], Tensor]) -> Contestant
     def build(weights: Weights | None, dtype: torch.dtype) -> tuple[nn.Module, Decode]:
         vae = VideoVAE(CONFIG, backend=Backend(device="meta", dtype=dtype)).eval()
         if weights is not None:
-            own = {name: laid_out(value) for name, value in _cast(weights, dtype).items()}
+            own = {name: laid_out(value, planes=True) for name, value in _cast(weights, dtype).items()}
             vae.load_state_dict(own, strict=True, assign=True)
         return vae, lambda z: decode(vae, z)
 

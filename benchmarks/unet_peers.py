@@ -1,7 +1,8 @@
 """The contestants of `benchmarks.forward`: one video UNet with the same weights in every implementation.
 
-All live in one process and share the storage of the weights, so that memory does not forbid the full size. Each is
-called as its own project calls it, with attention by torch's own function and no rounding that the others lack.
+All live in one process and share the storage of the weights, so that memory does not forbid the full size; those of
+convolutions are there once more for a contestant that wants their channels last. Each is called as its own project
+calls it, with attention by torch's own function and no rounding that the others lack.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from svd_core.checkpoint.keymaps import UNET, diffusers_unet
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
+from svd_core.model.layout import laid_out
 from svd_core.model.step import NO_HOOKS, StepContext
 from svd_core.model.unet import VideoUNet
 from svd_core.sinusoid import sinusoid
@@ -69,7 +71,7 @@ class Network(Protocol):
 
 
 Builder = Callable[[UNetConfig, Weights, torch.dtype], Network]
-"""Makes a network in a dtype around weights of that dtype, without copying them."""
+"""Makes a network in a dtype around weights of that dtype, without copying more than it must."""
 
 
 def random_weights(config: UNetConfig, dtype: torch.dtype, only: str = "", seed: int = 0) -> dict[str, Tensor]:
@@ -88,7 +90,8 @@ class Ours:
 
     @classmethod
     def build(cls, config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Ours:
-        return cls(_filled(VideoUNet(config, backend=Backend(device="meta", dtype=dtype)), weights))
+        own = {name: laid_out(weight) for name, weight in weights.items()}  # as the released files are loaded
+        return cls(_filled(VideoUNet(config, backend=Backend(device="meta", dtype=dtype)), own))
 
     def forward(self, batch: Batch) -> Tensor:
         rows = map(batch.rows, (batch.c_noise, batch.context, batch.vector(self.unet.config.vector_dim)))
@@ -142,8 +145,9 @@ class Diffusers:
 
 
 def diffusers_channels_last(config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Diffusers:
-    """With images channels last, which convolutions pass on."""
-    return Diffusers(Diffusers.build(config, weights, dtype).unet, channels_last=True)
+    """With images channels last, which convolutions pass on, and their weights laid out for that."""
+    turned = {name: laid_out(weight) for name, weight in weights.items()}
+    return Diffusers(Diffusers.build(config, turned, dtype).unet, channels_last=True)
 
 
 def diffusers_compiled(config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Diffusers:

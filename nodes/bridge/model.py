@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...svd_core.errors import InputError, out_of_memory
 from ...svd_core.model.backend import Backend
+from ...svd_core.model.layout import laid_out
 from ...svd_core.model.unet import VideoUNet
 from ...svd_core.planning import sample_bytes
 from .attention import host_attention, host_frames
@@ -195,6 +196,8 @@ def model_patcher(
     manual_cast = management.unet_manual_cast(dtype, load_device, supported)
     model_config.set_inference_dtype(dtype, manual_cast)
     model = StableVideoModel(model_config, device=management.unet_inital_load_device(parameters, dtype))
+    for parameter in model.diffusion_model.parameters() if load_device.type == "cpu" else ():
+        parameter.data = laid_out(parameter.data)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=management.unet_offload_device())
     model.load_model_weights(dict(weights), "", assign=patcher.is_dynamic())

@@ -82,10 +82,8 @@ class Checkpoint:
     ) -> dict[str, Tensor]:
         """The same for `VideoVAE`, whose encoder may have another dtype."""
         official = vae_keys(self.detection.encoder_prefix)
-        return {
-            key: _converted(self.source, official(key), device, encoder_dtype if of_encoder(key) else dtype)
-            for key in self.vae(_META).state_dict()
-        }
+        dtypes = {key: encoder_dtype if of_encoder(key) else dtype for key in self.vae(_META).state_dict()}
+        return {key: _converted(self.source, official(key), device, own, planes=True) for key, own in dtypes.items()}
 
     def clip_vision_weights(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -162,10 +160,14 @@ def _filled(network: Network, weights: dict[str, Tensor]) -> Network:
     return network
 
 
-def _converted(source: TensorSource, key: str, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+def _converted(
+    source: TensorSource, key: str, device: torch.device | str, dtype: torch.dtype | None, *, planes: bool = False
+) -> Tensor:
     stored = source.get(key)
     _check_values(source, key, stored, dtype or stored.dtype)
-    return laid_out(stored.to(device=device, dtype=dtype or stored.dtype))
+    converted = stored.to(device=device, dtype=dtype or stored.dtype)
+    # What needs no conversion stays on disk.
+    return converted if converted is stored else laid_out(converted, planes=planes)
 
 
 def _check_values(source: TensorSource, key: str, stored: Tensor, dtype: torch.dtype) -> None:

@@ -10,14 +10,17 @@ def unfolded(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     stride 1 and zeros beyond the edges.
 
     Each pixel is replaced by all that its kernel sees, kh * kw times the values, so that the weights are read as they
-    lie; a convolution's library turns them first, in every call. Class: rounding."""
+    lie, channels first or last; a convolution's library turns them first, in every call. Class: rounding."""
     batch, channels, height, width = images.shape
     outputs, _, rows, columns = weight.shape
     above, left = rows // 2, columns // 2
     padded = nn.functional.pad(images.movedim(1, -1), (0, 0, left, left, above, above))
     image, row, column, channel = padded.stride()
     seen = padded.as_strided(
-        (batch, height, width, channels, rows, columns), (image, row, column, channel, row, column)
+        (batch, height, width, rows, columns, channels), (image, row, column, row, column, channel)
     )
-    tokens = nn.functional.linear(seen.reshape(batch * height * width, -1), weight.reshape(outputs, -1), bias)
+    kernel = weight.movedim(1, -1)
+    if weight.is_contiguous():
+        seen, kernel = seen.movedim(-1, 3), weight
+    tokens = nn.functional.linear(seen.reshape(batch * height * width, -1), kernel.reshape(outputs, -1), bias)
     return tokens.view(batch, height, width, outputs).movedim(-1, 1)

@@ -116,6 +116,11 @@ def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
+def is_plain_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
+    """`is_plain`, of a convolution's weight (O, C, ...), whose channels may lie last (`layout.laid_out`)."""
+    return is_plain(weight if weight.is_contiguous() else weight.movedim(1, -1), dtype)
+
+
 @cache
 def _is_foreign_to_mkl() -> bool:
     """An x86 CPU of another maker than Intel, in a torch with both libraries."""

@@ -22,7 +22,7 @@ from ..kernels import (
     smoothed_by_corner,
     spread,
 )
-from .cpu import deriving_linear, is_plain
+from .cpu import deriving_linear, is_plain_kernel
 from .cpu_conv import deriving_conv, may_run_by_corner
 from .layout import blended, joined
 
@@ -106,7 +106,7 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
     if not may_run_by_corner(images):
         return None
     with weights(conv, images) as found:
-        if found is None or not is_plain(found[0], images.dtype):
+        if found is None or not is_plain_kernel(found[0], images.dtype):
             return None
         return smoothed_by_corner(images, *found, *more)
 

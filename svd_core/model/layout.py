@@ -36,11 +36,15 @@ def from_clips(clips: Tensor, height: int) -> Tensor:
     return rearrange(clips, "b c t (h w) -> (b t) c h w", h=height)
 
 
-def laid_out(weight: Tensor) -> Tensor:
-    """A weight as a CUDA device's convolutions read it, channels last where it is a 2-D convolution's: cuDNN would turn
-    it in every call. The values and the shape stay. Class: exact."""
-    if weight.is_cuda and weight.ndim == 4 and weight.shape[-1] > 1:
+def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
+    """A convolution's weight (O, C, ...), channels last where convolutions of activations that lie so read it like
+    that: they would turn it in every call. Those across frames are read as stored by a CUDA device's kernel. planes:
+    on a CPU its images are turned channels first in float32 (`decode.frames.convolved`). Class: exact."""
+    on_cpu = weight.is_cpu and not (planes and weight.dtype == torch.float32)
+    if weight.ndim == 4 and weight.shape[-1] > 1 and (weight.is_cuda or on_cpu):
         return weight.contiguous(memory_format=torch.channels_last)
+    if weight.ndim == 5 and on_cpu:
+        return weight.contiguous(memory_format=torch.channels_last_3d)
     return weight
 
 

@@ -111,6 +111,17 @@ def test_half_precision_is_kept_or_converted_as_asked(tmp_path):
         assert torch.equal(weights[VISUAL + "proj"], load_file(path)[VISUAL + "proj"].to(expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_converted_weights_lie_as_a_cpus_convolutions_read_them(tmp_path, dtype):
+    """Or torch would turn them in every call. In float32 the autoencoder turns its images instead."""
+    loaded = load_modules(write_checkpoint(tmp_path / "half.safetensors", dtype=torch.float16), dtype=dtype)
+    networks = loaded.unet, loaded.vae.decoder
+    for network, turned in zip(networks, (True, dtype == torch.bfloat16), strict=True):
+        kernels = [each for each in network.parameters() if each.ndim >= 4 and each.shape[2] > 1 < each.shape[1]]
+        assert {each.ndim for each in kernels} == {4, 5}
+        assert all(each.movedim(1, -1).is_contiguous() is turned for each in kernels)
+
+
 def test_the_still_is_encoded_in_float32_whatever_the_rest_runs_in(tmp_path):
     """As the reference does (spec 4, 6)."""
     path = write_checkpoint(tmp_path / "half.safetensors", dtype=torch.float16)

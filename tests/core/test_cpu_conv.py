@@ -135,6 +135,26 @@ def small_probe(monkeypatch):
     monkeypatch.setattr(cpu_conv, "PROBE_OUTPUTS", 8)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(24, 16, 3, 3), (24, 16, 3, 1)])
+def test_weights_may_lie_channels_last(products, shape):
+    weight = torch.randn(shape)
+    turned = weight.contiguous(memory_format=torch.channels_last)
+    assert not turned.is_contiguous()
+    x = images(2, 16, 5, 4)
+    torch.testing.assert_close(unfolded(x, turned, None), unfolded(x, weight, None))
+    assert cpu_conv.is_product(x, turned)
+
+
+def test_the_probe_takes_what_is_closer_to_the_true_numbers(small_probe, monkeypatch):
+    """A convolution that sums all terms in one chain is further from them than the product."""
+    convolution = cpu_conv._convolution
+    off = {torch.float32: 1e-4, torch.float64: 0.0}
+    monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [0.5, 1.0])
+    monkeypatch.setattr(cpu_conv, "_convolution", lambda x, *more: convolution(x, *more) + off[x.dtype])
+    assert cpu_conv._probe_agrees(torch.float32)
+
+
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(cpu_conv, "least_seconds", lambda *_: [slower, 1.0])

@@ -7,6 +7,7 @@ from weights import randomise
 
 import svd_core.model.transformer
 from svd_core.config import UNetConfig
+from svd_core.model.backend import TORCH
 from svd_core.model.unet import VideoUNet
 from svd_core.model.weights import visiting
 
@@ -67,11 +68,23 @@ def test_weights_go_home_after_an_error(unet):
 
 
 @torch.no_grad()
-def test_a_feed_forward_in_groups_is_the_whole_one(unet, monkeypatch):
+@pytest.mark.parametrize("limit", ["HIDDEN_VALUES", "CPU_HIDDEN_VALUES"])
+def test_a_feed_forward_in_groups_is_the_whole_one(unet, monkeypatch, limit):
     given = inputs(TINY.unet, 2, 8, 8)
     whole = unet(*given, num_frames=2)
-    monkeypatch.setattr(svd_core.model.transformer, "HIDDEN_VALUES", 2**12)
+    monkeypatch.setattr(svd_core.model.transformer, limit, 2**12)
     torch.testing.assert_close(unet(*given, num_frames=2), whole, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("tokens", "groups"), [(0, [0]), (1, [1]), (16, [16]), (17, [9, 8]), (49, [13, 13, 13, 10])])
+def test_groups_of_a_feed_forward_are_as_equal_as_can_be(monkeypatch, tokens, groups):
+    """The last one would else be a few tokens, for which all weights are read once more."""
+    monkeypatch.setattr(svd_core.model.transformer, "CPU_HIDDEN_VALUES", 16 * 256)
+    layer, seen = svd_core.model.transformer.FeedForward(32, backend=TORCH), []
+    layer.net[0].register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    layer.added(torch.zeros(tokens, 32), torch.ones(tokens, 32))
+    assert seen == groups
 
 
 def test_a_feed_forward_that_would_go_in_groups_trains_all_the_same(unet, monkeypatch):

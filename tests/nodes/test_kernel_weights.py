@@ -20,6 +20,13 @@ def test_a_kernel_gets_the_weights_that_the_layer_computes_with(part, family):
         torch.testing.assert_close(layer(tokens), torch.nn.functional.linear(tokens, weight, bias))
 
 
+def test_on_a_cpu_convolutions_find_their_weights_channels_last(loaded):
+    """They would turn them in every call."""
+    kernels = [each for each in loaded.model.model.diffusion_model.parameters() if each.ndim > 3 and each.shape[2] > 1]
+    assert {each.ndim for each in kernels} == {4, 5}
+    assert all(each.movedim(1, -1).is_contiguous() for each in kernels)
+
+
 def test_a_layer_that_does_more_is_called_itself(part):
     import comfy.ops
 

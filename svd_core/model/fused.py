@@ -17,6 +17,8 @@ from ..kernels import (
     add_layer_norm,
     blend,
     doubled,
+    gated,
+    geglu,
     group_norm,
     group_norm_silu,
     smoothed_by_corner,
@@ -24,6 +26,7 @@ from ..kernels import (
 )
 from .cpu import deriving_linear, is_plain_kernel
 from .cpu_conv import deriving_conv, may_run_by_corner
+from .cpu_geglu import are_plain, in_two_products, may_run_in_two_products
 from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
@@ -109,6 +112,20 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
         if found is None or not is_plain_kernel(found[0], images.dtype):
             return None
         return smoothed_by_corner(images, *found, *more)
+
+
+def geglu_of(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
+    """GEGLU of tokens (..., C) -> (..., H), `proj` being its layer of values and gates: a kernel's on a device, two
+    products' on a CPU, each where it may be, else by the layer."""
+    return fused(geglu, weights, proj, tokens, otherwise=lambda: _geglu_of_products(weights, proj, tokens))
+
+
+def _geglu_of_products(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
+    if may_run_in_two_products(tokens):
+        with weights(proj, tokens) as found:
+            if found is not None and are_plain(*found, tokens.dtype):
+                return in_two_products(tokens, *found)
+    return gated(proj(tokens))
 
 
 def blended_with(fresh: Tensor, change: Tensor, share: Tensor, owed: Tensor | None) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import gated, geglu, linear_add
+from ..kernels import linear_add
 from ..sinusoid import sinusoid
 from .attention import Attention
 from .backend import Backend
 from .embedding import embedding_mlp
-from .fused import fused, normed_images, normed_tokens, summed_and_normed
+from .fused import fused, geglu_of, normed_images, normed_tokens, summed_and_normed
 from .layout import joined, to_images, to_tokens
 from .resblock import TimeMixer
 from .step import StepContext
@@ -43,7 +43,7 @@ class GEGLU(nn.Module):
         self.weights = backend.weights
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return fused(geglu, self.weights, self.proj, tokens, otherwise=lambda: gated(self.proj(tokens)))
+        return geglu_of(self.weights, self.proj, tokens)
 
 
 class FeedForward(nn.Module):

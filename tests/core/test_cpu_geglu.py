@@ -1,0 +1,128 @@
+"""GEGLU as two products that oneDNN finishes: the same numbers, only where it may be, with the weights of the layer."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from svd_core.kernels.geglu import reference
+from svd_core.model import cpu_geglu, fused
+from svd_core.model.backend import TORCH, Backend
+from svd_core.model.transformer import GEGLU
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The probe says yes; counts the calls."""
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return cpu_geglu.in_two_products(*args)
+
+    monkeypatch.setattr(cpu_geglu, "chosen", lambda dtype: True)
+    monkeypatch.setattr(cpu_geglu, "linear_by_onednn", lambda: True)
+    monkeypatch.setattr(fused, "in_two_products", counted)
+    return calls
+
+
+def layer(channels=16, hidden=24, dtype=torch.bfloat16, **backend):
+    return GEGLU(channels, hidden, backend=Backend(dtype=dtype, **backend)).requires_grad_(False)
+
+
+def of_torch(geglu, tokens):
+    return reference(tokens, geglu.proj.weight, geglu.proj.bias)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 8), (7, 33), (2, 5, 24), (2, 3, 4, 64)])
+def test_error_is_at_most_twice_that_of_torchs_own(products, dtype, shape):
+    geglu, tokens = layer(shape[-1], 40, dtype), torch.randn(shape).to(dtype)
+    exact = reference(tokens.double(), geglu.proj.weight.double(), geglu.proj.bias.double())
+    ours = geglu(tokens)
+    assert len(products) == 1
+    assert ours.dtype == dtype and ours.shape == (*shape[:-1], 40) and ours.is_contiguous()
+    assert (ours - exact).norm() <= 2 * (of_torch(geglu, tokens) - exact).norm()
+
+
+@torch.inference_mode()
+def test_the_weights_are_those_that_the_layer_computes_with(products):
+    """A host's may be patched on the way to the layer."""
+
+    @contextmanager
+    def doubled(proj, _like):
+        yield proj.weight * 2, proj.bias
+
+    geglu, tokens = layer(weights=doubled), torch.randn(3, 16).bfloat16()
+    expected = reference(tokens, geglu.proj.weight * 2, geglu.proj.bias)
+    torch.testing.assert_close(geglu(tokens), expected, rtol=0.02, atol=0.01)
+    assert len(products) == 1
+
+
+@torch.inference_mode()
+def test_layers_and_tensors_of_another_kind_keep_torchs_operations(products):
+    hooked, unbiased, gappy = layer(), layer(), layer()
+    hooked.proj.register_forward_hook(lambda *_: None)
+    unbiased.proj.bias = None
+    gappy.proj.weight = nn.Parameter(torch.randn(48, 32).bfloat16()[:, :16], requires_grad=False)
+    tokens = torch.randn(3, 16).bfloat16()
+    for geglu in (hooked, unbiased, gappy):
+        assert torch.equal(geglu(tokens), of_torch(geglu, tokens))
+    layer()(tokens.as_subclass(type("Quantised", (torch.Tensor,), {})))
+    layer()(tokens[:0])
+    layer(dtype=torch.float64)(tokens.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(dtype=torch.float32)(tokens.float())
+    assert not products
+
+
+def test_gradients_keep_torchs_operations(products):
+    geglu = GEGLU(16, 24, backend=TORCH)
+    geglu(torch.randn(3, 16)).sum().backward()
+    assert geglu.proj.weight.grad is not None and not products
+
+
+@torch.inference_mode()
+def test_float32_takes_it_only_where_onednn_computes_linear_layers(products, monkeypatch):
+    monkeypatch.setattr(cpu_geglu, "linear_by_onednn", lambda: False)
+    layer(dtype=torch.float32)(torch.randn(3, 16))
+    assert not products
+    layer()(torch.randn(3, 16).bfloat16())
+    assert len(products) == 1
+
+
+def test_a_compiled_layer_has_no_graph_break(products):
+    geglu, tokens = layer(), torch.randn(3, 16).bfloat16()
+    compiled = torch.compile(geglu, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        assert torch.equal(compiled(tokens), of_torch(geglu, tokens))
+    assert not products
+
+
+@pytest.fixture
+def small_probe(monkeypatch):
+    monkeypatch.setattr(cpu_geglu, "PROBE_SHAPE", (8, 16))
+
+
+@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.1, False)])
+def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
+    monkeypatch.setattr(cpu_geglu, "least_seconds", lambda *_: [slower, 1.0])
+    assert cpu_geglu._probe_agrees(torch.float32) is taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
+    monkeypatch.setattr(cpu_geglu, "least_seconds", lambda *_: [0.5, 1.0])
+    assert cpu_geglu._probe_agrees(dtype)
+    monkeypatch.setattr(cpu_geglu, "in_two_products", lambda *args: 1.1 * reference(*args))
+    assert not cpu_geglu._probe_agrees(dtype)
+
+
+def test_the_probe_refuses_where_the_operation_is_missing(small_probe, monkeypatch):
+    def missing(*_):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(cpu_geglu, "in_two_products", missing)
+    assert not cpu_geglu._probe_agrees(torch.bfloat16)

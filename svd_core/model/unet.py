@@ -9,6 +9,8 @@ Shapes: B clips, T frames, N = B * T frame-major, (h, w) the latent's size.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -95,13 +97,11 @@ class VideoUNet(nn.Module):
         (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype. `reuse` lets
         deep blocks be left out and makes the result approximate.
 
-        Raises InputError where N is not a whole number of clips.
+        Raises InputError where N is not a whole number of clips, and for other shapes than these; what each frame has
+        may also be one for all.
         """
-        if num_frames < 1 or x.shape[0] % num_frames:
-            raise InputError(
-                f"a batch of {x.shape[0]} frames is not a whole number of clips of {num_frames} frames: "
-                f"pass a num_frames of at least 1 that divides {x.shape[0]}"
-            )
+        _check_shapes(self.config, x, c_noise, context, vector)
+        _check_clips(x.shape[0], num_frames)
         x = self.backend.fit(x, self.out[-1].weight)
         step = StepContext(self.embed(c_noise, vector, x.dtype, hooks), context.to(x.dtype), num_frames, hooks)
         images = x.contiguous(memory_format=torch.channels_last)
@@ -174,6 +174,29 @@ class _Layers:
         config = self.config
         sizes = (channels, config.context_dim, config.head_channels, config.transformer_depth)
         return SpatialVideoTransformer(*sizes, backend=self.backend)
+
+
+def _check_clips(frames: int, num_frames: int) -> None:
+    if not isinstance(num_frames, Integral) or num_frames < 1 or frames % num_frames:
+        raise InputError(
+            f"a batch of {frames} frames is not a whole number of clips of {num_frames} frames: "
+            f"pass a num_frames of at least 1 that divides {frames}"
+        )
+
+
+def _check_shapes(config: UNetConfig, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor) -> None:
+    needs = (
+        ("latents", x, ("N", config.in_channels, "h", "w"), "join the noisy and the still's along channels"),
+        ("noise levels", c_noise, ("N",), "one for each frame"),
+        ("a context", context, ("N", "L", config.context_dim), "use conditioning that was made for this model"),
+        ("a vector", vector, ("N", config.vector_dim), "use conditioning that was made for this model"),
+    )
+    for name, tensor, sizes, remedy in needs:
+        shape = tuple(tensor.shape)
+        fits = len(shape) == len(sizes) and shape[0] in (1, x.shape[0])
+        if not fits or any(need not in (size, "N", "L", "h", "w") for size, need in zip(shape, sizes, strict=True)):
+            needed = ", ".join(map(str, sizes))
+            raise InputError(f"the UNet got {name} of shape {shape}; it needs ({needed}): {remedy}")
 
 
 def _input_blocks(config: UNetConfig, layers: _Layers) -> tuple[nn.ModuleList, list[int]]:

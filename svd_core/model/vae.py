@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -508,7 +509,7 @@ def _check_latents(shape: Sequence[int], num_frames: int, channels: int) -> None
             f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0: "
             "join clips and frames in the first axis, frame by frame"
         )
-    if num_frames < 1 or shape[0] % num_frames:
+    if not isinstance(num_frames, Integral) or num_frames < 1 or shape[0] % num_frames:
         raise InputError(
             f"the decoder got {shape[0]} latents for clips of {num_frames} frames; it needs whole clips: "
             f"pass a num_frames of at least 1 that divides {shape[0]}"

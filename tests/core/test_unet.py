@@ -201,7 +201,32 @@ def test_a_partial_clip_is_refused(unet):
         unet(**batch)
 
 
-@pytest.mark.parametrize("num_frames", [0, -3])
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("x", (4, 4, 8, 8), r"latents of shape \(4, 4, 8, 8\); it needs \(N, 8, h, w\): join the noisy and"),
+        ("x", (8, 8, 8), r"latents of shape \(8, 8, 8\); it needs \(N, 8, h, w\)"),
+        ("c_noise", (3,), r"noise levels of shape \(3,\); it needs \(N\): one for each frame"),
+        ("context", (4, 1, 2048), r"a context of shape \(4, 1, 2048\); it needs \(N, L, 24\): use conditioning"),
+        ("context", (4, 24), r"a context of shape \(4, 24\)"),
+        ("vector", (4, 2816), r"a vector of shape \(4, 2816\); it needs \(N, 48\): use conditioning that was made"),
+    ],
+)
+def test_another_shape_is_refused(unet, name, shape, words):
+    """Another model's conditioning, say."""
+    with pytest.raises(InputError, match=f"the UNet got {words}"):
+        unet(**inputs(SMALL, 2, 2, 8, 8) | {name: torch.zeros(shape)})
+
+
+@torch.inference_mode()
+def test_what_all_frames_share_may_be_given_once(unet):
+    batch = inputs(SMALL, 2, 2, 8, 8)
+    shared = {name: batch[name][:1] for name in ("c_noise", "context", "vector")}
+    repeated = {name: value.repeat(4, *[1] * (value.ndim - 1)) for name, value in shared.items()}
+    torch.testing.assert_close(unet(**batch | shared), unet(**batch | repeated))
+
+
+@pytest.mark.parametrize("num_frames", [0, -3, 3.0])
 def test_clips_of_no_frames_are_refused(unet, num_frames):
     batch = inputs(SMALL, 1, 3, 8, 8) | {"num_frames": num_frames}
     with pytest.raises(

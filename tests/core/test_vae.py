@@ -254,6 +254,7 @@ def test_a_batch_is_one_clip_unless_its_length_is_given(video_pair):
     ("shape", "settings", "said"),
     [
         ((5, 4, 2, 2), {"num_frames": 2}, "5 latents for clips of 2"),
+        ((6, 4, 2, 2), {"num_frames": 3.0}, "6 latents for clips of 3.0 frames; it needs whole clips"),
         ((5, 4, 2, 2), {"num_frames": 0}, "clips of 0"),
         ((5, 4, 2, 2), {"num_frames": -5}, "clips of -5"),
         ((0, 4, 2, 2), {"num_frames": 1}, r"\(0, 4, 2, 2\)"),

@@ -49,9 +49,10 @@ def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Pa
         "clip_vision": trained.clip_vision_weights(dtype=torch.float32),
     }
     first = {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
+    # First of all: without it, what follows would be a run from random weights.
+    save_start(folder, Start(first, history))
     _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
     _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal_is(recipe, digest_of(image)))
-    save_start(folder, Start(first, history))
 
 
 def _history(checkpoint: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

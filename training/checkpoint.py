@@ -115,18 +115,31 @@ def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> N
     write_whole(path, save(here, dict(metadata)))
 
 
+def as_half(name: str, tensor: Tensor) -> Tensor:
+    """A weight as files hold it. Raises CheckpointError for one that has grown beyond that."""
+    half = tensor.detach().cpu().to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise CheckpointError(f"{name} does not fit in float16: train it with a lower learning rate")
+    return half
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put a file in its place, and its folder if need be, whole or not at all, even when the power goes. Raises
     OutputError where the system refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    make_folder(path)
     with replacing(path) as scratch, scratch.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """The folder of a file. Raises OutputError where the system refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -23,6 +24,7 @@ from svd_core.media import replacing
 from svd_core.pipeline import load_checkpoint
 
 from .begin import begin_from
+from .checkpoint import make_folder
 from .data import Skipped, open_folder, open_source
 from .distributed import Group, process_group
 from .evaluate import FULL, QUICK, contact_sheet, evaluate_files, frame_decoder, save_figures, sheet_rows
@@ -57,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except StableVideoError as error:
         return _stop(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        return _stop("interrupted: the same command goes on from the last state saved", 130)
+    except KeyboardInterrupt as stopped:
+        return _stop(": ".join(["interrupted", *map(str, stopped.args)]), 130)
     return 0
 
 
@@ -199,6 +201,8 @@ def _begin(args: Namespace) -> None:
 
 
 def _export(args: Namespace) -> None:
+    if not 0 < args.limit < math.inf:
+        raise InputError(f"limit {args.limit} is no size: give MiB, such as {SHIPPED_LIMIT // MEBIBYTE}")
     path = export(_recipe(args), args.folder, args.output, int(args.limit * MEBIBYTE))
     sys.stdout.write(f"{path}: {path.stat().st_size / MEBIBYTE:.2f} MiB\n")
     if args.frame_decoder is not None:
@@ -208,7 +212,7 @@ def _export(args: Namespace) -> None:
 def _evaluate(args: Namespace) -> None:
     svd = load_checkpoint(args.checkpoint)
     frame_decoder(args.frame_decoder, svd.config.vae)  # refuse what does not fit before the long work
-    args.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(args.folder / "sheet.png")
     extent, processes = QUICK if args.quick else FULL, os.cpu_count() or 1
     figures = evaluate_files(args.checkpoint, args.frame_decoder, extent, _say, processes)
     save_figures(figures, args.folder)

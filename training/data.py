@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
-from svd_core.conditioning import MicroConditioning
+from svd_core.conditioning import MAX_FPS, MicroConditioning
 from svd_core.errors import InputError
 from svd_core.media.reading import ANIMATIONS, DAMAGE, MOVIES, frames_of, opened, pictures_in
 
@@ -96,6 +97,8 @@ class _File:
     frames: int
     size: Size
     fps: float
+    digest: str
+    """Of its pixels, for telling it from another clip of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,11 @@ def _is_clip(path: Path) -> bool:
 def _looked_at(path: Path, frames: int) -> _File | Skipped:
     """Reads the whole clip, so that damage anywhere in it is found before training begins."""
     try:
-        sizes = Counter(picture.shape[1::-1] for picture in frames_of(path))
+        sizes: Counter[Size] = Counter()
+        digest = hashlib.sha256()
+        for picture in frames_of(path):
+            sizes[picture.shape[1::-1]] += 1
+            digest.update(picture)
         fps = _fps(path)
     except DAMAGE as error:
         return Skipped(path, f"cannot be read ({_in_short(error, path)})")
@@ -198,7 +205,9 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
         return Skipped(path, f"has {count} frames, {frames} needed")
     if len(sizes) > 1:
         return Skipped(path, f"has frames of {len(sizes)} sizes")
-    return _File(path, count, next(iter(sizes)), fps)
+    if fps > MAX_FPS:
+        return Skipped(path, f"plays at {fps:g} frames per second, at most {MAX_FPS} can be said")
+    return _File(path, count, next(iter(sizes)), fps, digest.hexdigest()[:16])
 
 
 def _in_short(error: Exception, path: Path) -> str:
@@ -215,8 +224,13 @@ def _fps(path: Path) -> float:
 
 def _animation_fps(path: Path) -> float:
     with Image.open(path, formats=("GIF", "WEBP")) as animation:
-        animation.load()  # WebP tells the duration only then
-        return 1000 / animation.info["duration"] if animation.info.get("duration") else DEFAULT_FPS
+        shown = [_milliseconds(picture) for picture in ImageSequence.Iterator(animation)]
+    return 1000 * len(shown) / sum(shown) if sum(shown) else DEFAULT_FPS
+
+
+def _milliseconds(picture: Image.Image) -> float:
+    picture.load()  # WebP tells it only then
+    return picture.info.get("duration", 0)
 
 
 def _movie_fps(path: Path) -> float:

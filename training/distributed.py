@@ -85,7 +85,9 @@ def _device(name: str, local: int, *, several: bool) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device {name!r} is not known: give cpu, cuda or cuda:1") from error
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not one that training runs on: give cpu, cuda or cuda:1")
+    if device.type == "cpu":
         return device
     index = local if several or device.index is None else device.index
     if index >= torch.cuda.device_count():

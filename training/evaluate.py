@@ -105,7 +105,11 @@ def evaluate_files(
     """The same of files, the parts spread over processes of one thread each; the figures do not depend on how many."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         parts = [pool.submit(_part, number, checkpoint, decoder, extent) for number in range(len(PARTS))]
-        return _told((part.result() for part in parts), say)
+        try:
+            return _told((part.result() for part in parts), say)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _part(number: int, checkpoint: Path, decoder: Path, extent: Extent) -> list[Figure]:
@@ -214,7 +218,8 @@ def _flow(svd: StableVideo, scene: Scene, **settings: int) -> float:
     return float(flow_magnitude(svd.animate(scene.still, seed=scene.seed % 2**31, **settings)).mean())
 
 
-SHEET_FRAMES = (0, 3, 6, 10, 13)
+SHEET_FRAMES = 5
+"""Of each clip, as evenly as can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +241,10 @@ def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
     """For each scene the drawn frames on the left and the model's on the right -> (H, W, 3) uint8."""
     lines = []
     for row in rows:
-        chosen = [frames[number] for frames in (row.scene.frames, row.ours) for number in SHEET_FRAMES]
+        shown = np.linspace(0, len(row.ours) - 1, SHEET_FRAMES).round().astype(int)
+        chosen = [frames[number] for frames in (row.scene.frames, row.ours) for number in shown]
         padded = [np.pad(frame, ((0, gap), (0, gap), (0, 0)), constant_values=1.0) for frame in chosen]
-        padded.insert(len(SHEET_FRAMES), np.ones_like(padded[0][:, : 4 * gap]))
+        padded.insert(SHEET_FRAMES, np.ones_like(padded[0][:, : 4 * gap]))
         lines.append(np.concatenate(padded, axis=1))
     return (np.concatenate(lines) * 255).round().astype(np.uint8)
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from svd_core.checkpoint.hints import CONFIG_KEY
@@ -16,9 +15,10 @@ from svd_core.checkpoint.keymaps import CONDITIONER_VAE, FIRST_STAGE, UNET, VISU
 from svd_core.config import ModelConfig
 from svd_core.errors import CheckpointError, OutputError
 
-from .checkpoint import save_tensors
+from .checkpoint import as_half, require_same, save_tensors
+from .loop import Place
 from .recipe import Recipe
-from .stages import Kept, read_kept
+from .stages import Kept, read_kept, temporal_is, video_is
 from .start import START_KEY, Start, read_start
 
 MEBIBYTE = 2**20
@@ -35,11 +35,13 @@ def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMI
     inference never reads are left out. Raises CheckpointError where a stage is missing or of another model, OutputError
     where the file would be too large.
     """
+    start = read_start(folder)
     kept = {stage: read_kept(folder, stage) for stage in ("temporal", "video")}
     _require_one_autoencoder(folder, kept)
+    _require_recipe(recipe, folder, kept, start)
     tensors = official_tensors(recipe.model, kept["temporal"].weights, kept["video"].weights)
-    half = {name: _half(name, tensor) for name, tensor in tensors.items()}
-    metadata = metadata_of(recipe, kept, read_start(folder))
+    half = {name: as_half(name, tensor) for name, tensor in tensors.items()}
+    metadata = metadata_of(recipe, kept, start)
     size = sum(2 * tensor.numel() for tensor in half.values()) + _header_bytes(half, metadata)
     if size > limit:
         raise OutputError(
@@ -53,7 +55,7 @@ def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMI
 def export_frame_decoder(folder: Path, output: Path) -> Path:
     """Write stage 1's frame-wise decoder as float16, for judging the temporal one against it."""
     weights = read_kept(folder, "autoencoder").weights
-    decoder = {name: _half(name, tensor) for name, tensor in weights.items() if name.startswith("decoder.")}
+    decoder = {name: as_half(name, tensor) for name, tensor in weights.items() if name.startswith("decoder.")}
     save_tensors(output, decoder, {"format": "pt"})
     return output
 
@@ -64,6 +66,15 @@ def _require_one_autoencoder(folder: Path, kept: Mapping[str, Kept]) -> None:
         raise CheckpointError(
             f"the stages in {folder} were trained on different autoencoders ({digests}): train both on the present one"
         )
+
+
+def _require_recipe(recipe: Recipe, folder: Path, kept: Mapping[str, Kept], start: Start | None) -> None:
+    """Shapes alone do not tell a recipe from another, and the file will say that it was trained by this one."""
+    begun = {} if start is None else {"start": start.digest}
+    for stage, (describe, more) in {"temporal": (temporal_is, {}), "video": (video_is, begun)}.items():
+        found = kept[stage].configuration
+        given = describe(recipe, str(found.get("autoencoder_weights"))) | more
+        require_same(Place(folder, stage).weights, found, given)
 
 
 def official_tensors(config: ModelConfig, vae: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,13 +102,6 @@ def _require_shapes(config: ModelConfig, home: str, tensors: Mapping[str, Tensor
         raise CheckpointError(
             f"{len(wrong)} trained tensors do not fit the recipe's model ({wrong[0]}): give the recipe of the run"
         )
-
-
-def _half(name: str, tensor: Tensor) -> Tensor:
-    half = tensor.detach().cpu().to(torch.float16)
-    if not torch.isfinite(half).all():
-        raise CheckpointError(f"{name} does not fit in float16: train it with a lower learning rate")
-    return half
 
 
 def metadata_of(recipe: Recipe, kept: Mapping[str, Kept], start: Start | None = None) -> dict[str, str]:

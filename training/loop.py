@@ -19,7 +19,7 @@ from tqdm import tqdm
 from svd_core.errors import InputError, StableVideoError
 
 from . import ema
-from .checkpoint import State, adam_state, load_state, restore_adam, save_state
+from .checkpoint import State, adam_state, load_state, make_folder, restore_adam, save_state
 from .distributed import Group, unshared
 from .plot import plot_losses
 from .recipe import Optimisation
@@ -83,6 +83,7 @@ class Run:
         self.average = {name: each.detach().float().clone() for name, each in self.names.items()}
         self.step, self.losses = 0, []
         self._resume()
+        self.saved = self.step
         self.wrapped = group.wrap(self.objective)
 
     def _resume(self) -> None:
@@ -99,11 +100,12 @@ class Run:
     def train(self, machine: Machine, keep: Callable[[Run], None]) -> None:
         """Run to the end, or to `machine.stop_after`. `keep` writes what the next stage reads, with `averaged`.
 
-        Raises StableVideoError where the loss is no longer finite.
+        Raises StableVideoError where the loss is no longer finite, OutputError where the folder cannot be made.
         """
+        make_folder(self.place.state)
         last = min(self.optimisation.steps, machine.stop_after or self.optimisation.steps)
         batches = self._batches(last, machine)
-        with _bar(self, last) as bar:
+        with _bar(self, last) as bar, _telling(self):
             for batch in batches:
                 self.losses.append(self._update([batch, *(next(batches) for _ in range(self._rounds - 1))]))
                 self.step += 1
@@ -156,7 +158,8 @@ class Run:
         ]
         workers = {"num_workers": machine.workers, "persistent_workers": False}
         # The loader draws a seed for its workers, which use none; without a generator it would disturb the global one.
-        return iter(DataLoader(self.samples, batch_sampler=numbers, generator=torch.Generator(), **workers))
+        loader = DataLoader(self.samples, batch_sampler=numbers, generator=torch.Generator(), **workers)
+        return _in_one_line(iter(loader))
 
     def _save(self, keep: Callable[[Run], None]) -> None:
         if self.group.leads:
@@ -165,6 +168,7 @@ class Run:
             # Last, so that a kill in between goes on from before what it may not have written.
             save_state(self.place.state, self.state())
         self.group.wait()
+        self.saved = self.step
 
     def state(self) -> State:
         mean, square = adam_state(self.optimizer, self.names)
@@ -232,6 +236,24 @@ def _precision(chosen: Optimisation, group: Group) -> AbstractContextManager[Non
     if chosen.bf16:
         return torch.autocast(group.device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def _in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """What a worker refuses comes with its whole traceback in the words; the last of them are its own."""
+    try:
+        yield from batches
+    except StableVideoError as error:
+        kind = type(error)
+        raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from error
+
+
+@contextlib.contextmanager
+def _telling(run: Run) -> Iterator[None]:
+    """An interrupt says from where the run will go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"the same command goes on from step {run.saved}, the last one saved") from stopped
 
 
 def _bar(run: Run, last: int) -> tqdm:

@@ -28,7 +28,7 @@ from svd_core.model.transformer import SpatialVideoTransformer
 from svd_core.model.unet import VideoUNet
 from svd_core.recipe import sha256_of
 
-from .checkpoint import save_tensors
+from .checkpoint import as_half, save_tensors
 from .data import ClipFolder
 from .distributed import Group
 from .loop import Machine, Place, Run, describe
@@ -128,8 +128,8 @@ def lora_tensors(added: Mapping[str, LoRALinear], alpha: float) -> dict[str, Ten
     tensors = {}
     for name, layer in added.items():
         stem = MODEL_PREFIX + name
-        tensors[f"{stem}.lora_up.weight"] = layer.up.detach().half()
-        tensors[f"{stem}.lora_down.weight"] = layer.down.detach().half()
+        tensors[f"{stem}.lora_up.weight"] = as_half(f"{stem}.lora_up", layer.up)
+        tensors[f"{stem}.lora_down.weight"] = as_half(f"{stem}.lora_down", layer.down)
         tensors[f"{stem}.alpha"] = torch.tensor(alpha)
     return tensors
 
@@ -156,7 +156,7 @@ def lora_run(
         checkpoint_blocks(modules.unet)
     objective = VideoObjective(modules.unet, modules.clip_vision.requires_grad_(False), modules.vae.eval(), dtype)
     samples = VideoSamples(clips, config.noise, modules.config.unet.vector_dim, config.seed)
-    files = [file.path.name for file in clips.files]
+    files = {file.path.name: [file.digest, file.fps] for file in clips.files}
     base = {"checkpoint": sha256_of(Path(path)), "clips": files, "size": list(clips.size)}
     configuration = describe("lora", lora=config, **base)
     run = Run(objective, samples, config.optimisation, configuration, Place(folder, "lora"), group)

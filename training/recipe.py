@@ -130,6 +130,10 @@ class Recipe:
             _require(1 <= frames <= self.data.frames, f"{name}.frames", frames, f"1 to data.frames {self.data.frames}")
         for name in ("autoencoder", "temporal", "video"):
             check_optimisation(getattr(self, name).optimisation, f"{name}.optimisation")
+        cached = self.video.cached_clips
+        _require(cached >= 0, "video.cached_clips", cached, "at least 0")
+        unet, read = self.model.unet, self.model.clip_vision.output_dim
+        _require(unet.context_dim == read, "model.unet.context_dim", unet.context_dim, f"the image encoder's {read}")
         _require(0 <= self.video.rockets <= 1, "video.rockets", self.video.rockets, "a share from 0 to 1")
 
 
@@ -139,6 +143,7 @@ def check_optimisation(chosen: Optimisation, where: str) -> None:
         _require(getattr(chosen, name) >= 1, f"{where}.{name}", getattr(chosen, name), "at least 1")
     for name in ("learning_rate", "clip_norm"):
         _require(getattr(chosen, name) > 0, f"{where}.{name}", getattr(chosen, name), "more than 0")
+    _require(chosen.weight_decay >= 0, f"{where}.weight_decay", chosen.weight_decay, "at least 0")
     _require(0 <= chosen.ema < 1, f"{where}.ema", chosen.ema, "at least 0 and less than 1")
     whole = chosen.batch % chosen.accumulate == 0
     _require(whole, f"{where}.batch", chosen.batch, f"a multiple of accumulate ({chosen.accumulate})")

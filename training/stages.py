@@ -92,7 +92,7 @@ def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machi
     vae, digest = finished_autoencoder(recipe, folder)
     vae = vae.to(group.device).eval()
     unet, clip_vision = new_video_networks(recipe)
-    configuration = _video_is(recipe, digest)
+    configuration = video_is(recipe, digest)
     start = read_start(folder)
     if start is not None:
         start.fill(unet=unet, clip_vision=clip_vision)
@@ -171,7 +171,7 @@ def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
     return _based_on(autoencoder_is(recipe), digest, "temporal", temporal=recipe.temporal)
 
 
-def _video_is(recipe: Recipe, digest: str) -> dict[str, Any]:
+def video_is(recipe: Recipe, digest: str) -> dict[str, Any]:
     parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
     return _based_on(autoencoder_is(recipe), digest, "video", **parts)
 

@@ -62,13 +62,21 @@ class CachedSamples(Dataset):
     def __getitem__(self, number: int) -> Batch:
         """latents (T, 4, h, w) in sampler units beside what `drawn_for` gives."""
         generator = generator_for(self.seed, "cached", number)
-        shard = self.shards[whole_number(0, len(self.shards) - 1, generator)]
-        place = whole_number(0, len(shard["latents"]) - 1, generator)
+        shard, place = self._drawn(generator)
         latents = shard["latents"][place].float()
         still = shard["still"][place].float() / 127.5 - 1
         clip = Clip(still[None], float(shard["fps"][place]), float(shard["motion_bucket"][place]))
         drawn = drawn_for(clip, len(latents), self.noise, self.vector_width, self.seed, number)
         return {"latents": latents, **drawn}
+
+    def _drawn(self, generator: torch.Generator) -> tuple[Mapping[str, Tensor], int]:
+        """A shard and a place in it, every clip as likely: a place beyond the end of a short shard is drawn again."""
+        longest = max(len(shard["latents"]) for shard in self.shards)
+        while True:
+            shard = self.shards[whole_number(0, len(self.shards) - 1, generator)]
+            place = whole_number(0, longest - 1, generator)
+            if place < len(shard["latents"]):
+                return shard, place
 
 
 def drawn_for(clip: Clip, frames: int, noise: Noise, vector_width: int, seed: int, number: int) -> Batch:
@@ -134,21 +142,21 @@ def cached_shards(
     Processes share the work. `digest` stands for the source and the encoder: shards of others are refused with a
     CheckpointError.
     """
-    paths = [folder / f"{number:04d}.safetensors" for number in range(-(-clips // CLIPS_PER_SHARD))]
-    for number in range(group.rank, len(paths), group.size):
-        if not paths[number].exists():
-            start = number * CLIPS_PER_SHARD
-            numbers = range(start, min(clips, start + CLIPS_PER_SHARD))
-            save_tensors(paths[number], encode_clips(source, vae, numbers, group), {"digest": digest})
+    parts = [range(start, min(clips, start + CLIPS_PER_SHARD)) for start in range(0, clips, CLIPS_PER_SHARD)]
+    paths = [folder / f"{number:04d}.safetensors" for number in range(len(parts))]
+    for path, numbers in list(zip(paths, parts, strict=True))[group.rank :: group.size]:
+        if not path.exists():
+            save_tensors(path, encode_clips(source, vae, numbers, group), {"digest": digest})
     group.wait()
-    return [_open_shard(path, digest) for path in paths]
+    return [_open_shard(path, digest, len(numbers)) for path, numbers in zip(paths, parts, strict=True)]
 
 
-def _open_shard(path: Path, digest: str) -> dict[str, Tensor]:
+def _open_shard(path: Path, digest: str, clips: int) -> dict[str, Tensor]:
     shard, metadata = load_tensors(path)
-    if metadata.get("digest") != digest:
+    if metadata.get("digest") != digest or len(shard["latents"]) != clips:
         raise CheckpointError(
-            f"{path} was encoded from other clips or by another autoencoder: remove the folder {path.parent}"
+            f"{path} was encoded from other clips, from another number of them or by another autoencoder: "
+            f"remove the folder {path.parent}"
         )
     return shard
 

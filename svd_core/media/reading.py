@@ -121,4 +121,5 @@ def _animation(path: Path) -> Iterator[np.ndarray]:
 def _movie(path: Path) -> Iterator[np.ndarray]:
     with opened(path) as movie:
         for frame in movie.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+            turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, as phones say how they were held
+            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))

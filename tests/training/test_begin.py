@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from svd_core.errors import CheckpointError, InputError
+from svd_core.errors import CheckpointError, InputError, OutputError
+from training import begin
 from training.begin import begin_from
 from training.checkpoint import load_tensors, save_tensors
 from training.cli import main
@@ -91,6 +92,21 @@ def test_other_first_stages_are_refused(recipe, exported, tmp_path, setting):
     with pytest.raises(CheckpointError, match=setting.split("=")[0]):
         begin_from(*exported[:2], with_settings(recipe, [setting]), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_a_full_disk_leaves_does_not_train_from_random_weights(recipe, exported, tmp_path, monkeypatch):
+    def full(*_):
+        raise OutputError("no space")
+
+    model, decoder, _ = exported
+    for name in ("save_start", "save_kept"):
+        folder = tmp_path / name
+        monkeypatch.setattr(begin, name, full)
+        with pytest.raises(OutputError):
+            begin_from(model, decoder, recipe, folder)
+        monkeypatch.undo()
+        with pytest.raises(CheckpointError, match="does not exist: run python -m training autoencoder"):
+            go_on(recipe, folder)
 
 
 def test_other_files_and_folders_in_use_are_refused(recipe, exported, tmp_path):

@@ -1,9 +1,12 @@
 """Clips from folders and from the synthetic world, and what is said about those that cannot be used."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
 from moving_square import square, write_pngs
+from PIL import Image
 
 from svd_core.errors import InputError
 from svd_core.media import write_clip
@@ -52,6 +55,38 @@ def test_bad_clips_are_each_named_and_skipped(tmp_path):
     assert reasons["wide"] == "is 128x64, 64x64 needed"
     assert reasons["mixed"] == "has frames of 2 sizes"
     assert reasons["broken.mp4"].startswith("cannot be read") and reasons["empty.gif"].startswith("cannot be read")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_an_animations_speed_is_that_of_all_its_frames(tmp_path, name):
+    """The first one often stands longer."""
+    first, *others = [Image.fromarray(frame) for frame in square(0, frames=5)]
+    first.save(tmp_path / name, save_all=True, append_images=others, duration=[1000, 50, 50, 50, 50])
+    assert open_folder(tmp_path, frames=5).clip(0).fps == pytest.approx(5 / 1.2)
+
+
+def test_a_movie_too_fast_to_be_told_is_skipped(tmp_path):
+    write_pngs(tmp_path / "good", square(0))
+    write_clip(square(0).astype(np.float32) / 255, tmp_path / "fast.mp4", fps=2000)
+    (skipped,) = open_folder(tmp_path, frames=FRAMES).skipped
+    assert (skipped.path.name, skipped.reason) == (
+        "fast.mp4",
+        "plays at 2000 frames per second, at most 1024 can be said",
+    )
+
+
+@pytest.mark.parametrize(("turns", "matrix"), [(1, (0, -1, 1, 0)), (2, (-1, 0, 0, -1)), (3, (0, 1, -1, 0))])
+def test_a_phones_movie_stands_as_players_show_it(tmp_path, turns, matrix):
+    """turns: quarters counterclockwise, by the matrix in the track's header (ISO 14496-12, tkhd)."""
+    path, clip = tmp_path / "a.mp4", square(0, width=96)
+    write_clip(clip.astype(np.float32) / 255, path, fps=10)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    shown = np.rot90(clip, turns, axes=(1, 2))
+    assert abs(restored(open_folder(tmp_path, frames=FRAMES).clip(0).pixels) - shown).mean() < 8
 
 
 def test_a_clip_cut_short_is_found_before_training(tmp_path):

@@ -127,7 +127,7 @@ def test_the_sheet_shows_every_kind_beside_its_truth():
     rows = sheet_rows(Imagined(lambda still, seed, settings: np.repeat(still[None], 14, axis=0)), each=1)
     assert [row.scene.kind for row in rows] == list(KINDS)
     sheet = contact_sheet(rows, gap=4)
-    assert sheet.shape == (len(KINDS) * 68, 2 * len(SHEET_FRAMES) * 132 + 16, 3)
+    assert sheet.shape == (len(KINDS) * 68, 2 * SHEET_FRAMES * 132 + 16, 3)
     still = (rows[0].scene.still * 255).round().astype(np.uint8)
     assert np.array_equal(sheet[:64, :128], still)
     assert np.array_equal(sheet[:64, 5 * 132 + 16 :][:, :128], still)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from moving_square import square, write_pngs
 from safetensors.torch import load_file
 from synthetic import TINY, write_checkpoint
 from weights import randomise
@@ -228,6 +229,25 @@ def test_the_released_file_is_left_as_it_was(released, clips, tmp_path):
     before = released.read_bytes()
     train_lora(released, open_folder(clips, frames=3), LORA, tmp_path, Machine(stop_after=2), ALONE)
     assert released.read_bytes() == before
+
+
+def test_other_clips_of_the_same_names_are_refused(released, tmp_path):
+    for folder, offset in (("before", 0), ("after", 3)):
+        write_pngs(tmp_path / folder / "clip", square(offset, width=32, height=32))
+    train = lambda clips: train_lora(  # noqa: E731
+        released, open_folder(tmp_path / clips, frames=3), LORA, tmp_path / "run", Machine(stop_after=1), ALONE
+    )
+    train("before")
+    with pytest.raises(CheckpointError, match=r"another configuration \(clips.clip "):
+        train("after")
+    train("before")
+
+
+def test_updates_that_files_cannot_hold_are_refused():
+    added = with_updates(network())
+    next(iter(added.values())).up.data.fill_(1e6)
+    with pytest.raises(CheckpointError, match="lora_up does not fit in float16: train it with a lower learning rate"):
+        lora_tensors(added, alpha=2.0)
 
 
 @pytest.mark.parametrize("name", ["rank", "alpha", "frames"])

@@ -196,6 +196,11 @@ class Numbers(torch.utils.data.Dataset):
         return {"x": torch.tensor([number, 1.0, float("nan") if number == 9 else 0.0])}
 
 
+class Refusing(Numbers):
+    def __getitem__(self, number):
+        raise InputError("this clip is gone: put it back")
+
+
 def quadratic_run(folder, optimisation) -> Run:
     parts = describe("quadratic", optimisation=optimisation)
     return Run(Quadratic(), Numbers(), optimisation, parts, Place(folder, "quadratic"), ALONE)
@@ -217,6 +222,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = quadratic_run(tmp_path, Optimisation(steps=12, batch=1))
     with pytest.raises(StableVideoError, match="the loss of step 10 is nan: start in a new folder"):
         run.train(Machine(), lambda run: None)
+
+
+def test_an_interrupt_says_from_where_the_run_goes_on(tmp_path):
+    run = quadratic_run(tmp_path, Optimisation(steps=12, batch=1))
+    update = run._update
+
+    def interrupted(batches):
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return update(batches)
+
+    run._update = interrupted
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from step 4, the last one saved"):
+        run.train(Machine(save_every=2), lambda run: None)
+
+
+def test_what_a_worker_refuses_is_one_line(tmp_path):
+    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
+    run.samples = Refusing()
+    with pytest.raises(InputError, match=r"^this clip is gone: put it back$"):
+        run.train(Machine(workers=1), lambda run: None)
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = quadratic_run(tmp_path / "file", Optimisation(steps=2, batch=1))
+    with pytest.raises(OutputError, match="cannot be written"):
+        run.train(Machine(), lambda run: None)
+    assert run.step == 0
 
 
 def test_averaged_weights_are_lent_and_taken_back(tmp_path):

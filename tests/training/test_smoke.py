@@ -16,12 +16,14 @@ from training.autoencoder import ImageObjective, image_config
 from training.cli import main
 from training.data import open_source
 from training.distributed import ALONE
-from training.export import MEBIBYTE, export
+from training.export import MEBIBYTE, export, official_tensors
 from training.initialise import new_clip_vision, new_unet, new_vae
 from training.loop import Machine, Place, contiguous_norms
 from training.plot import SIZE, plot_losses, running_mean
-from training.recipe import DEMO, Recipe, read_recipe, with_settings
-from training.stages import STAGES, train_temporal, train_video
+from training.randomness import generator_for
+from training.recipe import DEMO, Noise, Recipe, read_recipe, with_settings
+from training.stages import STAGES, read_kept, train_temporal, train_video
+from training.video import CachedSamples
 
 STEPS = {"autoencoder": 30, "temporal": 16, "video": 40}
 
@@ -110,10 +112,27 @@ def test_the_limit_is_judged_by_no_less_than_the_file(recipe, trained, tmp_path)
     pytest.fail("the estimate of the header is far too large")
 
 
-def test_another_recipe_cannot_export_this_run(recipe, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("model.unet.model_channels=64", "unet.model_channels 32 in the file, 64 given"),
+        ("model.unet.head_channels=8", "unet.head_channels 16 in the file, 8 given"),
+        ("video.optimisation.steps=999", "video.optimisation.steps 40 in the file, 999 given"),
+        ("seed=77", "seed 0 in the file, 77 given"),
+    ],
+)
+def test_another_recipe_cannot_export_this_run(recipe, trained, tmp_path, setting, words):
+    """Shapes would not show most of them, and the file would say that it was made by that recipe."""
+    with pytest.raises(CheckpointError, match=f"is from another configuration .*{words}"):
+        export(with_settings(recipe, [setting]), trained[0], tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_of_another_model_are_refused(recipe, trained):
     other = with_settings(recipe, ["model.unet.model_channels=64"])
+    weights = [read_kept(trained[0], stage).weights for stage in ("temporal", "video")]
     with pytest.raises(CheckpointError, match="do not fit the recipe's model"):
-        export(other, trained[0], tmp_path / "x.safetensors")
+        official_tensors(other.model, *weights)
 
 
 def test_later_stages_need_a_finished_autoencoder(recipe, trained, tmp_path):
@@ -133,8 +152,25 @@ def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_p
     other = with_settings(recipe, ["seed=8", "autoencoder.optimisation.steps=1"])
     STAGES["autoencoder"](other, source, tmp_path, Machine(), ALONE)
     (tmp_path / "latents").symlink_to(trained[0] / "latents")
-    with pytest.raises(CheckpointError, match="was encoded from other clips or by another autoencoder"):
+    with pytest.raises(CheckpointError, match="was encoded from other clips, .* or by another autoencoder: remove"):
         train_video(other, source, tmp_path, Machine(), ALONE)
+
+
+def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
+    for name in ("autoencoder.safetensors", "latents"):
+        (tmp_path / name).symlink_to(trained[0] / name)
+    more = with_settings(recipe, ["video.cached_clips=5"])
+    with pytest.raises(CheckpointError, match="0000.safetensors was encoded from .* another number of them"):
+        train_video(more, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
+
+
+def test_every_encoded_clip_is_drawn_as_often():
+    """Those of a last, short shard, too."""
+    samples = CachedSamples([{"latents": torch.zeros(50)}, {"latents": torch.zeros(10)}], Noise(), 48, seed=0)
+    drawn = [samples._drawn(generator_for(0, "cached", number)) for number in range(3000)]
+    last = sum(len(shard["latents"]) == 10 for shard, _ in drawn) / len(drawn)
+    assert 10 / 60 - 0.03 < last < 10 / 60 + 0.03
+    assert {place for shard, place in drawn if len(shard["latents"]) == 10} == set(range(10))
 
 
 def test_clips_drawn_anew_train_too(recipe, trained, tmp_path):
@@ -181,6 +217,9 @@ def test_settings_change_single_values():
         ("temporal.frames=15", "temporal.frames is 15: needed 1 to data.frames 14"),
         ("video.optimisation.accumulate=3", "video.optimisation.batch is 4: needed a multiple of accumulate"),
         ("video.optimisation.ema=1.0", "video.optimisation.ema is 1.0"),
+        ("video.optimisation.weight_decay=-1", "video.optimisation.weight_decay is -1"),
+        ("video.cached_clips=-5", "video.cached_clips is -5: needed at least 0"),
+        ("model.unet.context_dim=40", "model.unet.context_dim is 40: needed the image encoder's 96"),
         ("data.fps=[]", "data.fps is ()"),
         ("data.motion_buckets=[9, 3]", "data.motion_buckets is (9, 3)"),
     ],
@@ -210,6 +249,8 @@ def test_the_command_line_trains_and_exports(recipe, tmp_path, capsys):
         (["video", "--folder", "x", "--recipe", "nowhere.json"], "recipe nowhere.json cannot be read"),
         (["video", "--folder", "x", "--set", "data.clips=nowhere"], "clips nowhere is not a folder"),
         (["autoencoder", "--folder", "x", "--device", "abacus"], "device 'abacus' is not known"),
+        (["autoencoder", "--folder", "x", "--device", "meta"], "device 'meta' is not one that training runs on"),
+        (["export", "--folder", "x", "--output", "y", "--limit", "nan"], "limit nan is no size: give MiB"),
         (["autoencoder", "--folder", "x", "--save-every", "0"], "save every 0 is less than 1"),
         (["lora", "--checkpoint", "x", "--clips", "y", "--folder", "z", "--rank", "0"], "rank 0 is not above 0"),
     ],

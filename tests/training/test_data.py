@@ -65,14 +65,13 @@ def test_an_animations_speed_is_that_of_all_its_frames(tmp_path, name):
     assert open_folder(tmp_path, frames=5).clip(0).fps == pytest.approx(5 / 1.2)
 
 
-def test_a_movie_too_fast_to_be_told_is_skipped(tmp_path):
+def test_a_movie_too_fast_to_be_told_is_skipped(tmp_path, monkeypatch):
     write_pngs(tmp_path / "good", square(0))
-    write_clip(square(0).astype(np.float32) / 255, tmp_path / "fast.mp4", fps=2000)
+    write_clip(square(0).astype(np.float32) / 255, tmp_path / "fast.mp4", fps=10)
+    monkeypatch.setattr(data, "_movie_fps", lambda path: 2000.0)
     (skipped,) = open_folder(tmp_path, frames=FRAMES).skipped
-    assert (skipped.path.name, skipped.reason) == (
-        "fast.mp4",
-        "plays at 2000 frames per second, at most 1024 can be said",
-    )
+    assert skipped.path.name == "fast.mp4"
+    assert skipped.reason == "plays at 2000 frames per second, at most 1024 can be said"
 
 
 @pytest.mark.parametrize(("turns", "matrix"), [(1, (0, -1, 1, 0)), (2, (-1, 0, 0, -1)), (3, (0, 1, -1, 0))])

@@ -152,7 +152,7 @@ def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_p
     other = with_settings(recipe, ["seed=8", "autoencoder.optimisation.steps=1"])
     STAGES["autoencoder"](other, source, tmp_path, Machine(), ALONE)
     (tmp_path / "latents").symlink_to(trained[0] / "latents")
-    with pytest.raises(CheckpointError, match="was encoded from other clips, .* or by another autoencoder: remove"):
+    with pytest.raises(CheckpointError, match=r"was encoded from other clips, .* or by another autoencoder: remove"):
         train_video(other, source, tmp_path, Machine(), ALONE)
 
 
@@ -160,7 +160,7 @@ def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
     for name in ("autoencoder.safetensors", "latents"):
         (tmp_path / name).symlink_to(trained[0] / name)
     more = with_settings(recipe, ["video.cached_clips=5"])
-    with pytest.raises(CheckpointError, match="0000.safetensors was encoded from .* another number of them"):
+    with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* another number of them"):
         train_video(more, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
 
 

@@ -96,6 +96,14 @@ class Controls:
             raise InputError("an end is not known to windows that look forward only: leave out window, or loop and end")
         if self.continued is not None and self.window is None:
             raise InputError("a clip is continued in windows: give a window, 0 for the model's own length")
+        if (self.fused or self.overlap) and self.window is None:
+            raise InputError("fused and overlap are about windows: give a window, 0 for the model's own length")
+        if self.overlap < 0:
+            raise InputError(f"an overlap of {self.overlap} frames: give at least 1, or 0 for the usual one")
+        if self.sequential and not self.bounded:
+            raise InputError("sequential is a way to reach an end: give an end picture or loop, or leave it out")
+        if not 0 <= self.colour_hold <= 1:
+            raise InputError(f"colour hold {self.colour_hold} is outside 0 to 1: 1 is usual")
 
     @property
     def bounded(self) -> bool:
@@ -137,6 +145,7 @@ class _Shot:
     settings: Settings
     still: np.ndarray
     end: Tensor | None
+    given: Tensor | None
     plan: SamplingPlan
     windows: Windows | None
     fit_report: str
@@ -144,9 +153,10 @@ class _Shot:
     @classmethod
     def of(cls, svd: StableVideo, image: Any, settings: Settings, controls: Controls) -> _Shot:
         variant = svd.config.variant
+        settings = settings.for_variant(variant)
         strength = unstuck(controls.unstick, settings.motion_bucket, settings.augmentation)
         chosen = {"motion_bucket": strength.motion_bucket, "augmentation": strength.augmentation}
-        settings = dataclasses.replace(settings.for_variant(variant), **chosen)
+        settings = dataclasses.replace(settings, **chosen)
         still, settings, fit_report = svd.fit(image, settings)
         plan = plan_sampling(settings)
         if controls.unstick > 0:
@@ -155,7 +165,8 @@ class _Shot:
         seen = windows.length if windows else settings.frames
         plan = dataclasses.replace(plan, guidance=_guidance(controls, settings, seen))
         end = _end_pixels(svd, controls, settings)
-        shot = cls(svd, controls, settings, still, end, plan, windows, fit_report)
+        given = _given_pixels(svd, controls, settings, windows)
+        shot = cls(svd, controls, settings, still, end, given, plan, windows, fit_report)
         shot.check()
         return shot
 
@@ -166,6 +177,13 @@ class _Shot:
     def check(self) -> None:
         if self.controls.loop:
             require_loop(self.settings.frames)
+        if self.end is not None and self.settings.frames < 2:
+            raise InputError("a clip of 1 frame has no end beside its start: ask for at least 2 frames")
+        if self.controls.sequential and (self.settings.sampler != "euler" or self.settings.churn):
+            raise InputError(
+                f"sequential takes Euler steps of its own, and sampler {self.settings.sampler} with churn "
+                f"{self.settings.churn:g} was asked for: set sampler to euler and churn to 0, or leave out sequential"
+            )
         if self.brush is not None:
             self.brush.check(self.settings.frames, self.settings.height, self.settings.width)
         for curve in (self.controls.motion_bucket, self.controls.augmentation):
@@ -243,10 +261,7 @@ class _Shot:
         return lambda denoise: Between(denoise, end, held, self.controls.loop)
 
     def _long_take(self, still: Tensor) -> Wrap:
-        given = None
-        if self.controls.continued is not None:
-            frames = torch.from_numpy(self.controls.continued[-self.windows.overlap :])
-            given = self._encoded(frames.float().movedim(-1, 1) * 2 - 1)
+        given = None if self.given is None else self._encoded(self.given)
         colour, hold = Statistics.of(still), self.controls.colour_hold
         return lambda denoise: LongTake(denoise, self.windows, self.svd.device, colour, hold, given)
 
@@ -285,12 +300,24 @@ def _guidance(controls: Controls, settings: Settings, frames: int) -> Tensor:
 
 def _end_pixels(svd: StableVideo, controls: Controls, settings: Settings) -> Tensor | None:
     """The end picture (1, 3, H, W). Raises InputError where it would have to be fitted, unlike the first."""
-    if controls.end is None:
+    return None if controls.end is None else _of_its_size(svd, "the end picture", controls.end, settings)
+
+
+def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, windows: Windows | None) -> Tensor | None:
+    """The frames (n, 3, H, W) of a clip to go on from that the first window holds."""
+    if controls.continued is None:
         return None
-    array = np.asarray(controls.end)
-    if array.shape[:2] != (settings.height, settings.width):
-        raise InputError(
-            f"the end picture is {array.shape[1]}x{array.shape[0]} and the clip {settings.width}x{settings.height}: "
-            "fit it to the same size"
-        )
-    return as_pixels(svd.fit(controls.end, settings)[0])
+    frames = np.asarray(controls.continued)
+    if frames.ndim != 4 or not len(frames):
+        raise InputError(f"the clip to go on from has shape {frames.shape}: give frames (T, H, W, 3)")
+    name = "a frame to go on from"
+    return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
+
+
+def _of_its_size(svd: StableVideo, name: str, picture: Any, settings: Settings) -> Tensor:
+    """A picture (1, 3, H, W) that needs no fitting."""
+    shape = np.asarray(picture).shape
+    if shape[:2] != (settings.height, settings.width):
+        given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"
+        raise InputError(f"{name} is {given} and the clip {settings.width}x{settings.height}: fit it to the same size")
+    return as_pixels(svd.fit(picture, settings)[0])

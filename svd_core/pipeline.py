@@ -359,6 +359,9 @@ class StableVideo:
         return fitted.image, replace(settings, width=width, height=height), fitted.report
 
 
+DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
+
 def load_checkpoint(
     path: str | Path,
     device: torch.device | str = "cpu",
@@ -384,6 +387,9 @@ def load_checkpoint(
         raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
     if weights == "fp8" and str(device).startswith("mps"):
         raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
+    if dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise InputError(f"dtype {dtype!r} is not one that the networks compute in: give one of {names}")
     device = known_device(device)
     unet_device = "cpu" if stream_weights or weights != "whole" else device
     backend = Backend(attention=attention_named(attention, scaled_dot_product))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .config import Variant
 from .errors import InputError
@@ -56,12 +57,25 @@ class Settings:
     reuse: float = 0.0
 
     def for_variant(self, variant: Variant) -> Settings:
-        """The same settings with the variant's defaults filled in, then checked. Raises InputError."""
+        """The same settings with the variant's defaults filled in, then checked, in Python's own numbers and tuples,
+        which a recipe can hold. Raises InputError."""
         defaults = {name: getattr(variant, name) for name in ("frames", "steps", "min_guidance", "max_guidance")}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        filled = dataclasses.replace(self, **missing)
+        filled = dataclasses.replace(self, **missing)._in_plain_numbers()
         filled.check()
         return filled
+
+    def _in_plain_numbers(self) -> Settings:
+        """Raises InputError for what is no number, or no list of them."""
+        plain: dict[str, object] = {name: _whole(name, getattr(self, name)) for name in (*_WHOLE, *_MOTION)}
+        plain |= {name: _number(name, getattr(self, name)) for name in _NUMBERS}
+        plain["background"] = tuple(_whole("background", each) for each in _listed("background", self.background))
+        for name in ("sigmas", "guidance_interval"):
+            plain[name] = tuple(_number(name, each) for each in _listed(name, getattr(self, name)))
+        pairs = [_listed("guidance_points", pair) for pair in _listed("guidance_points", self.guidance_points)]
+        plain["guidance_points"] = tuple(tuple(_number("guidance_points", each) for each in pair) for pair in pairs)
+        given = {name: value for name, value in plain.items() if getattr(self, name) is not None}
+        return dataclasses.replace(self, **given)
 
     def check(self) -> None:
         """Raise InputError naming the value, the limit and the remedy for the first setting out of range."""
@@ -71,6 +85,12 @@ class Settings:
                 _whole_within(name, value, *limits)
         for name, kinds in (("fit", Fit), ("guidance_curve", Curve), ("schedule", Schedule)):
             _one_of(name, getattr(self, name), get_args(kinds))
+        if len(self.background) != 3 or not all(0 <= each <= 255 for each in self.background):
+            raise InputError(f"background {self.background} is no colour: give red, green and blue, each 0 to 255")
+        if self.guidance_interval is not None and len(self.guidance_interval) != 2:
+            raise InputError(f"guidance_interval {self.guidance_interval}: give two noise levels, low and high")
+        if any(len(pair) != 2 for pair in self.guidance_points or ()):
+            raise InputError(f"guidance_points {self.guidance_points}: give pairs of a position in 0 to 1 and a scale")
         for name in ("min_guidance", "max_guidance", "churn"):
             _within(name, getattr(self, name), 0, 100, "guidance of 1 to 3 and churn of 0 are usual")
         _within("reuse", self.reuse, 0, 1, "0 is off, 0.05 to 0.2 is usual")
@@ -86,6 +106,40 @@ _WHOLE: dict[str, tuple[int, int, str]] = {
     "seed": (0, 2**64 - 1, "give a whole number that is not negative"),
 }
 """Least, most and remedy of the settings that are whole numbers."""
+
+
+_MOTION = {"fps": "7 is usual", "motion_bucket": "127 is usual"}
+"""Settings that are whole numbers, whose range `conditioning.MicroConditioning` checks, and their remedies."""
+
+_NUMBERS = ("augmentation", "min_guidance", "max_guidance", "churn", "reuse")
+_MAY_BE_NONE = ("frames", "steps", "width", "height", "min_guidance", "max_guidance")
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is None and name in _MAY_BE_NONE:
+        return None
+    if isinstance(value, bool) or not is_whole(value):
+        remedy = _WHOLE[name][2] if name in _WHOLE else _MOTION.get(name, "give whole numbers")
+        raise InputError(f"{name} {value!r} is not a whole number: {remedy}")
+    return operator.index(value)
+
+
+def _number(name: str, value: Any) -> float | None:
+    """As it is where it is one of Python's."""
+    if type(value) in (int, float) or (value is None and name in _MAY_BE_NONE):
+        return value
+    try:
+        return float(value if hasattr(value, "__float__") else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} {value!r} is not a number: give one") from error
+
+
+def _listed(name: str, value: Any) -> Sequence[Any]:
+    """None, which stands for a default, has nothing in it."""
+    try:
+        return [] if value is None and name != "background" else list(value)
+    except TypeError as error:
+        raise InputError(f"{name} {value!r} is no list: give several numbers") from error
 
 
 def is_whole(value: object) -> bool:

@@ -195,7 +195,8 @@ def _add_provenance_flags(command: ArgumentParser) -> None:
 def _add_machine_flags(command: ArgumentParser) -> None:
     group = command.add_argument_group("machine")
     _flag(group, "--device", "cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)", metavar="NAME")
-    _flag(group, "--dtype", "of the networks (default: float32)", choices=get_args(DType))
+    text = "of the networks (default: float32; for latents, what their recipe says)"
+    _flag(group, "--dtype", text, choices=get_args(DType))
     _flag(group, "--chunk", "frames decoded at a time; changes memory, never pixels", int, "N")
     _flag(group, "--budget", "memory for decoding, such as 2GiB; changes memory, never pixels", _bytes, "SIZE")
     _flag(group, "--variant", "which released model a file is that does not say so", choices=tuple(VARIANTS))

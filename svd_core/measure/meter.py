@@ -137,7 +137,10 @@ def seam(frames: np.ndarray) -> float:
 
 
 def _measurable(frames: np.ndarray) -> np.ndarray:
+    frames = np.asarray(frames)
     require_clip(frames)
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise InputError(f"frames are of {frames.dtype}: needed floats in [0, 1], divide bytes by 255")
     if min(frames.shape[1:3]) < LEAST_CLIP_SIDE:
         given = f"frames are {frames.shape[2]}x{frames.shape[1]}"
         raise InputError(f"{given}: needed at least {LEAST_CLIP_SIDE} pixels a side to see motion, give larger frames")

@@ -90,7 +90,7 @@ class FeatureReuse:
     def deep(self, kept: Kept, first: Tensor) -> Tensor | None:
         """The features to take again, or None where they are to be computed. first (N, C, h, w) is what the first
         block adds now."""
-        if kept.first is not None and _change(first, kept.first) < self.threshold:
+        if kept.deep is not None and _change(first, kept.first) < self.threshold:
             self.reused += 1
             return kept.deep
         self.computed += 1

@@ -43,7 +43,11 @@ def unstuck(strength: float, motion_bucket: int = 127, augmentation: float = 0.0
         raise InputError(f"un-stick strength {strength} is outside 0 to 1: 0.5 is usual")
     sigma = SIGMA_MAX * (LOWEST_START / SIGMA_MAX) ** strength
     bucket = motion_bucket + strength * max(0, TRAINED_MOTION_BUCKET - motion_bucket)
-    return Unstuck(sigma, round(bucket), augmentation + strength * max(0.0, MOST_AUGMENTATION - augmentation))
+    return Unstuck(
+        sigma,
+        round(bucket) if strength else motion_bucket,
+        augmentation + strength * max(0.0, MOST_AUGMENTATION - augmentation),
+    )
 
 
 def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:

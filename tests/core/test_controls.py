@@ -175,6 +175,22 @@ def test_cancelling_stops_within_the_step(render, controls):
         (FRAMES, {"loop": True, "end": np.zeros((64, 128, 3))}, "choose one of them"),
         (FRAMES, {"loop": True, "window": 3}, "leave out window, or loop and end"),
         (FRAMES, {"continued": np.zeros((2, 64, 128, 3))}, "a clip is continued in windows"),
+        (FRAMES, {"fused": True}, "fused and overlap are about windows: give a window"),
+        (FRAMES, {"overlap": 3}, "fused and overlap are about windows"),
+        (FRAMES, {"window": 4, "overlap": -5}, "an overlap of -5 frames: give at least 1"),
+        (FRAMES, {"sequential": True}, "sequential is a way to reach an end: give an end picture or loop"),
+        (FRAMES, {"window": 4, "colour_hold": 5.0}, "colour hold 5.0 is outside 0 to 1"),
+        (FRAMES, {"window": 4, "colour_hold": float("nan")}, "colour hold nan is outside 0 to 1"),
+        (1, {"end": np.zeros((64, 128, 3))}, "a clip of 1 frame has no end beside its start"),
+        (FRAMES, {"end": "x.png"}, r"the end picture is no picture \(str\) and the clip 128x64"),
+        (
+            FRAMES,
+            {"window": 4, "continued": np.zeros((2, 64, 64, 3))},
+            "a frame to go on from is 64x64 and the clip 128x64",
+        ),
+        (FRAMES, {"window": 4, "continued": np.zeros((64, 128, 3))}, r"has shape \(64, 128, 3\): give frames"),
+        (FRAMES, {"window": 4, "continued": np.zeros((0, 64, 128, 3))}, r"has shape \(0, 64, 128, 3\): give frames"),
+        (FRAMES, {"window": 4, "continued": np.full((2, 64, 128, 3), np.nan)}, "NaN"),
         (FRAMES, {"unstick": 2.0}, "un-stick strength 2.0 is outside 0 to 1"),
         (FRAMES, {"guidance": [1.0, 2.0]}, "2 values for 4 frames"),
         (FRAMES, {"motion_bucket": [1.0, 2.0]}, "2 values for 4 frames"),
@@ -186,6 +202,21 @@ def test_what_does_not_fit_is_refused_before_the_network_runs(svd, pictures, mon
     with pytest.raises(InputError, match=message) as caught:
         render_controlled(svd, pictures[0], dataclasses.replace(GIVEN, frames=frames), Controls(**controls))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "heun"}, {"churn": 2.0}])
+def test_an_end_in_turns_has_a_sampler_of_its_own(svd, pictures, settings):
+    with pytest.raises(InputError, match=r"sequential takes Euler steps of its own, and sampler .* was asked for"):
+        controls = Controls(loop=True, sequential=True)
+        render_controlled(svd, pictures[0], dataclasses.replace(GIVEN, **settings), controls)
+
+
+def test_a_clip_to_go_on_from_may_be_of_bytes(svd, render, pictures):
+    """As files hold it."""
+    clip = (np.stack([pictures[1]] * 2) * 255).round().astype(np.uint8)
+    of_bytes, _ = render(window=FRAMES, continued=clip)
+    of_floats, _ = render(window=FRAMES, continued=clip.astype(np.float32) / 255)
+    assert torch.equal(of_bytes.latents, of_floats.latents)
 
 
 # What the benchmark measures with

@@ -171,6 +171,7 @@ def test_the_report_and_the_json_say_the_same():
     ("frames", "message"),
     [
         (np.zeros((1, 64, 64, 3), np.float32), "at least 2 frames"),
+        (np.zeros((3, 64, 64, 3), np.uint8), r"frames are of uint8: needed floats in \[0, 1\], divide bytes by 255"),
         (np.zeros((3, 8, 64, 3), np.float32), "frames are 64x8: needed at least 16 pixels a side"),
         (np.full((3, 16, 16, 3), np.nan, np.float32), r"frames \[0, 1, 2\] hold NaN or infinity"),
     ],

@@ -4,10 +4,13 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
 import pytest
+import torch
 from recipes import a_recipe
 
 from svd_core import __version__
+from svd_core.config import VARIANTS
 from svd_core.errors import InputError
 from svd_core.recipe import Recipe, Source, Versions, sha256_of
 from svd_core.settings import Settings
@@ -65,6 +68,23 @@ def test_every_setting_survives():
     assert all(getattr(every, field.name) != field.default for field in dataclasses.fields(Settings))
     recipe = dataclasses.replace(a_recipe(), settings=every)
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_numbers_of_numpy_and_torch_are_stored_as_pythons_own():
+    given = Settings(
+        frames=np.int64(3),
+        seed=torch.tensor(5),
+        fps=np.int32(7),
+        augmentation=torch.tensor(0.5),
+        max_guidance=np.float32(2),
+        sigmas=torch.tensor([4.0, 2.0, 0.0]),
+        guidance_points=np.array([[0.0, 1.0], [1.0, 2.0]]),
+        background=[np.uint8(255)] * 3,
+    ).for_variant(VARIANTS["svd"])
+    recipe = dataclasses.replace(a_recipe(), settings=given)
+    assert Recipe.from_json(recipe.to_json()).settings == given
+    assert (given.frames, given.seed, given.sigmas) == (3, 5, (4.0, 2.0, 0.0))
+    assert type(given.seed) is int and type(given.augmentation) is float
 
 
 def test_versions_are_those_at_hand():

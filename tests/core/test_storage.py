@@ -147,6 +147,12 @@ def test_a_device_that_is_not_there_is_refused_before_the_file_is_opened(device,
         svd_core.load_checkpoint("absent.safetensors", device=device)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16"])
+def test_a_dtype_that_the_networks_do_not_compute_in_is_refused(dtype):
+    with pytest.raises(InputError, match=f"^dtype {dtype!r} is not one that the networks compute in: give one of"):
+        svd_core.load_checkpoint("absent.safetensors", dtype=dtype)
+
+
 def test_weights_of_another_name_are_refused(tmp_path):
     with pytest.raises(InputError, match="weights 'int4' are not known: choose one of whole, int8, fp8"):
         svd_core.load_checkpoint(tmp_path / "tiny.safetensors", weights="int4")

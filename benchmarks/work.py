@@ -144,7 +144,8 @@ def _bytes(values: Any) -> int:
 
 def _flops(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     if name == "_linear_pointwise":
-        return 2 * args[0].numel() * args[1].shape[0]
+        weight = args[2 if func._overloadname == "binary" else 1]
+        return 2 * args[0].numel() * weight.shape[0]
     if name.endswith("attention_for_cpu"):
         q, k, v = args[:3]
         return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])

@@ -7,6 +7,7 @@ from test_unet import FullAttention
 from benchmarks.work import ATTENTION, CONVOLUTION, GEMM, NORM, OTHER, Work, fused_attention
 from svd_core.config import UNetConfig, VAEConfig
 from svd_core.model.backend import Backend
+from svd_core.model.cpu_geglu import in_two_products
 from svd_core.model.step import NO_HOOKS
 from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE
@@ -76,3 +77,11 @@ def test_attention_on_a_cpu_counts_both_products():
     with torch.no_grad(), Work() as work:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert work.classes[ATTENTION].flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
+
+
+def test_products_that_finish_their_results_are_counted_whole():
+    """A step's on a CPU, which no count on the meta device sees."""
+    tokens, weight, bias = (torch.zeros(shape) for shape in ((6, 8), (48, 8), (48,)))
+    with torch.inference_mode(), Work() as work:
+        in_two_products(tokens, weight, bias)
+    assert work.classes[GEMM].flops == 2 * 6 * 8 * 48

@@ -307,16 +307,23 @@ def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, wind
     """The frames (n, 3, H, W) of a clip to go on from that the first window holds."""
     if controls.continued is None:
         return None
-    frames = np.asarray(controls.continued)
+    frames = _array("the clip to go on from", controls.continued)
     if frames.ndim != 4 or not len(frames):
         raise InputError(f"the clip to go on from has shape {frames.shape}: give frames (T, H, W, 3)")
     name = "a frame to go on from"
     return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
 
 
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors of a device
+        raise InputError(f"{name} is no array ({type(given).__name__}): give one of NumPy") from error
+
+
 def _of_its_size(svd: StableVideo, name: str, picture: Any, settings: Settings) -> Tensor:
     """A picture (1, 3, H, W) that needs no fitting."""
-    shape = np.asarray(picture).shape
+    shape = _array(name, picture).shape
     if shape[:2] != (settings.height, settings.width):
         given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"
         raise InputError(f"{name} is {given} and the clip {settings.width}x{settings.height}: fit it to the same size")

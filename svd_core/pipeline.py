@@ -359,7 +359,8 @@ class StableVideo:
         return fitted.image, replace(settings, width=width, height=height), fitted.report
 
 
-DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+NETWORK_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+"""What networks compute in."""
 
 
 def load_checkpoint(
@@ -381,14 +382,15 @@ def load_checkpoint(
     multiplies floats of eight bits in its transformers, for CUDA devices from capability 8.9 on and slower elsewhere.
     `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
     CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint, and InputError
-    for weights that are not known, "fp8" on a device that has no such numbers, and a device that is not there.
+    for weights that are not known, "fp8" on a device that has no such numbers, a device that is not there and a dtype
+    that networks do not compute in.
     """
     if weights not in STORES:
         raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
     if weights == "fp8" and str(device).startswith("mps"):
         raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
-    if dtype not in DTYPES:
-        names = ", ".join(map(str, DTYPES))
+    if dtype not in NETWORK_DTYPES:
+        names = ", ".join(map(str, NETWORK_DTYPES))
         raise InputError(f"dtype {dtype!r} is not one that the networks compute in: give one of {names}")
     device = known_device(device)
     unet_device = "cpu" if stream_weights or weights != "whole" else device

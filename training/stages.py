@@ -51,7 +51,10 @@ class Kept:
 
 
 def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
-    """Stage 1 on single frames; leaves the autoencoder with latents of the right size."""
+    """Stage 1 on single frames; leaves the autoencoder with latents of the right size. Raises CheckpointError in the
+    folder of a begun run, which has its autoencoder."""
+    if read_start(folder) is not None:
+        raise CheckpointError(f"{folder} was begun from a trained model, whose autoencoder it keeps: give a new folder")
     stage = recipe.autoencoder
     vae = new_vae(image_config(recipe.model.vae), generator_for(recipe.seed, "weights", "autoencoder"))
     samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=False)
@@ -148,6 +151,8 @@ def read_kept(folder: Path, stage: str, configuration: Mapping[str, Any] | None 
     """What a stage has left. Raises CheckpointError where there is nothing, or not of this configuration."""
     place = Place(folder, stage)
     if not place.weights.exists():
+        if stage != "video" and read_start(folder) is not None:
+            raise CheckpointError(f"{place.weights} is not there, for begin was stopped: remove {folder}, begin again")
         raise CheckpointError(f"{place.weights} does not exist: run python -m training {stage} --folder {folder} first")
     weights, metadata = load_tensors(place.weights)
     try:
@@ -172,6 +177,7 @@ def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
 
 
 def video_is(recipe: Recipe, digest: str) -> dict[str, Any]:
+    """Everything that decides stage 3's weights but what a begun run starts from."""
     parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
     return _based_on(autoencoder_is(recipe), digest, "video", **parts)
 

@@ -37,9 +37,10 @@ def from_clips(clips: Tensor, height: int) -> Tensor:
 
 
 def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
-    """A convolution's weight (O, C, ...), channels last where convolutions of activations that lie so read it like
-    that: they would turn it in every call. Those across frames are read as stored by a CUDA device's kernel. planes:
-    on a CPU its images are turned channels first in float32 (`decode.frames.convolved`). Class: exact."""
+    """A convolution's weight (O, C, ...) in the order in which libraries read it beside activations that lie channels
+    last; else they turn it in every call. Those across frames stay as they are on a CUDA device, whose kernel lays them
+    out itself. planes: of the autoencoder, whose wide convolutions in float32 a CPU runs channels first
+    (`decode.frames.convolved`), so that its weights stay. The values and the shape stay. Class: exact."""
     on_cpu = weight.is_cpu and not (planes and weight.dtype == torch.float32)
     if weight.ndim == 4 and weight.shape[-1] > 1 and (weight.is_cuda or on_cpu):
         return weight.contiguous(memory_format=torch.channels_last)

@@ -180,23 +180,25 @@ def _check_clips(frames: int, num_frames: int) -> None:
     if not isinstance(num_frames, Integral) or num_frames < 1 or frames % num_frames:
         raise InputError(
             f"a batch of {frames} frames is not a whole number of clips of {num_frames} frames: "
-            f"pass a num_frames of at least 1 that divides {frames}"
+            f"pass a whole num_frames of at least 1 that divides {frames}"
         )
 
 
 def _check_shapes(config: UNetConfig, x: Tensor, c_noise: Tensor, context: Tensor, vector: Tensor) -> None:
     needs = (
-        ("latents", x, ("N", config.in_channels, "h", "w"), "join the noisy and the still's along channels"),
+        ("latents", x, ("N", config.in_channels, "h", "w"), "the noisy ones and the still's, joined"),
         ("noise levels", c_noise, ("N",), "one for each frame"),
         ("a context", context, ("N", "L", config.context_dim), "use conditioning that was made for this model"),
         ("a vector", vector, ("N", config.vector_dim), "use conditioning that was made for this model"),
     )
     for name, tensor, sizes, remedy in needs:
         shape = tuple(tensor.shape)
-        fits = len(shape) == len(sizes) and shape[0] in (1, x.shape[0])
-        if not fits or any(need not in (size, "N", "L", "h", "w") for size, need in zip(shape, sizes, strict=True)):
+        fits = len(shape) == len(sizes) and (shape[0] == 1 or shape[0] == x.shape[0])
+        # With == alone: torch.compile gives other answers where sizes are symbols and looked for in a tuple.
+        if not fits or any(isinstance(need, int) and size != need for size, need in zip(shape, sizes, strict=True)):
             needed = ", ".join(map(str, sizes))
-            raise InputError(f"the UNet got {name} of shape {shape}; it needs ({needed}): {remedy}")
+            frames = f", N {x.shape[0]} or 1" if tensor is not x else ""
+            raise InputError(f"the UNet got {name} of shape {shape}; it needs ({needed}){frames}: {remedy}")
 
 
 def _input_blocks(config: UNetConfig, layers: _Layers) -> tuple[nn.ModuleList, list[int]]:

@@ -65,9 +65,11 @@ def test_a_block_is_one_graph_for_all_steps(compiler, block):
 
 
 @torch.no_grad()
-def test_the_unet_is_one_graph_for_all_noise_levels(compiler):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_the_unet_is_one_graph_for_all_noise_levels(compiler, dynamic):
+    """Sizes that are symbols included."""
     unet = randomise(VideoUNet(SHALLOW)).requires_grad_(False)
-    compiled = torch.compile(unet, backend=compiler, fullgraph=True)
+    compiled = torch.compile(unet, backend=compiler, fullgraph=True, dynamic=dynamic)
     given = inputs(SHALLOW, 1, FRAMES, 8, 16)
     for level in range(STEPS):
         given = {**given, "x": given["x"] + level, "c_noise": torch.full((FRAMES,), float(level))}

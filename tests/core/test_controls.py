@@ -190,6 +190,7 @@ def test_cancelling_stops_within_the_step(render, controls):
         ),
         (FRAMES, {"window": 4, "continued": np.zeros((64, 128, 3))}, r"has shape \(64, 128, 3\): give frames"),
         (FRAMES, {"window": 4, "continued": np.zeros((0, 64, 128, 3))}, r"has shape \(0, 64, 128, 3\): give frames"),
+        (FRAMES, {"window": 4, "continued": [[1.0], [1.0, 2.0]]}, r"the clip to go on from is no array \(list\)"),
         (FRAMES, {"window": 4, "continued": np.full((2, 64, 128, 3), np.nan)}, "NaN"),
         (FRAMES, {"unstick": 2.0}, "un-stick strength 2.0 is outside 0 to 1"),
         (FRAMES, {"guidance": [1.0, 2.0]}, "2 values for 4 frames"),

@@ -106,7 +106,7 @@ def small_probe(monkeypatch):
     monkeypatch.setattr(cpu_geglu, "PROBE_SHAPE", (8, 16))
 
 
-@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.1, False)])
+@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.2, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(cpu_geglu, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_geglu._probe_agrees(torch.float32) is taken

@@ -204,12 +204,12 @@ def test_a_partial_clip_is_refused(unet):
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
-        ("x", (4, 4, 8, 8), r"latents of shape \(4, 4, 8, 8\); it needs \(N, 8, h, w\): join the noisy and"),
+        ("x", (4, 4, 8, 8), r"latents of shape \(4, 4, 8, 8\); it needs \(N, 8, h, w\): the noisy ones and"),
         ("x", (8, 8, 8), r"latents of shape \(8, 8, 8\); it needs \(N, 8, h, w\)"),
-        ("c_noise", (3,), r"noise levels of shape \(3,\); it needs \(N\): one for each frame"),
-        ("context", (4, 1, 2048), r"a context of shape \(4, 1, 2048\); it needs \(N, L, 24\): use conditioning"),
+        ("c_noise", (3,), r"noise levels of shape \(3,\); it needs \(N\), N 4 or 1: one for each frame"),
+        ("context", (4, 1, 2048), r"a context of shape \(4, 1, 2048\); it needs \(N, L, 24\), N 4 or 1: use"),
         ("context", (4, 24), r"a context of shape \(4, 24\)"),
-        ("vector", (4, 2816), r"a vector of shape \(4, 2816\); it needs \(N, 48\): use conditioning that was made"),
+        ("vector", (4, 2816), r"a vector of shape \(4, 2816\); it needs \(N, 48\), N 4 or 1: use"),
     ],
 )
 def test_another_shape_is_refused(unet, name, shape, words):
@@ -230,7 +230,7 @@ def test_what_all_frames_share_may_be_given_once(unet):
 def test_clips_of_no_frames_are_refused(unet, num_frames):
     batch = inputs(SMALL, 1, 3, 8, 8) | {"num_frames": num_frames}
     with pytest.raises(
-        InputError, match=f"clips of {num_frames} frames: pass a num_frames of at least 1 that divides 3"
+        InputError, match=f"clips of {num_frames} frames: pass a whole num_frames of at least 1 that divides 3"
     ):
         unet(**batch)
 

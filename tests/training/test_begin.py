@@ -99,14 +99,20 @@ def test_what_a_full_disk_leaves_does_not_train_from_random_weights(recipe, expo
         raise OutputError("no space")
 
     model, decoder, _ = exported
-    for name in ("save_start", "save_kept"):
+    words = {
+        "save_start": "does not exist: run python -m training autoencoder",
+        "save_kept": "begin was stopped: remove",
+    }
+    for name, said in words.items():
         folder = tmp_path / name
         monkeypatch.setattr(begin, name, full)
         with pytest.raises(OutputError):
             begin_from(model, decoder, recipe, folder)
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="does not exist: run python -m training autoencoder"):
+        with pytest.raises(CheckpointError, match=said):
             go_on(recipe, folder)
+    with pytest.raises(CheckpointError, match="was begun from a trained model, whose autoencoder it keeps"):
+        STAGES["autoencoder"](recipe, open_source(recipe.data, recipe.seed, pytest.fail), folder, Machine(), ALONE)
 
 
 def test_other_files_and_folders_in_use_are_refused(recipe, exported, tmp_path):

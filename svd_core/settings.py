@@ -80,9 +80,7 @@ class Settings:
     def check(self) -> None:
         """Raise InputError naming the value, the limit and the remedy for the first setting out of range."""
         for name, limits in _WHOLE.items():
-            value = getattr(self, name)
-            if value is not None or name == "seed":
-                _whole_within(name, value, *limits)
+            _within(name, _whole(name, getattr(self, name)), *limits)
         for name, kinds in (("fit", Fit), ("guidance_curve", Curve), ("schedule", Schedule)):
             _one_of(name, getattr(self, name), get_args(kinds))
         if len(self.background) != 3 or not all(0 <= each <= 255 for each in self.background):
@@ -149,12 +147,6 @@ def is_whole(value: object) -> bool:
     except (TypeError, RuntimeError):
         return False
     return True
-
-
-def _whole_within(name: str, value: object, low: int, high: int, remedy: str) -> None:
-    if not is_whole(value):
-        raise InputError(f"{name} {value!r} is not a whole number: {remedy}")
-    _within(name, operator.index(value), low, high, remedy)
 
 
 def _within(name: str, value: float | None, low: float, high: float, remedy: str) -> None:

@@ -70,11 +70,10 @@ def _require_one_autoencoder(folder: Path, kept: Mapping[str, Kept]) -> None:
 
 def _require_recipe(recipe: Recipe, folder: Path, kept: Mapping[str, Kept], start: Start | None) -> None:
     """Shapes alone do not tell a recipe from another, and the file will say that it was trained by this one."""
-    begun = {} if start is None else {"start": start.digest}
-    for stage, (describe, more) in {"temporal": (temporal_is, {}), "video": (video_is, begun)}.items():
-        found = kept[stage].configuration
-        given = describe(recipe, str(found.get("autoencoder_weights"))) | more
-        require_same(Place(folder, stage).weights, found, given)
+    digest = str(kept["video"].configuration.get("autoencoder_weights"))  # of both stages
+    given = {"temporal": temporal_is(recipe, digest), "video": video_is(recipe, digest, start)}
+    for stage, configuration in given.items():
+        require_same(Place(folder, stage).weights, kept[stage].configuration, configuration)
 
 
 def official_tensors(config: ModelConfig, vae: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:

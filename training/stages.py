@@ -32,7 +32,7 @@ from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
 from .loop import Machine, Place, Run, describe
 from .randomness import generator_for
 from .recipe import Recipe
-from .start import read_start
+from .start import Start, read_start
 from .video import CachedSamples, VideoObjective, VideoSamples, cached_shards
 
 KEPT_KEY = "training.kept"
@@ -95,11 +95,10 @@ def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machi
     vae, digest = finished_autoencoder(recipe, folder)
     vae = vae.to(group.device).eval()
     unet, clip_vision = new_video_networks(recipe)
-    configuration = video_is(recipe, digest)
     start = read_start(folder)
     if start is not None:
         start.fill(unet=unet, clip_vision=clip_vision)
-        configuration["start"] = start.digest
+    configuration = video_is(recipe, digest, start)
     samples = _video_samples(recipe, with_rockets(source, stage.rockets), vae, digest, folder, group)
     objective = VideoObjective(unet, clip_vision, vae)
     run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "video"), group)
@@ -176,10 +175,11 @@ def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
     return _based_on(autoencoder_is(recipe), digest, "temporal", temporal=recipe.temporal)
 
 
-def video_is(recipe: Recipe, digest: str) -> dict[str, Any]:
-    """Everything that decides stage 3's weights but what a begun run starts from."""
+def video_is(recipe: Recipe, digest: str, start: Start | None) -> dict[str, Any]:
+    """Everything that decides stage 3's weights; `start` is what a begun run starts from."""
     parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
-    return _based_on(autoencoder_is(recipe), digest, "video", **parts)
+    begun = {} if start is None else {"start": start.digest}
+    return _based_on(autoencoder_is(recipe), digest, "video", **parts, **begun)
 
 
 def _based_on(base: Mapping[str, Any], digest: str, stage: str, **parts: Any) -> dict[str, Any]:

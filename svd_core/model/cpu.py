@@ -151,6 +151,19 @@ def _probe_agrees() -> bool:
     return onednn_seconds <= MAY_LAG * mkl_seconds
 
 
+def replaces(
+    route: Callable[..., Tensor], other: Callable[..., Tensor], operands: Sequence[Tensor], lag: float = 1.0
+) -> bool:
+    """Whether a route comes as close to the true numbers as another, or up to twice as far, and takes up to `lag` times
+    as long. Torch's own sums are no measure: some are one long chain, and the further ones."""
+    exact = other(*(operand.double() for operand in operands))
+    ours, others = ((each(*operands) - exact).norm() for each in (route, other))
+    if not ours <= 2 * others:
+        return False
+    our_seconds, other_seconds = least_seconds((route, other), operands)
+    return our_seconds <= lag * other_seconds
+
+
 def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
     """Of processor time where there is one thread to time, so that other programs count for nothing."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter

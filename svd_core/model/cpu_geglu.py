@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.geglu import reference
-from .cpu import MAY_LAG, PLAIN, by_chosen_library, is_plain, least_seconds, linear_by_onednn
+from .cpu import MAY_LAG, PLAIN, by_chosen_library, is_plain, linear_by_onednn, replaces
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,11 @@ def _probe_agrees(dtype: torch.dtype) -> bool:
     shapes = ((count, channels), (8 * channels, channels), (8 * channels,))
     operands = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     operands[1].div_(channels**0.5)
-    exact = reference(*(operand.double() for operand in operands))
     try:
-        ours, others = ((route(*operands) - exact).norm() for route in (in_two_products, _apart))
+        return replaces(in_two_products, _apart, operands, MAY_LAG)
     except (AttributeError, RuntimeError) as error:  # a build of torch, or a CPU, without the operation
         logger.info("GEGLU as two products does not work here: %s", error)
         return False
-    if not ours <= 2 * others:
-        return False
-    our_seconds, other_seconds = least_seconds((in_two_products, _apart), operands)
-    return our_seconds <= MAY_LAG * other_seconds
 
 
 def _apart(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

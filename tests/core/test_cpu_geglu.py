@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from svd_core.kernels.geglu import reference
-from svd_core.model import cpu_geglu, fused
+from svd_core.model import cpu, cpu_geglu, fused
 from svd_core.model.backend import TORCH, Backend
 from svd_core.model.transformer import GEGLU
 
@@ -108,13 +108,13 @@ def small_probe(monkeypatch):
 
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.2, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
-    monkeypatch.setattr(cpu_geglu, "least_seconds", lambda *_: [slower, 1.0])
+    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_geglu._probe_agrees(torch.float32) is taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
-    monkeypatch.setattr(cpu_geglu, "least_seconds", lambda *_: [0.5, 1.0])
+    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [0.5, 1.0])
     assert cpu_geglu._probe_agrees(dtype)
     monkeypatch.setattr(cpu_geglu, "in_two_products", lambda *args: 1.1 * reference(*args))
     assert not cpu_geglu._probe_agrees(dtype)

@@ -30,7 +30,7 @@ from benchmarks import decode_peers, sample_peers
 from benchmarks.unet_peers import COMPILED, CONTESTANTS, Batch, Diffusers, can_compile, random_weights
 from benchmarks.work import Peaks, Tally, Work, roofline
 from svd_core.config import UNetConfig
-from svd_core.model import cpu
+from svd_core.model.cpu import onednn
 from tools.fetch_comfyui import FetchError, newest_comfyui
 from tools.random_weights import relative
 
@@ -306,9 +306,11 @@ def measure_all(cases: Sequence[Case], rounds: int, threads: int) -> list[dict[s
 
 
 def peaks(dtype: torch.dtype, edge: int = 2048) -> tuple[float, float]:
-    """FLOP/s of the largest of a few products and bytes/s of a copy: what this machine can do at best."""
-    operands = [torch.randn(edge, edge).to(dtype) for _ in range(2)]
-    product = _least(lambda: cpu.onednn_linear(*operands))
+    """FLOP/s of a large product, of such numbers or of wider ones, whichever is quicker, and bytes/s of a copy: what this
+    machine can do at best."""
+    drawn = [torch.randn(edge, edge) for _ in range(2)]
+    asked = [[operand.to(each) for operand in drawn] for each in {dtype, torch.float32}]
+    product = min(_least(lambda operands=operands: onednn.onednn_linear(*operands)) for operands in asked)
     source, target = torch.zeros(2**26), torch.empty(2**26)
     copy = _least(lambda: target.copy_(source))
     return 2 * edge**3 / product, 2 * source.nbytes / copy
@@ -365,7 +367,7 @@ def facts_of(rounds: int, threads: int) -> dict[str, Any]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
     settings = "attention by torch's function for all; random weights, shared; ComfyUI with disable_weight_init"
-    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our linear layers in float32: {cpu.chosen()}."
+    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our linear layers in float32: {onednn.chosen()}."
     return {"rounds": rounds, "threads": threads, "versions": versions}
 
 

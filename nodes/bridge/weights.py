@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import comfy.ops
 
-from ...svd_core.model.cpu import deriving_linear
-from ...svd_core.model.cpu_conv import deriving_conv
+from ...svd_core.model.cpu.conv import deriving_conv
+from ...svd_core.model.cpu.route import deriving_linear
 from ...svd_core.model.fused import Weights, altered
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import GROUPS
-from ..kernels import frame_attention, frame_conv
+from ..kernels import frame_attention
 from .attention_kinds import AttentionFn as AttentionFn
 from .attention_kinds import FramesFn, preferred
-from .cpu import deriving_linear
-from .cpu_conv import as_product, deriving_conv, is_product
+from .cpu.conv import deriving_conv, frames_convolved
+from .cpu.route import by_chosen_route, deriving_linear
 from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
@@ -39,7 +39,7 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     would hold their scores. A group's size depends on the shape and the kind of device alone. Class: rounding."""
     rows, queries = _together(q, k)
     attend = nn.functional.scaled_dot_product_attention
-    with preferred(q.device):
+    with preferred(q.device), by_chosen_route(q):
         if q.shape[0] <= rows and q.shape[2] <= queries:
             return attend(q, k, v)
         parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
@@ -127,9 +127,7 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     class FrameConv(conv3d):
         def _conv_forward(self, clip: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
             """clip (B, C, T, H*W) -> (B, C', T, H*W)."""
-            if is_product(clip, weight):
-                return as_product(clip, weight[..., 0], bias)
-            return frame_conv(clip, weight, bias)
+            return frames_convolved(clip, weight, bias)
 
     return FrameConv
 

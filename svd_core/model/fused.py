@@ -24,9 +24,10 @@ from ..kernels import (
     smoothed_by_corner,
     spread,
 )
-from .cpu import deriving_linear, is_plain_kernel
-from .cpu_conv import deriving_conv, may_run_by_corner
-from .cpu_geglu import are_plain, in_two_products, may_run_in_two_products
+from .cpu.conv import deriving_conv, may_run_by_corner
+from .cpu.geglu import are_plain, geglu_route
+from .cpu.probe import is_plain_kernel
+from .cpu.route import by_chosen_route, deriving_linear
 from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
@@ -111,7 +112,8 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
     with weights(conv, images) as found:
         if found is None or not is_plain_kernel(found[0], images.dtype):
             return None
-        return smoothed_by_corner(images, *found, *more)
+        with by_chosen_route(images):
+            return smoothed_by_corner(images, *found, *more)
 
 
 def geglu_of(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
@@ -121,10 +123,11 @@ def geglu_of(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _geglu_of_products(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
-    if may_run_in_two_products(tokens):
+    route = geglu_route(tokens)
+    if route is not None:
         with weights(proj, tokens) as found:
             if found is not None and are_plain(*found, tokens.dtype):
-                return in_two_products(tokens, *found)
+                return route(tokens, *found)
     return gated(proj(tokens))
 
 

@@ -16,6 +16,7 @@ from ..kernels import linear_add
 from ..sinusoid import sinusoid
 from .attention import Attention
 from .backend import Backend
+from .cpu.probe import BLOCK_VALUES
 from .embedding import embedding_mlp
 from .fused import fused, geglu_of, normed_images, normed_tokens, summed_and_normed
 from .layout import joined, to_images, to_tokens
@@ -30,8 +31,8 @@ HIDDEN_VALUES = 2**26
 """Values of a feed-forward's hidden layer (value and gate) that may exist at once: 128 MiB in 16 bits, 26,214 tokens at
 the finest level of the released models, enough to fill a GPU."""
 
-CPU_HIDDEN_VALUES = 7 * 2**20
-"""The same on a CPU: in float32 28 MiB, and from 32 on C's allocator asks the system for every block anew."""
+CPU_HIDDEN_VALUES = BLOCK_VALUES
+"""The same on a CPU."""
 
 
 class GEGLU(nn.Module):

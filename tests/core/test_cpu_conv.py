@@ -9,8 +9,10 @@ from svd_core.decode.frames import Doubling, convolved
 from svd_core.decode.places import Placement
 from svd_core.kernels.doubled import corner_weights, doubled, doubled_smooth, smoothed_by_corner
 from svd_core.kernels.unfolded import unfolded
-from svd_core.model import cpu, cpu_conv, fused, unet, vae
+from svd_core.model import fused, unet, vae
 from svd_core.model.backend import TORCH, Backend
+from svd_core.model.cpu import conv as cpu_conv
+from svd_core.model.cpu import probe
 
 
 @pytest.fixture
@@ -150,20 +152,20 @@ def test_the_probe_takes_what_is_closer_to_the_true_numbers(small_probe, monkeyp
     """A convolution that sums all terms in one chain is further from them than the product."""
     convolution = cpu_conv._convolution
     off = {torch.float32: 1e-4, torch.float64: 0.0}
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [0.5, 1.0])
+    monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
     monkeypatch.setattr(cpu_conv, "_convolution", lambda x, *more: convolution(x, *more) + off[x.dtype])
     assert cpu_conv._probe_agrees(torch.float32)
 
 
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [slower, 1.0])
+    monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_conv._probe_agrees(torch.float32) is taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [0.5, 1.0])
+    monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
     assert cpu_conv._probe_agrees(dtype)
     monkeypatch.setattr(cpu_conv, "unfolded", lambda *args: 1.5 * unfolded(*args))
     assert not cpu_conv._probe_agrees(dtype)

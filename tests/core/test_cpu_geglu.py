@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from svd_core.kernels.geglu import reference
-from svd_core.model import cpu, cpu_geglu, fused
 from svd_core.model.backend import TORCH, Backend
+from svd_core.model.cpu import geglu as cpu_geglu
+from svd_core.model.cpu import probe, wide
 from svd_core.model.transformer import GEGLU
 
 
@@ -16,14 +17,16 @@ from svd_core.model.transformer import GEGLU
 def products(monkeypatch):
     """The probe says yes; counts the calls."""
     calls = []
+    in_two_products = cpu_geglu.in_two_products
 
     def counted(*args):
         calls.append(args)
-        return cpu_geglu.in_two_products(*args)
+        return in_two_products(*args)
 
+    monkeypatch.setattr(wide, "chosen", lambda *_: False)
     monkeypatch.setattr(cpu_geglu, "chosen", lambda dtype: True)
     monkeypatch.setattr(cpu_geglu, "linear_by_onednn", lambda: True)
-    monkeypatch.setattr(fused, "in_two_products", counted)
+    monkeypatch.setattr(cpu_geglu, "in_two_products", counted)
     return calls
 
 
@@ -108,13 +111,13 @@ def small_probe(monkeypatch):
 
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.2, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [slower, 1.0])
+    monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_geglu._probe_agrees(torch.float32) is taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [0.5, 1.0])
+    monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
     assert cpu_geglu._probe_agrees(dtype)
     monkeypatch.setattr(cpu_geglu, "in_two_products", lambda *args: 1.1 * reference(*args))
     assert not cpu_geglu._probe_agrees(dtype)

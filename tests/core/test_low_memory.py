@@ -20,7 +20,7 @@ import svd_core.planning
 from benchmarks.device_bytes import device_bytes
 from svd_core.cli import main
 from svd_core.errors import InputError
-from svd_core.model.cpu import linear_by_onednn
+from svd_core.model.cpu.onednn import linear_by_onednn
 from svd_core.pipeline import load_checkpoint
 from svd_core.planning import Job, plan_render, sample_bytes
 from svd_core.sampling import SAMPLERS, SteppingDown

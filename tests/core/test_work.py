@@ -7,7 +7,7 @@ from test_unet import FullAttention
 from benchmarks.work import ATTENTION, CONVOLUTION, GEMM, NORM, OTHER, Work, fused_attention
 from svd_core.config import UNetConfig, VAEConfig
 from svd_core.model.backend import Backend
-from svd_core.model.cpu_geglu import in_two_products
+from svd_core.model.cpu.geglu import in_two_products
 from svd_core.model.step import NO_HOOKS
 from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE

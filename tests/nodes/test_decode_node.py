@@ -70,7 +70,7 @@ def corners(part, monkeypatch):
     """Counts an upsampler's convolutions that run by corner, from four pixels on."""
     calls, fused, few = [], part("svd_core.model.fused"), {torch.float32: 4}
     by_corner = fused.smoothed_by_corner
-    monkeypatch.setattr(part("svd_core.model.cpu_conv"), "DOUBLED_PIXELS", few)
+    monkeypatch.setattr(part("svd_core.model.cpu.conv"), "DOUBLED_PIXELS", few)
     monkeypatch.setattr(fused, "smoothed_by_corner", lambda *args: calls.append(args) or by_corner(*args))
     return calls, few
 

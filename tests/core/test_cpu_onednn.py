@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from svd_core.model import cpu
 from svd_core.model.backend import Backend
+from svd_core.model.cpu import onednn as library
 
 
 @pytest.fixture
@@ -14,9 +14,9 @@ def onednn(monkeypatch):
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN linear layer")
     calls = []
-    plain = cpu.onednn_linear
-    monkeypatch.setattr(cpu, "linear_by_onednn", lambda: True)
-    monkeypatch.setattr(cpu, "onednn_linear", lambda *args: calls.append(args) or plain(*args))
+    plain = library.onednn_linear
+    monkeypatch.setattr(library, "linear_by_onednn", lambda: True)
+    monkeypatch.setattr(library, "onednn_linear", lambda *args: calls.append(args) or plain(*args))
     return calls
 
 
@@ -58,7 +58,7 @@ def test_gradients_keep_torchs_own(onednn):
 
 @torch.inference_mode()
 def test_other_dtypes_and_tensor_classes_keep_torchs_own(onednn):
-    Backend(dtype=torch.bfloat16).linear(32, 64)(torch.randn(5, 32, dtype=torch.bfloat16))
+    Backend(dtype=torch.float64).linear(32, 64)(torch.randn(5, 32, dtype=torch.float64))
     layer = Backend().linear(32, 64)
     layer(torch.randn(5, 32).as_subclass(type("Quantised", (torch.Tensor,), {})))
     assert not onednn
@@ -75,26 +75,26 @@ def test_weights_with_gaps_keep_torchs_own(onednn):
 
 @torch.inference_mode()
 def test_torchs_own_stays_where_the_probe_says_so(monkeypatch):
-    monkeypatch.setattr(cpu, "linear_by_onednn", lambda: False)
-    monkeypatch.setattr(cpu, "onednn_linear", lambda *_: pytest.fail("the probe said no"))
+    monkeypatch.setattr(library, "linear_by_onednn", lambda: False)
+    monkeypatch.setattr(library, "onednn_linear", lambda *_: pytest.fail("the probe said no"))
     Backend().linear(32, 64)(torch.randn(5, 32))
 
 
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
 def test_the_probe_refuses_what_is_slower(monkeypatch, slower, taken):
-    monkeypatch.setattr(cpu, "onednn_linear", nn.functional.linear)
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [1.0, slower])
-    assert cpu._probe_agrees() is taken
+    monkeypatch.setattr(library, "onednn_linear", nn.functional.linear)
+    monkeypatch.setattr(library, "least_seconds", lambda *_: [1.0, slower])
+    assert library._probe_agrees() is taken
 
 
 def test_the_probe_refuses_other_numbers(monkeypatch):
-    monkeypatch.setattr(cpu, "onednn_linear", lambda *args: nn.functional.linear(*args) + 1)
-    monkeypatch.setattr(cpu, "least_seconds", lambda *_: [1.0, 0.5])
-    assert not cpu._probe_agrees()
+    monkeypatch.setattr(library, "onednn_linear", lambda *args: nn.functional.linear(*args) + 1)
+    monkeypatch.setattr(library, "least_seconds", lambda *_: [1.0, 0.5])
+    assert not library._probe_agrees()
 
 
 def test_what_was_chosen_can_be_said():
-    assert cpu.chosen() in ("oneDNN", "torch's own (MKL where there is one)")
+    assert library.chosen() in ("oneDNN", "torch's own (MKL where there is one)")
 
 
 def test_a_compiled_layer_has_no_graph_break(onednn):

@@ -1,19 +1,21 @@
-"""GEGLU on a CPU as two products whose results oneDNN finishes itself, so that value and gate are never written apart.
-
-By capability, one probe, kept choice, torch's operations otherwise. Never with gradients, in torch.compile, or on
-weights that are anything but plain numbers in the CPU's memory.
-"""
+"""The first half of a feed-forward. In 16 bits that are widened it is rounded once; else it may be two products whose
+results oneDNN finishes itself, so that value and gate are never written apart."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..kernels.geglu import reference
-from .cpu import MAY_LAG, PLAIN, by_chosen_library, is_plain, linear_by_onednn, replaces
+from ...kernels.geglu import reference
+from . import wide
+from .onednn import linear_by_onednn
+from .probe import MAY_LAG, is_plain, may_replace, of_layer, replaces
+from .route import by_chosen_route
+from .wide import HALF
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +32,15 @@ def in_two_products(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product.binary(rows, opened, weight[:half], bias[:half], "mul").view(*tokens.shape[:-1], half)
 
 
-def may_run_in_two_products(tokens: Tensor) -> bool:
-    """Whether a GEGLU of such tokens runs so, if its weights are `is_plain`. In float32 only where oneDNN computes
-    linear layers anyway."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not tokens.is_cpu:
-        return False
-    if tokens.dtype != torch.bfloat16 and not (tokens.dtype == torch.float32 and linear_by_onednn()):
-        return False
-    plain = type(tokens) in PLAIN and tokens.numel() > 0 and not torch.is_autocast_enabled("cpu")
-    return plain and chosen(tokens.dtype)
+def geglu_route(tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """How a GEGLU of such tokens runs, if its weights `are_plain`; None by torch's operations. In float32 as two
+    products only where oneDNN computes linear layers anyway."""
+    if not may_replace(tokens):
+        return None
+    if tokens.dtype in HALF and wide.chosen(nn.functional.linear, tokens.dtype):
+        return wide.geglu
+    meant = tokens.dtype == torch.bfloat16 or (tokens.dtype == torch.float32 and linear_by_onednn())
+    return in_two_products if meant and chosen(tokens.dtype) else None
 
 
 def are_plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
@@ -58,11 +60,8 @@ def chosen(dtype: torch.dtype) -> bool:
 def _probe_agrees(dtype: torch.dtype) -> bool:
     """Whether two products come as close to the true numbers as the operations they replace, and are not slower, but
     for what a probe's noise may be: a recipe must give the same bits tomorrow."""
-    count, channels = PROBE_SHAPE
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((count, channels), (8 * channels, channels), (8 * channels,))
-    operands = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-    operands[1].div_(channels**0.5)
+    channels = PROBE_SHAPE[1]
+    operands = of_layer(dtype, PROBE_SHAPE, (8 * channels, channels))
     try:
         return replaces(in_two_products, _apart, operands, MAY_LAG)
     except (AttributeError, RuntimeError) as error:  # a build of torch, or a CPU, without the operation
@@ -71,5 +70,5 @@ def _probe_agrees(dtype: torch.dtype) -> bool:
 
 
 def _apart(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with by_chosen_library(tokens):
+    with by_chosen_route(tokens):
         return reference(tokens, weight, bias)

@@ -1,9 +1,8 @@
 """Convolutions that a CPU runs otherwise than torch would: as products, and those of doubled images by corner.
 
 Torch sends convolutions to oneDNN, which turns all weights in every call. At the coarse levels of a small picture there
-are more of them than pixels to use them on, and turning them takes most of the time. There a product is taken:
-capability, one probe, kept choice, torch's route otherwise. Class: rounding. Never with gradients, in torch.compile, or
-on weights that are anything but plain numbers in the CPU's memory.
+are more of them than pixels to use them on, and turning them takes most of the time. There a product is taken. Class:
+rounding.
 """
 
 from __future__ import annotations
@@ -15,12 +14,15 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..kernels.unfolded import unfolded
-from .cpu import PLAIN, by_chosen_library, is_plain_kernel, replaces
+from ...kernels import frame_conv
+from ...kernels.unfolded import unfolded
+from .probe import is_plain_kernel, may_replace, of_layer, replaces
+from .route import by_chosen_route
+from .wide import may_widen, over_frames
 
 logger = logging.getLogger(__name__)
 
-DTYPES = torch.float32, torch.bfloat16
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 """Of convolutions that may run as products."""
 
 FEW_PIXELS = 64
@@ -30,7 +32,7 @@ must choose as one by one."""
 MANY_WEIGHTS = 2**22
 """Of a convolution that runs as a product, at least: those of 1280 channels have them, those of 640 do not."""
 
-DOUBLED_PIXELS = {torch.float32: 64, torch.bfloat16: 128}
+DOUBLED_PIXELS = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 """Of an image before it is doubled, at least, for the convolution after that to run by corner: with fewer, summing the
 weights takes longer than it saves."""
 
@@ -41,16 +43,26 @@ PROBE_OUTPUTS = 640
 
 @cache
 def deriving_conv(conv2d: type[nn.Module]) -> type[nn.Module]:
-    """A host's `Conv2d` that may run as a product. The host's casting, offloading and patching of weights all end in
+    """A host's `Conv2d` that may take another way. The host's casting, offloading and patching of weights all end in
     `_conv_forward`."""
 
     class Conv2d(conv2d):
         def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             if _keeps_size(self) and is_product(images, weight):
                 return as_product(images, weight, bias)
-            return super()._conv_forward(images, weight, bias)
+            with by_chosen_route(images):
+                return super()._conv_forward(images, weight, bias)
 
     return Conv2d
+
+
+def frames_convolved(clip: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`kernels.frame_conv` of a clip (B, C, T, S), by the way that is taken here."""
+    if is_product(clip, weight):
+        return as_product(clip, weight[..., 0], bias)
+    if may_replace(clip) and may_widen(torch.conv2d, clip, weight, bias):
+        return over_frames(clip, weight, bias)
+    return frame_conv(clip, weight, bias)
 
 
 def _keeps_size(conv: nn.Module) -> bool:
@@ -62,29 +74,26 @@ def _keeps_size(conv: nn.Module) -> bool:
 def is_product(images: Tensor, weight: Tensor) -> bool:
     """Whether a convolution of images (N, C, H, W), weight (O, C, k, k), or of clips (B, C, T, H*W), weight
     (O, C, 3, 1, 1), runs as a product."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not images.is_cpu:
+    if not may_replace(images):
         return False
     pixels = images.shape[3] if weight.ndim == 5 else images.shape[2] * images.shape[3]
     if images.dtype not in DTYPES or pixels > FEW_PIXELS or weight.numel() < MANY_WEIGHTS:
         return False
-    plain = type(images) in PLAIN and is_plain_kernel(weight, images.dtype)
-    return plain and not torch.is_autocast_enabled("cpu") and chosen(images.dtype)
+    return is_plain_kernel(weight, images.dtype) and chosen(images.dtype)
 
 
 def may_run_by_corner(images: Tensor) -> bool:
     """Whether a 3x3 convolution of images (N, C, H, W) doubled runs by corner, if its weights are plain
     (`is_plain_kernel`). There is nothing to probe: torch's own convolution does it either way, in four ninths of the
     products."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not images.is_cpu:
+    if not may_replace(images):
         return False
-    if images.shape[2] * images.shape[3] < DOUBLED_PIXELS.get(images.dtype, math.inf):
-        return False
-    return type(images) in PLAIN and not torch.is_autocast_enabled("cpu")
+    return images.shape[2] * images.shape[3] >= DOUBLED_PIXELS.get(images.dtype, math.inf)
 
 
 def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`unfolded`, by the library that computes linear layers here."""
-    with by_chosen_library(images):
+    """`unfolded`, as linear layers run here."""
+    with by_chosen_route(images):
         return unfolded(images, weight, bias)
 
 
@@ -99,13 +108,10 @@ def chosen(dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def _probe_agrees(dtype: torch.dtype) -> bool:
     """Whether a product is as close to the true numbers as the convolution, and not slower."""
-    generator = torch.Generator().manual_seed(0)
-    channels = PROBE_IMAGES[1]
-    shapes = (PROBE_IMAGES, (PROBE_OUTPUTS, channels, 3, 3), (PROBE_OUTPUTS,))
-    images, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
-    operands = images.contiguous(memory_format=torch.channels_last), weight.div_((9 * channels) ** 0.5), bias
-    return replaces(as_product, _convolution, operands)
+    images, *weights = of_layer(dtype, PROBE_IMAGES, (PROBE_OUTPUTS, PROBE_IMAGES[1], 3, 3))
+    return replaces(as_product, _convolution, (images.contiguous(memory_format=torch.channels_last), *weights))
 
 
 def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return nn.functional.conv2d(images, weight, bias, padding=1)
+    with by_chosen_route(images):
+        return nn.functional.conv2d(images, weight, bias, padding=1)

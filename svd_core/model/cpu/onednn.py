@@ -1,0 +1,97 @@
+"""float32 linear layers by oneDNN. Class: rounding.
+
+Torch sends float32 matrix products to MKL, which does not use all of a CPU that Intel did not make; oneDNN, which torch
+holds too, does (performance notes 2.10).
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .probe import MAY_LAG, is_plain, least_seconds
+
+logger = logging.getLogger(__name__)
+
+PROBE_SHAPE = (960, 640, 640)
+"""Tokens, inputs, outputs: a projection of the released UNet's second level."""
+
+
+def chosen() -> str:
+    """Which library computes float32 linear layers on this CPU, in words."""
+    return "oneDNN" if linear_by_onednn() else "torch's own (MKL where there is one)"
+
+
+@cache
+def linear_by_onednn() -> bool:
+    """Whether float32 linear layers take oneDNN here; found once in a process, and logged."""
+    taken = _is_foreign_to_mkl() and _probe_agrees()
+    logger.info("float32 linear layers on the CPU: %s", "oneDNN" if taken else "torch's own")
+    return taken
+
+
+def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """tokens (..., I), weight (O, I) contiguous, bias (O,) or None -> (..., O). Records no gradients."""
+    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+
+
+class _LinearByOneDNN(TorchFunctionMode):
+    """Redirects `torch.nn.functional.linear` of plain tensors."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if (
+            func is nn.functional.linear
+            and not kwargs
+            and all(is_plain(part, torch.float32) for part in args if part is not None)
+        ):
+            return onednn_linear(*args)
+        return func(*args, **(kwargs or {}))
+
+
+_LINEAR_BY_ONEDNN = _LinearByOneDNN()
+
+
+def by_onednn(tokens: Tensor) -> AbstractContextManager[object]:
+    """A context in which the linear layers of such tokens, which `probe.may_replace`, take the chosen library."""
+    return _LINEAR_BY_ONEDNN if tokens.dtype == torch.float32 and linear_by_onednn() else nullcontext()
+
+
+@cache
+def _is_foreign_to_mkl() -> bool:
+    """An x86 CPU of another maker than Intel, in a torch with both libraries."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    info = Path("/proc/cpuinfo")
+    maker = info.read_text(errors="replace") if info.is_file() else platform.processor()
+    return "AuthenticAMD" in maker
+
+
+@torch.inference_mode()
+def _probe_agrees() -> bool:
+    """Whether oneDNN gives MKL's numbers, up to rounding, and is not slower."""
+    count, inputs, outputs = PROBE_SHAPE
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(*shape, generator=generator) for shape in ((count, inputs), (outputs, inputs), (outputs,))]
+    routes = (nn.functional.linear, onednn_linear)
+    try:
+        ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)
+    except RuntimeError as error:  # a build of torch that has the operation's name only
+        logger.info("oneDNN's linear layer does not work here: %s", error)
+        return False
+    if not torch.allclose(ours, mkl, rtol=1e-4, atol=1e-3):
+        return False
+    mkl_seconds, onednn_seconds = least_seconds(routes, operands)
+    return onednn_seconds <= MAY_LAG * mkl_seconds

@@ -306,7 +306,7 @@ def measure_all(cases: Sequence[Case], rounds: int, threads: int) -> list[dict[s
 
 
 def peaks(dtype: torch.dtype, edge: int = 2048) -> tuple[float, float]:
-    """FLOP/s of a large product, of such numbers or of wider ones, whichever is quicker, and bytes/s of a copy: what this
+    """FLOP/s of a large product, of such numbers or of float32, whichever is quicker, and bytes/s of a copy: what this
     machine can do at best."""
     drawn = [torch.randn(edge, edge) for _ in range(2)]
     asked = [[operand.to(each) for operand in drawn] for each in {dtype, torch.float32}]

@@ -309,8 +309,8 @@ def peaks(dtype: torch.dtype, edge: int = 2048) -> tuple[float, float]:
     """FLOP/s of a large product, of such numbers or of float32, whichever is quicker, and bytes/s of a copy: what this
     machine can do at best."""
     drawn = [torch.randn(edge, edge) for _ in range(2)]
-    asked = [[operand.to(each) for operand in drawn] for each in {dtype, torch.float32}]
-    product = min(_least(lambda operands=operands: onednn.onednn_linear(*operands)) for operands in asked)
+    own = [operand.to(dtype) for operand in drawn]
+    product = min(_least(lambda: torch.nn.functional.linear(*own)), _least(lambda: onednn.onednn_linear(*drawn)))
     source, target = torch.zeros(2**26), torch.empty(2**26)
     copy = _least(lambda: target.copy_(source))
     return 2 * edge**3 / product, 2 * source.nbytes / copy
@@ -367,7 +367,7 @@ def facts_of(rounds: int, threads: int) -> dict[str, Any]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
     settings = "attention by torch's function for all; random weights, shared; ComfyUI with disable_weight_init"
-    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our linear layers in float32: {onednn.chosen()}."
+    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our float32 linear layers: {onednn.in_words()}."
     return {"rounds": rounds, "threads": threads, "versions": versions}
 
 

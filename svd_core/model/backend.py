@@ -18,7 +18,8 @@ from ..kernels import frame_attention
 from .attention_kinds import AttentionFn as AttentionFn
 from .attention_kinds import FramesFn, preferred
 from .cpu.conv import deriving_conv, frames_convolved
-from .cpu.route import by_chosen_route, deriving_linear
+from .cpu.route import deriving_linear
+from .cpu.wide import attention, may_attend
 from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
@@ -38,8 +39,8 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Torch's own attention, in groups of rows where all would overrun a launch grid, and of rows and queries where it
     would hold their scores. A group's size depends on the shape and the kind of device alone. Class: rounding."""
     rows, queries = _together(q, k)
-    attend = nn.functional.scaled_dot_product_attention
-    with preferred(q.device), by_chosen_route(q):
+    attend = attention if may_attend(q, k, v) else nn.functional.scaled_dot_product_attention
+    with preferred(q.device):
         if q.shape[0] <= rows and q.shape[2] <= queries:
             return attend(q, k, v)
         parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config import CLIPVisionConfig
 from ..errors import InputError
 from .backend import TORCH, AttentionFn, Backend
+from .cpu.route import by_chosen_route
 from .layout import to_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,7 +37,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, tokens, width) -> the same shape."""
         # Bare parameters are not cast by a host's layers, so they follow the tokens here.
-        projected = nn.functional.linear(tokens, self.in_proj_weight.to(tokens), self.in_proj_bias.to(tokens))
+        with by_chosen_route(tokens):
+            projected = nn.functional.linear(tokens, self.in_proj_weight.to(tokens), self.in_proj_bias.to(tokens))
         q, k, v = rearrange(projected, "n l (three h d) -> three n h l d", three=3, h=self.heads)
         return self.out_proj(rearrange(self.attention(q, k, v), "n h l d -> n l (h d)"))
 

@@ -27,7 +27,8 @@ from ..kernels import (
 from .cpu.conv import deriving_conv, may_run_by_corner
 from .cpu.geglu import are_plain, geglu_route
 from .cpu.probe import is_plain_kernel
-from .cpu.route import by_chosen_route, deriving_linear
+from .cpu.route import deriving_linear
+from .cpu.wide import doubled_smooth, may_widen
 from .layout import blended, joined
 
 Weights = tuple[Tensor, Tensor | None]
@@ -112,8 +113,9 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
     with weights(conv, images) as found:
         if found is None or not is_plain_kernel(found[0], images.dtype):
             return None
-        with by_chosen_route(images):
-            return smoothed_by_corner(images, *found, *more)
+        if may_widen(nn.functional.conv2d, images, *found):
+            return doubled_smooth(images, *found)
+        return smoothed_by_corner(images, *found, *more)
 
 
 def geglu_of(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:

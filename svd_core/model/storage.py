@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..kernels import FP8, fp8_linear, in_fp8
 from ..settings import WeightsName
+from .cpu.route import by_chosen_route
 
 LEVELS = 127
 
@@ -62,7 +63,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return fp8_linear(tokens, self.weight, self.scale, self.bias)
+        with by_chosen_route(tokens):
+            return fp8_linear(tokens, self.weight, self.scale, self.bias)
 
 
 @torch.no_grad()

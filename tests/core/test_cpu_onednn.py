@@ -94,7 +94,7 @@ def test_the_probe_refuses_other_numbers(monkeypatch):
 
 
 def test_what_was_chosen_can_be_said():
-    assert library.chosen() in ("oneDNN", "torch's own (MKL where there is one)")
+    assert library.in_words() in ("oneDNN", "torch's own (MKL where there is one)")
 
 
 def test_a_compiled_layer_has_no_graph_break(onednn):

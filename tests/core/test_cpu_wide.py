@@ -3,15 +3,19 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svd_core.kernels.doubled import doubled_smooth
 from svd_core.kernels.frame_conv import reference as frame_conv
 from svd_core.kernels.geglu import reference as geglu_reference
-from svd_core.model import unet
+from svd_core.model import backend, fused, unet
 from svd_core.model.backend import Backend, scaled_dot_product
+from svd_core.model.clip_vision import Attention as ClipAttention
 from svd_core.model.cpu import conv as cpu_conv
 from svd_core.model.cpu import geglu as cpu_geglu
-from svd_core.model.cpu import probe, wide
+from svd_core.model.cpu import onednn, probe, wide
+from svd_core.model.cpu.route import by_chosen_route
+from svd_core.model.storage import Fp8Linear
 from svd_core.model.transformer import GEGLU
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -20,21 +24,24 @@ LINEAR, CONV, ATTENTION = nn.functional.linear, torch.conv2d, nn.functional.scal
 
 @pytest.fixture
 def widened(monkeypatch):
-    """The probe says yes; counts what is computed in float32."""
+    """The probe says yes; tells what is computed in float32."""
     calls = []
 
-    def counted(route):
-        return lambda *args, **kwargs: calls.append(route.__name__) or route(*args, **kwargs)
+    def count(module, name):
+        route = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **how: calls.append(name) or route(*args, **how))
 
     monkeypatch.setattr(wide, "chosen", lambda route, dtype: True)
-    monkeypatch.setattr(
-        wide,
-        "_ROUTES",
-        {LINEAR: counted(wide.linear), CONV: counted(wide.convolution), ATTENTION: counted(wide.attention)},
-    )
-    monkeypatch.setattr(cpu_conv, "over_frames", counted(wide.over_frames))
-    monkeypatch.setattr(wide, "geglu", counted(wide.geglu))
     monkeypatch.setattr(cpu_conv, "chosen", lambda dtype: False)
+    for module, name in (
+        (wide, "linear"),
+        (wide, "convolution"),
+        (cpu_conv, "frame_convolution"),
+        (fused, "doubled_smooth"),
+        (wide, "geglu"),
+        (backend, "attention"),
+    ):
+        count(module, name)
     return calls
 
 
@@ -100,7 +107,7 @@ def test_a_convolution_across_frames_is_rounded_once(widened, monkeypatch, dtype
     ours = layer(x)
     is_rounded_once(ours, exactly(frame_conv, x, layer))
     assert ours.movedim(1, -1).is_contiguous()
-    assert widened == ["over_frames"]
+    assert widened == ["frame_convolution"]
 
 
 @HALF
@@ -129,20 +136,66 @@ def test_attention_is_rounded_once(widened, monkeypatch, dtype, shape, most):
 
 @torch.inference_mode()
 def test_attention_of_few_tokens_is_torchs_own(widened):
-    for tokens, others in ((14, 14), (200, 77)):
+    for tokens, others in ((14, 14), (200, 77), (200, 127)):
         q = drawn(3, 2, tokens, 8, dtype=torch.bfloat16)
         k, v = (drawn(3, 2, others, 8, dtype=torch.bfloat16) for _ in range(2))
         assert torch.equal(scaled_dot_product(q, k, v), ATTENTION(q, k, v))
+    assert not widened
+    q = drawn(3, 2, 128, 8, dtype=torch.bfloat16)
+    scaled_dot_product(q, q, q)
+    assert widened == ["attention"]
+
+
+@torch.inference_mode()
+def test_attention_that_torch_alone_can_do_is_torchs_own(widened):
+    q, k = drawn(1, 2, 200, 8, dtype=torch.bfloat16), drawn(2, 2, 200, 8, dtype=torch.bfloat16)
+    for v in (k, drawn(2, 2, 200, 4, dtype=torch.bfloat16)):
+        assert torch.equal(scaled_dot_product(q, k, v), ATTENTION(q, k, v))
+    assert not widened
 
 
 @HALF
 @torch.inference_mode()
-def test_an_upsampler_runs_by_corner(widened, monkeypatch, dtype):
-    monkeypatch.setattr(cpu_conv, "DOUBLED_PIXELS", {dtype: 4})
-    upsample, x = unet.Upsample(16, backend=Backend(dtype=dtype)), images(2, 16, 3, 5, dtype=dtype)
-    ours, exact = upsample(x, (6, 10)), exactly(lambda *given: doubled_smooth(*given), x, upsample.conv)
-    torch.testing.assert_close(ours, exact, rtol=0, atol=4 * torch.finfo(dtype).eps)  # sums of weights are rounded
-    assert widened == ["convolution"] * 4
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("most", [probe.BLOCK_VALUES, 3000])
+def test_an_upsampler_by_corner_is_rounded_once(widened, monkeypatch, dtype, bias, most):
+    monkeypatch.setattr(wide, "BLOCK_VALUES", most)
+    monkeypatch.setattr(cpu_conv, "DOUBLED_PIXELS", dict.fromkeys(cpu_conv.DOUBLED_PIXELS, 4))
+    upsample, x = unet.Upsample(16, backend=Backend(dtype=dtype)), images(3, 16, 3, 5, dtype=dtype)
+    if not bias:
+        upsample.conv.bias = None
+    ours = upsample(x, (6, 10))
+    is_rounded_once(ours, exactly(doubled_smooth, x, upsample.conv))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert widened == ["doubled_smooth"]
+
+
+@HALF
+@torch.inference_mode()
+def test_a_convolution_of_few_pixels_is_a_widened_product(widened, monkeypatch, dtype):
+    monkeypatch.setattr(cpu_conv, "chosen", lambda dtype: True)
+    monkeypatch.setattr(cpu_conv, "MANY_WEIGHTS", 1)
+    layer, x = Backend(dtype=dtype).conv(16, 8), images(2, 16, 3, 5, dtype=dtype)
+    is_rounded_once(layer(x), exactly(CONV, x, layer, padding=1))
+    assert widened == ["linear"]
+
+
+@torch.inference_mode()
+def test_bare_and_eight_bit_linear_layers_are_widened_too(widened):
+    tokens = drawn(2, 5, 32, dtype=torch.bfloat16)
+    ClipAttention(32, 4, backend=Backend(dtype=torch.bfloat16))(tokens)
+    assert widened == ["linear", "linear"]
+    Fp8Linear(nn.Linear(32, 16, dtype=torch.bfloat16))(tokens)
+    assert widened == ["linear"] * 3
+
+
+@torch.inference_mode()
+def test_widened_products_take_the_library_of_float32_ones(widened, monkeypatch):
+    products = []
+    monkeypatch.setattr(onednn, "linear_by_onednn", lambda: True)
+    monkeypatch.setattr(onednn, "onednn_linear", lambda *args: products.append(args[0].dtype) or LINEAR(*args))
+    GEGLU(16, 24, backend=Backend(dtype=torch.bfloat16))(drawn(3, 16, dtype=torch.bfloat16))
+    assert products == [torch.float32] * 2
 
 
 @torch.inference_mode()
@@ -154,17 +207,44 @@ def test_parts_cover_everything_and_stay_below_the_limit(monkeypatch):
         assert all(len(range(count)[part]) * values <= max(100, values) for part in parts)
 
 
-def test_no_widened_part_is_larger_than_the_limit(widened, monkeypatch):
-    sizes = []
-    widen = torch.Tensor.float
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: sizes.append(self.numel()) or widen(self))
+class LargestInFloat32(TorchDispatchMode):
+    """How many values the largest float32 tensor has that anything makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32 and made.device.type == "cpu":
+            self.most = max(self.most, made.numel())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda half: half.linear(48, 300), (500, 48)),
+        (lambda half: half.linear(300, 48), (500, 300)),
+        (lambda half: half.conv(16, 40), (9, 16, 10, 11)),
+        (lambda half: half.conv(40, 16), (9, 40, 6, 7)),
+        (lambda half: half.frame_conv(16, 200), (2, 16, 5, 60)),
+        (lambda half: half.frame_conv(200, 4), (2, 200, 5, 60)),
+        (lambda half: GEGLU(16, 90, backend=half), (300, 16)),
+        (lambda half: lambda x: unet.Upsample(8, backend=half)(x, (20, 20)), (4, 8, 10, 10)),
+        (lambda half: lambda x: scaled_dot_product(x, x, x), (9, 2, 150, 8)),
+        (lambda half: lambda x: scaled_dot_product(x[:, :, :129], x, x), (9, 2, 150, 8)),
+    ],
+)
+@torch.inference_mode()
+def test_nothing_in_float32_is_larger_than_a_block(widened, monkeypatch, make, shape):
     monkeypatch.setattr(wide, "BLOCK_VALUES", 4000)
-    backend = Backend(dtype=torch.bfloat16)
-    with torch.inference_mode():
-        backend.linear(48, 300)(drawn(500, 48, dtype=torch.bfloat16))
-        backend.conv(16, 40)(images(9, 16, 10, 11, dtype=torch.bfloat16))
-        backend.frame_conv(16, 200)(images(2, 16, 5, 60, dtype=torch.bfloat16))
-    assert max(sizes) <= 4000 and len(sizes) > 30
+    monkeypatch.setattr(cpu_conv, "DOUBLED_PIXELS", dict.fromkeys(cpu_conv.DOUBLED_PIXELS, 4))
+    x = drawn(*shape, dtype=torch.bfloat16)
+    layer = make(Backend(dtype=torch.bfloat16))
+    with LargestInFloat32() as largest:
+        layer(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+    assert widened and 1000 < largest.most <= 4000
 
 
 @torch.inference_mode()
@@ -191,7 +271,35 @@ def test_a_grouped_convolution_keeps_torchs_own(widened):
     layer = cpu_conv.deriving_conv(nn.Conv2d)(8, 16, 3, groups=2, dtype=torch.bfloat16)
     x = images(2, 8, 4, 4, dtype=torch.bfloat16)
     assert torch.equal(layer(x), CONV(x, layer.weight, layer.bias, groups=2))
+    with by_chosen_route(x):
+        assert torch.equal(CONV(x, layer.weight, layer.bias, groups=2), layer(x))
     assert not widened
+
+
+@torch.inference_mode()
+def test_calls_of_another_form_keep_torchs_own(widened):
+    layer = Backend(dtype=torch.bfloat16).conv(8, 6, stride=2)
+    x = images(2, 8, 4, 4, dtype=torch.bfloat16)
+    assert layer(x[0]).shape == (6, 2, 2)
+    with by_chosen_route(x):
+        CONV(input=x, weight=layer.weight, bias=layer.bias)
+        CONV(x, layer.weight)
+        LINEAR(input=x, weight=drawn(3, 4, dtype=torch.bfloat16))
+        LINEAR(x, torch.empty(0, 4, dtype=torch.bfloat16), None)
+        ATTENTION(x, x, x, is_causal=True)
+        with pytest.raises(RuntimeError, match="dtype"):
+            LINEAR(x, drawn(3, 4, dtype=torch.float16), None)
+    assert not widened
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_layer_keeps_torchs_own(widened):
+    x = images(1, 8, 4, 4, dtype=torch.bfloat16)
+    layer = Backend(dtype=torch.bfloat16).conv(8, 6)
+    traced = torch.jit.trace(layer, x, check_trace=False)
+    assert not widened
+    assert traced(x.repeat(2, 1, 1, 1)).shape == (2, 6, 4, 4)
 
 
 def test_gradients_autocast_and_the_probe_keep_torchs_own(widened, monkeypatch):
@@ -238,10 +346,30 @@ def test_a_padding_that_wraps_is_kept(widened):
 def test_compiled_layers_have_no_graph_break(widened):
     half = Backend(dtype=torch.bfloat16)
     x = images(2, 8, 4, 4, dtype=torch.bfloat16)
-    for layer, given in ((half.conv(8, 16), x), (half.frame_conv(8, 16), x), (half.linear(4, 16), x)):
+    for layer, given in (
+        (half.conv(8, 16), x),
+        (half.frame_conv(8, 16), x),
+        (half.linear(4, 16), x),
+        (GEGLU(4, 16, backend=half), x),
+        (lambda x: scaled_dot_product(x, x, x), drawn(1, 1, 130, 8, dtype=torch.bfloat16)),
+    ):
         with torch.inference_mode():
             torch.compile(layer, backend="eager", fullgraph=True)(given)
     assert not widened
+
+
+def test_a_probe_times_one_thread_and_gives_the_others_back(monkeypatch):
+    monkeypatch.setattr(probe, "PROBE_ROUNDS", 2)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        seconds = probe.least_seconds([lambda: seen.append(torch.get_num_threads())] * 2, [])
+        assert torch.get_num_threads() == 2 and seen == [1] * 4 and all(each >= 0 for each in seconds)
+        with pytest.raises(ZeroDivisionError):
+            probe.least_seconds([lambda: 1 / 0], [])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -253,7 +381,7 @@ def small_probe(monkeypatch):
 
 @HALF
 @pytest.mark.parametrize("route", [LINEAR, CONV, ATTENTION])
-@pytest.mark.parametrize(("seconds", "taken"), [(0.8, True), (0.9, False)])
+@pytest.mark.parametrize(("seconds", "taken"), [(0.84, True), (0.86, False)])
 def test_the_probe_refuses_what_is_hardly_faster(small_probe, monkeypatch, dtype, route, seconds, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [seconds, 1.0])
     assert wide._probe_agrees(route, dtype) is taken

@@ -18,7 +18,7 @@ from ...kernels import frame_conv
 from ...kernels.unfolded import unfolded
 from .probe import is_plain_kernel, may_replace, of_layer, replaces
 from .route import by_chosen_route
-from .wide import may_widen, over_frames
+from .wide import frame_convolution, may_widen
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def frames_convolved(clip: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     if is_product(clip, weight):
         return as_product(clip, weight[..., 0], bias)
     if may_replace(clip) and may_widen(torch.conv2d, clip, weight, bias):
-        return over_frames(clip, weight, bias)
+        return frame_convolution(clip, weight, bias)
     return frame_conv(clip, weight, bias)
 
 
@@ -84,8 +84,8 @@ def is_product(images: Tensor, weight: Tensor) -> bool:
 
 def may_run_by_corner(images: Tensor) -> bool:
     """Whether a 3x3 convolution of images (N, C, H, W) doubled runs by corner, if its weights are plain
-    (`is_plain_kernel`). There is nothing to probe: torch's own convolution does it either way, in four ninths of the
-    products."""
+    (`is_plain_kernel`). There is nothing to probe: torch's own convolution does it either way, or `wide`'s, in four
+    ninths of the products."""
     if not may_replace(images):
         return False
     return images.shape[2] * images.shape[3] >= DOUBLED_PIXELS.get(images.dtype, math.inf)

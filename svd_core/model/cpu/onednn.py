@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .probe import MAY_LAG, is_plain, least_seconds
+from .probe import MAY_LAG, drawn, is_plain, least_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ PROBE_SHAPE = (960, 640, 640)
 """Tokens, inputs, outputs: a projection of the released UNet's second level."""
 
 
-def chosen() -> str:
+def in_words() -> str:
     """Which library computes float32 linear layers on this CPU, in words."""
     return "oneDNN" if linear_by_onednn() else "torch's own (MKL where there is one)"
 
@@ -83,8 +83,7 @@ def _is_foreign_to_mkl() -> bool:
 def _probe_agrees() -> bool:
     """Whether oneDNN gives MKL's numbers, up to rounding, and is not slower."""
     count, inputs, outputs = PROBE_SHAPE
-    generator = torch.Generator().manual_seed(0)
-    operands = [torch.randn(*shape, generator=generator) for shape in ((count, inputs), (outputs, inputs), (outputs,))]
+    operands = drawn(torch.float32, ((count, inputs), (outputs, inputs), (outputs,)))
     routes = (nn.functional.linear, onednn_linear)
     try:
         ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)

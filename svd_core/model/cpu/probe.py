@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ PROBE_ROUNDS = 4
 
 def may_replace(operand: Any) -> bool:
     """Whether a layer may take another route than torch's own with this operand, if its weights are plain, too."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return type(operand) in PLAIN and operand.is_cpu and operand.numel() > 0
 
@@ -62,15 +65,27 @@ def replaces(
 
 
 def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
-    """Of processor time where there is one thread to time, so that other programs count for nothing."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Of one thread's processor time, so that what else the machine does counts for little: with two threads, one of
+    which waits for the other, a busy machine turned ratios of 0.6 into 2."""
     least = [float("inf")] * len(routes)
-    for _ in range(PROBE_ROUNDS):
-        for index, route in enumerate(routes):
-            start = clock()
-            route(*operands)
-            least[index] = min(least[index], clock() - start)
+    with _on_one_thread():
+        for _ in range(PROBE_ROUNDS):
+            for index, route in enumerate(routes):
+                start = time.thread_time()
+                route(*operands)
+                least[index] = min(least[index], time.thread_time() - start)
     return least
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Torch's setting is the process's: another thread's work may slow down for as long as a probe takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def drawn(dtype: torch.dtype, shapes: Sequence[Sequence[int]]) -> list[Tensor]:

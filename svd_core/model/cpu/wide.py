@@ -16,25 +16,29 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...kernels import smoothed_by_corner
 from .onednn import by_onednn
-from .probe import BLOCK_VALUES, PLAIN, drawn, replaces
+from .probe import BLOCK_VALUES, PLAIN, drawn, may_replace, replaces
 
 logger = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
 
+_ATTENTION = nn.functional.scaled_dot_product_attention
+
 PROBE_SHAPES = {
     nn.functional.linear: ((960, 640), (640, 640)),
     torch.conv2d: ((1, 128, 64, 96), (128, 128, 3, 3)),
-    nn.functional.scaled_dot_product_attention: ((1, 5, 960, 64), (1, 5, 960, 64), (1, 5, 960, 64)),
+    _ATTENTION: ((1, 5, 960, 64), (1, 5, 960, 64), (1, 5, 960, 64)),
 }
 """Of the operands: a projection of the released UNet's second level, a convolution of the decoder's finest, attention
 within a frame of 320x192."""
 
 FEW_TOKENS = 128
+"""Below which attention stays as it is: the tokens of a pixel in all frames take longer to widen than to attend."""
 
 AT_MOST = 0.85
-"""Of torch's time, for widening to be taken. Where it pays it takes 0.7 or less, else more than 1, so that a noisy
+"""Of torch's time, for widening to be taken. Where it pays it takes 0.7 or less, else 0.95 or more, so that a noisy
 probe does not change the choice, and with it bits, from one run to the next."""
 
 
@@ -43,61 +47,82 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = tokens.reshape(-1, tokens.shape[-1])
     result = rows.new_empty(len(rows), len(weight))
     for outputs in _parts(len(weight), weight.shape[1]):
-        kernel, own = _widened(weight, bias, outputs)
-        for part in _parts(len(rows), max(kernel.shape)):
-            result[part, outputs] = _product(rows[part].float(), kernel, own)
+        _multiply(result[:, outputs], rows, *_widened(weight, bias, outputs))
     return result.view(*tokens.shape[:-1], len(weight))
+
+
+def _multiply(result: Tensor, rows: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
+    for part in _parts(len(rows), max(kernel.shape)):
+        result[part] = _product(rows[part].float(), kernel, bias)
 
 
 def convolution(
     images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1
 ) -> Tensor:
-    """`torch.conv2d` of images (N, C, H, W) in 16 bits -> (N, O, h, w) in 16 bits, channels last."""
-    result = None
-    for outputs in _parts(len(weight), weight[0].numel()):
-        kernel, own = _widened(weight, bias, outputs)
-        for part in _parts(len(images), max(images[0].numel(), len(kernel) * images[0, 0].numel())):
-            found = torch.conv2d(images[part].float(), kernel, own, stride, padding, dilation)
-            if result is None:
-                _, _, height, width = found.shape
-                result = images.new_empty(len(images), height, width, len(weight)).movedim(-1, 1)
-            result[part, outputs] = found
+    """`torch.conv2d` of images (N, C, H, W) in 16 bits -> (N, O, h, w) in 16 bits, channels last. An image is widened
+    whole, which no plan counts, as it counts none of what oneDNN holds."""
+    how = (stride, padding, dilation)
+    _, outputs, height, width = torch.conv2d(images.to("meta"), weight.to("meta"), None, *how).shape
+    result = images.new_empty(len(images), height, width, outputs).movedim(-1, 1)
+    for some in _parts(outputs, weight[0].numel()):
+        _convolve(result[:, some], images, *_widened(weight, bias, some), *how)
     return result
 
 
-def over_frames(clips: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`kernels.frame_conv`: clips (B, C, T, S), weight (O, C, 3, 1, 1) in 16 bits -> (B, O, T, S), channels last.
-    Pixels stand alone, so some of them go together where a whole clip would be too much."""
-    clip_count, channels, frames, pixels = clips.shape
+def _convolve(result: Tensor, images: Tensor, kernel: Tensor, bias: Tensor | None, *how: Any) -> None:
+    for part in _parts(len(images), max(images[0].numel(), result[0].numel())):
+        result[part] = torch.conv2d(images[part].float(), kernel, bias, *how)
+
+
+def frame_convolution(clips: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`kernels.frame_conv`: clips (B, C, T, S), weight (O, C, 3, 1, 1) in 16 bits -> (B, O, T, S), channels last."""
+    clip_count, _, frames, pixels = clips.shape
     result = clips.new_empty(clip_count, frames, pixels, len(weight)).movedim(-1, 1)
     for outputs in _parts(len(weight), weight[0].numel()):
-        kernel, own = _widened(weight.squeeze(-1), bias, outputs)
-        for part in _parts(pixels, clip_count * frames * max(channels, len(kernel))):
-            seen = clips[..., part].float()
-            result[:, outputs, :, part] = torch.conv2d(seen, kernel, own, padding=(1, 0))
+        _convolve_frames(result[:, outputs], clips, *_widened(weight.squeeze(-1), bias, outputs))
     return result
+
+
+def _convolve_frames(result: Tensor, clips: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
+    """Pixels stand alone, so some go together where a whole clip would be too much."""
+    for part in _parts(clips.shape[-1], max(clips[..., 0].numel(), result[..., 0].numel())):
+        result[..., part] = torch.conv2d(clips[..., part].float(), kernel, bias, padding=(1, 0))
+
+
+def doubled_smooth(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`kernels.smoothed_by_corner` of images (N, C, H, W) in 16 bits -> (N, O, 2H, 2W) in 16 bits, channels last; the
+    sums of weights are not rounded at all."""
+    count, channels, height, width = images.shape
+    result = images.new_empty(count, 2 * height, 2 * width, len(weight)).movedim(-1, 1)
+    for outputs in _parts(len(weight), 16 * channels):
+        _smooth(result[:, outputs], images, *_widened(weight, bias, outputs))
+    return result
+
+
+def _smooth(result: Tensor, images: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
+    for part in _parts(len(images), max(images[0].numel(), result[0].numel())):
+        result[part] = smoothed_by_corner(images[part].float(), kernel, bias)
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`kernels.geglu`'s reference: tokens (..., C), weight (2H, C), bias (2H,) in 16 bits -> (..., H), rounded once in
-    place of four times. The caller sees to it that there are not too many tokens."""
-    rows, half = tokens.float(), len(weight) // 2
-    opened = nn.functional.gelu(_product(rows, *_widened(weight, bias, slice(half, None))))
-    value = _product(rows, *_widened(weight, bias, slice(half)))
-    return opened.mul_(value).to(tokens.dtype)
+    place of four times."""
+    rows, half = tokens.reshape(-1, tokens.shape[-1]), len(weight) // 2
+    result = rows.new_empty(len(rows), half)
+    for part in _parts(len(rows), len(weight)):
+        wide = rows[part].float()
+        opened = nn.functional.gelu(_product(wide, *_widened(weight, bias, slice(half, None))))
+        result[part] = opened.mul_(_product(wide, *_widened(weight, bias, slice(half))))
+    return result.view(*tokens.shape[:-1], half)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`: q (N, heads, L, D), k and v (N, heads, M, D) in 16 bits ->
-    (N, heads, L, D) in 16 bits, tokens before heads in memory. Few tokens, such as a pixel's in all frames, take longer
-    to widen than to attend."""
+    (N, heads, L, D) in 16 bits, tokens before heads in memory."""
     rows, heads, length, width = q.shape
-    if min(length, k.shape[2]) < FEW_TOKENS:
-        return nn.functional.scaled_dot_product_attention(q, k, v)
     result = q.new_empty(rows, length, heads, width).transpose(1, 2)
     for part in _parts(rows, max(q[0].numel(), k[0].numel())):
-        operands = (operand[part].float() for operand in (q, k, v))
-        result[part] = nn.functional.scaled_dot_product_attention(*operands)
+        result[part] = _ATTENTION(*(operand[part].float() for operand in (q, k, v)))
     return result
 
 
@@ -120,10 +145,17 @@ def _widened(weight: Tensor, bias: Tensor | None, outputs: slice) -> tuple[Tenso
 def may_widen(route: Callable[..., Tensor], *operands: Tensor | None) -> bool:
     """Whether one of `_ROUTES` of such operands, the first one `probe.may_replace`, is quicker in float32 here."""
     dtype = operands[0].dtype
-    if dtype not in HALF:
-        return False
     given = [operand for operand in operands if operand is not None]
-    return all(type(part) in PLAIN and part.is_cpu and part.dtype == dtype for part in given) and chosen(route, dtype)
+    plain = all(type(part) in PLAIN and part.is_cpu and part.dtype == dtype and part.numel() > 0 for part in given)
+    return dtype in HALF and plain and chosen(route, dtype)
+
+
+def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `attention` serves these better than torch's, which does more."""
+    rows, heads, length, width = q.shape
+    if min(length, k.shape[2]) < FEW_TOKENS or k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (rows, heads, width):
+        return False
+    return may_replace(q) and may_widen(_ATTENTION, q, k, v)
 
 
 @cache
@@ -136,7 +168,7 @@ def chosen(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _probe_agrees(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether widening pays."""
+    """Whether the wide form takes less time, and comes as close to the true numbers, as it always does."""
     operands = drawn(dtype, PROBE_SHAPES[route])
     if route is torch.conv2d:
         operands[0] = operands[0].contiguous(memory_format=torch.channels_last)
@@ -146,21 +178,28 @@ def _probe_agrees(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
 _ROUTES: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
     nn.functional.linear: linear,
     torch.conv2d: convolution,
-    nn.functional.scaled_dot_product_attention: attention,
+    _ATTENTION: attention,
 }
 
 
 class _InFloat32(TorchFunctionMode):
-    """Redirects the `_ROUTES` of plain tensors."""
+    """Redirects linear layers and 2-D convolutions, as the networks' layers call them, of plain tensors."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        *given, groups = args if len(args) == 7 else (*args, kwargs.get("groups", 1))
-        if func in _ROUTES and groups == 1 and may_widen(func, *given[:3]):
-            return _ROUTES[func](*given, **{key: kwargs[key] for key in kwargs if key != "groups"})
+        if func is nn.functional.linear and len(args) == 3 and not kwargs and may_widen(func, *args):
+            return linear(*args)
+        if func is torch.conv2d and _is_usual(args, kwargs) and may_widen(func, *args[:3]):
+            return convolution(*args[:6], **{key: value for key, value in kwargs.items() if key != "groups"})
         return func(*args, **kwargs)
+
+
+def _is_usual(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a convolution is of several images, given by place with weight and bias, and of all channels together."""
+    groups = args[6] if len(args) == 7 else kwargs.get("groups", 1)
+    return len(args) >= 3 and args[0].ndim == 4 and groups == 1
 
 
 IN_FLOAT32 = _InFloat32()

@@ -124,6 +124,8 @@ def render_controlled(
     the clip, before any network runs where that can be known."""
     report = callback or (lambda _: None)
     shot = _Shot.of(svd, image, settings, controls)
+    size = (shot.settings.frames - controls.loop, shot.settings.height, shot.settings.width)
+    svd.check_decode(size, chunk, budget, controls.loop)
     cond = shot.condition(report)
     reuse = reuse_for(shot.settings)
     latents = shot.sample(cond, report, reuse)

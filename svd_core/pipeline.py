@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint import load_modules
 from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
 from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
-from .decode.places import free_bytes, has_own_memory, release_unused
+from .decode.places import free_bytes, has_own_memory, release_unused, spare_bytes
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
 from .model.attention_kinds import attention_named
@@ -131,8 +131,13 @@ class StableVideo:
 
     def _free_for_encoding(self, stills: Tensor) -> int | None:
         """What is free is an estimate, which is no reason to refuse: never less than the leanest way takes."""
-        free = free_bytes(self.device)
-        return free and max(free, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
+        spare = spare_bytes(self.device)
+        return spare and max(spare, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
+
+    def _free_for_decoding(self, shape: tuple[int, ...], circular: bool) -> int | None:
+        """Likewise, for the latents of one clip."""
+        spare = spare_bytes(self.device)
+        return spare and max(spare, self.vae.least_plan(shape, shape[0], self.device, circular).device_bytes)
 
     def sample(
         self,
@@ -254,19 +259,28 @@ class StableVideo:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular where the clip
         is a loop.
 
-        The same bits for every chunk and budget; without either, what is free on a device with memory of its own is the
-        budget. Raises InputError naming the frames where latents are not finite.
+        The same bits for every chunk and budget; without either, what is free is the budget, or where that holds
+        nothing, the least that does. Raises InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
         report = callback or _silent
         report(Progress("decode", 0, 1))
         if chunk is None and budget is None:
-            budget = free_bytes(self.device)
+            budget = self._free_for_decoding(tuple(latents.shape), circular)
         z = (latents.float() / LATENT_SCALE).to(self.device)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget, circular=circular)
         frames = ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         report(Progress("decode", 1, 1))
         return frames
+
+    def check_decode(
+        self, size: tuple[int, int, int], chunk: int | None, budget: int | None, circular: bool = False
+    ) -> None:
+        """Raise InputError for a chunk or budget with which `decode_latents` would refuse a clip of (T, H, W) pixels,
+        before all the work that comes first."""
+        frames, *sides = size
+        shape = (frames, LATENT_CHANNELS, *(side // PIXELS_PER_LATENT for side in sides))
+        self.vae.decode_plan(shape, frames, self.device, chunk, budget, circular=circular)
 
     def animate(
         self,
@@ -313,6 +327,7 @@ class StableVideo:
         pixels = as_pixels(still)
         way = self.plan(settings.frames, settings.width, settings.height, memory, reuse=settings.reuse > 0)
         encoding, budget = _bounds(way, memory, budget)
+        self.check_decode((settings.frames, settings.height, settings.width), chunk, budget)
         pixel_noise, noise = draw(pixels, settings)
 
         report(Progress("condition", 0, 1))

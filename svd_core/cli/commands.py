@@ -21,12 +21,12 @@ from ..checkpoint import inspect_checkpoint
 from ..checkpoint.load import open_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
 from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig, Variant
-from ..decode.places import free_bytes
+from ..decode.places import free_bytes, has_own_memory, spare_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..errors import InputError, OutputError, printable
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, ProgressFn, StableVideo, known_device, load_checkpoint, plan_sampling
-from ..planning import Job, Plan, plan_or_leanest, plan_render
+from ..planning import Job, Plan, gibibytes, least_beside_weights, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
 from ..sampling import GuidanceSplit, sigmas_from_list, split_guidance
 from ..settings import AttentionName, Settings, WeightsName
@@ -60,6 +60,7 @@ _BESIDE_RECIPE = {
 """What may be given with --recipe: places, the machine, what changes no pixel, and what is asked of it once more."""
 
 _SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
+_INTERVAL_NOTE = "guidance runs between noise levels {:g} and {:g} alone: frames will differ from those of all steps"
 _REUSE_NOTE = "reuse {:g} approximates: frames will differ from those of --reuse 0"
 _STEPS_NOTE = "steps {} is not used: the noise levels of --sigmas are the steps"
 _WEIGHTS_NOTES = {
@@ -170,11 +171,11 @@ def decode(args: Namespace) -> None:
     checker = chosen_filter(args)
     height, width = (cells * PIXELS_PER_LATENT for cells in latents.shape[2:])
     mark = will_mark(width, height, recipe, args)
+    true_recipe = _still_true(recipe, checkpoint, device, dtype)
     with Bars() as bars:
         frames = svd.decode_latents(latents, **limits, callback=bars)
     require_clean(checker, frames, f"the clip of {args.latents}")
     frames, watermark = marked(frames, mark)
-    true_recipe = _still_true(recipe, checkpoint, device, dtype)
     if true_recipe is not None:
         true_recipe = dataclasses.replace(true_recipe, playback_fps=fps, watermark=watermark)
     path = write_clip(frames, args.output, fps, true_recipe)
@@ -254,8 +255,10 @@ def _order_from_recipe(args: Namespace) -> Order:
     device = _known_device(getattr(args, "device", recipe.device))
     _use_threads(recipe, device)
     return Order(
-        image=getattr(args, "image", recipe.image.path),
-        checkpoint=getattr(args, "checkpoint", recipe.checkpoint.path),
+        image=args.image
+        if "image" in args
+        else _recorded(recipe.image, "picture", "give its own path before --recipe"),
+        checkpoint=args.checkpoint if "checkpoint" in args else _recorded_checkpoint(recipe.checkpoint),
         settings=recipe.settings,
         playback_fps=recipe.playback_fps,
         device=device,
@@ -264,6 +267,23 @@ def _order_from_recipe(args: Namespace) -> Order:
         weights=recipe.weights,
         recipe=recipe,
     )
+
+
+def _recorded(source: Source, name: str, remedy: str) -> str:
+    """The path that a recipe holds, if there is something. Raises InputError."""
+    if not Path(source.path).exists():
+        raise InputError(
+            f"the recipe's {name} {source.path} does not exist, seen from the folder {Path.cwd()}: {remedy} or change "
+            "to the folder that the clip was made in"
+        )
+    return source.path
+
+
+def _recorded_checkpoint(source: Source) -> str:
+    """Likewise; the demo model is the same file wherever the pack has been put."""
+    if not Path(source.path).exists() and source.sha256 == Source.of(DEMO_MODEL).sha256:
+        return str(DEMO_MODEL)
+    return _recorded(source, "checkpoint", "name it with --checkpoint")
 
 
 def check_settings(settings: Settings) -> None:
@@ -308,16 +328,34 @@ def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
     free = free_bytes(device)
     if memory is None and free is None:
         return None
-    config = open_checkpoint(order.checkpoint, order.variant).config
-    width, height = _clip_size(order.settings, image, config.variant)
-    settings = order.settings.for_variant(config.variant)
-    how = {"reuse": settings.reuse > 0, "weights": order.weights}
-    job = Job(config, settings.frames, width, height, _DTYPES[order.dtype], device, **how)
+    job = _job(order, image, open_checkpoint(order.checkpoint, order.variant).config)
     if memory is None:
         return plan_or_leanest(job, free)
     way = plan_render(job, memory)
     sys.stderr.write(f"plan for {printable(order.image)}:\n{way.report()}\n")
     return way
+
+
+def _job(order: Order, image: np.ndarray, config: ModelConfig) -> Job:
+    width, height = _clip_size(order.settings, image, config.variant)
+    settings = order.settings.for_variant(config.variant)
+    how = {"reuse": settings.reuse > 0, "weights": order.weights}
+    return Job(config, settings.frames, width, height, _DTYPES[order.dtype], torch.device(order.device), **how)
+
+
+def _cramped(order: Order, image: np.ndarray, config: ModelConfig) -> list[str]:
+    """Of a device that works in the host's memory, where the system may end a program that asks for too much without a
+    word. What is free is an estimate, so nothing is refused."""
+    job = _job(order, image, config)
+    spare = None if has_own_memory(job.device) else spare_bytes(job.device)
+    needed = 0 if spare is None else least_beside_weights(job, spare)
+    if spare is None or needed <= spare:
+        return []
+    size = f"{job.frames} frames of {job.width}x{job.height} in {order.dtype}"
+    return [
+        f"{size} need about {gibibytes(needed)} of memory beside the weights, and some {gibibytes(spare)} are free: "
+        "a smaller --size, fewer --frames or --dtype bfloat16 need less"
+    ]
 
 
 def _clip_size(settings: Settings, image: np.ndarray, variant: Variant) -> tuple[int, int]:
@@ -338,6 +376,7 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
     """Advice, before the long work. A recipe has settled everything that a variant decides."""
     width, height = _clip_size(order.settings, image, svd.config.variant)
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
+    notes += _cramped(order, image, svd.config)
     if Path(order.checkpoint) == DEMO_MODEL:
         notes = [DEMO_NOTE, *notes]
     if order.attention == "sage":
@@ -346,6 +385,8 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
         notes = [_WEIGHTS_NOTES[order.weights], *notes]
     if _unused_steps(order):
         notes = [_STEPS_NOTE.format(order.settings.steps), *notes]
+    if order.settings.guidance_interval is not None:
+        notes = [_INTERVAL_NOTE.format(*order.settings.guidance_interval), *notes]
     if order.settings.reuse > 0:
         notes = [_REUSE_NOTE.format(order.settings.reuse), *notes]
     if svd.variant_note and not order.recipe:
@@ -400,12 +441,15 @@ def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Reci
 
 
 def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DType) -> Recipe | None:
-    """The recipe of decoded latents, where rendering it would give these frames."""
-    if recipe is None or (recipe.device, recipe.dtype) != (device, dtype):
+    """The recipe of decoded latents, where rendering it would give these frames; where it would not, that is said."""
+    if recipe is None:
         return None
-    if recipe.checkpoint.sha256 != Source.of(checkpoint).sha256:
-        return None
-    return recipe
+    here = {"device": device, "dtype": dtype, "checkpoint": Source.of(checkpoint).sha256[:12]}
+    made = {"device": recipe.device, "dtype": recipe.dtype, "checkpoint": recipe.checkpoint.sha256[:12]}
+    others = ", ".join(f"{name} {made[name]} -> {here[name]}" for name in made if made[name] != here[name])
+    if others:
+        note(f"the clip will carry no recipe, for rendering it would give other frames: {others}")
+    return None if others else recipe
 
 
 def _open(checkpoint: str, device: str, dtype: DType, variant: str | None, **more: Any) -> StableVideo:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .host_memory import free_host_bytes
 
 Mode = Literal["device", "host", "bands"]
 """What the device holds besides the part being worked on: the clip; a frame; nothing. The host holds the rest."""
@@ -153,6 +154,14 @@ def free_bytes(device: torch.device) -> int | None:
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, int(USABLE * (free + unused)))
+
+
+def spare_bytes(device: torch.device) -> int | None:
+    """`free_bytes`, and for a device that works in the host's memory what is free of that, if the system says."""
+    if has_own_memory(device):
+        return free_bytes(device)
+    free = free_host_bytes()
+    return None if free is None else max(1, int(USABLE * free))
 
 
 def release_unused(device: torch.device) -> None:

@@ -188,6 +188,29 @@ def test_a_recipe_refuses_other_files_unless_told_to_ignore_that(tmp_path, capsy
     assert Source.of(tmp_path / name) in (read_recipe(tmp_path / "again.gif").image, read_recipe(again[-1]).checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("still.png", "give its own path before --recipe"), ("tiny.safetensors", "name it with --checkpoint")],
+)
+def test_a_recipe_whose_files_are_gone_says_that_it_named_them(tmp_path, capsys, name, remedy):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.gif") == 0
+    (tmp_path / name).unlink()
+    capsys.readouterr()
+    line = refusal(capsys, ["animate", "--recipe", f"{tmp_path}/clip.gif", "--output", f"{tmp_path}/again.gif"])
+    assert re.search(rf"the recipe's \w+ .*{name} does not exist, seen from the folder .*: {remedy}", line)
+
+
+def test_a_recipe_finds_the_demo_model_wherever_the_pack_lies(tmp_path, monkeypatch):
+    recorder = recorded(monkeypatch, tmp_path)
+    data = json.loads(read_recipe(tmp_path / "clip").to_json())
+    data["checkpoint"] = {"path": "/nowhere/demo.safetensors", "sha256": Source.of(commands.DEMO_MODEL).sha256}
+    (tmp_path / "elsewhere.json").write_text(json.dumps(data))
+    again = ["animate", "--recipe", f"{tmp_path}/elsewhere.json", "--output", f"{tmp_path}/again/", "--no-watermark"]
+    assert main(again) == 0
+    assert recorder.opened[0] == str(commands.DEMO_MODEL)
+
+
 def test_a_recipe_of_other_versions_says_so(tmp_path, capsys):
     scene(tmp_path)
     assert animate(tmp_path, "clip.gif") == 0
@@ -206,6 +229,28 @@ def test_saved_latents_decode_to_the_same_bytes(tmp_path):
     places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/again.webm", "--device", "cpu"]
     assert main(["decode", f"{tmp_path}/latents.safetensors", *places, "--budget", "64MiB"]) == 0
     assert (tmp_path / "again.webm").read_bytes() == (tmp_path / "clip.webm").read_bytes()
+
+
+def test_decoded_otherwise_than_made_a_clip_has_no_recipe_and_that_is_said(tmp_path, capsys):
+    scene(tmp_path)
+    assert animate(tmp_path, "clip.webm", "--save-latents", f"{tmp_path}/latents.safetensors") == 0
+    capsys.readouterr()
+    places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/again.webm", "--device", "cpu"]
+    assert main(["decode", f"{tmp_path}/latents.safetensors", *places, "--dtype", "bfloat16"]) == 0
+    assert (
+        "note: the clip will carry no recipe, for rendering it would give other frames: dtype float32 -> bfloat16\n"
+        in (capsys.readouterr().err)
+    )
+    line = refusal(capsys, ["animate", "--recipe", f"{tmp_path}/again.webm", "--output", f"{tmp_path}/more.webm"])
+    assert "carries no recipe" in line
+
+
+@pytest.mark.parametrize(("spare", "said"), [(2**10, True), (2**27, False), (2**40, False), (None, False)])
+def test_a_clip_that_the_hosts_memory_may_not_hold_is_said(tmp_path, monkeypatch, capsys, spare, said):
+    monkeypatch.setattr(commands, "spare_bytes", lambda device: spare)
+    recorded(monkeypatch, tmp_path)
+    found = re.search(r"note: 3 frames of 128x64 in float32 need about [\d.]+ \w+ of memory", capsys.readouterr().err)
+    assert bool(found) == said
 
 
 def test_latents_may_be_read_by_whom_the_umask_lets(tmp_path):
@@ -419,10 +464,11 @@ def test_attention_in_eight_bits_is_never_silent(tmp_path, monkeypatch, capsys, 
         ("--reuse", "0.1", "note: reuse 0.1 approximates"),
         ("--weights", "int8", "note: weights int8 are rounded"),
         ("--weights", "fp8", "note: weights fp8 and"),
+        ("--guidance-interval", "1 100", "note: guidance runs between noise levels 1 and 100 alone"),
     ],
 )
 def test_what_is_not_exact_is_never_silent(tmp_path, monkeypatch, capsys, flag, value, note):
-    recorded(monkeypatch, tmp_path, flag, value)
+    recorded(monkeypatch, tmp_path, flag, *value.split())
     assert note in capsys.readouterr().err
 
 

@@ -12,9 +12,11 @@ from transformers import CLIPImageProcessor
 from weights import relative
 
 import svd_core
+from svd_core.decode import places
 from svd_core.errors import InputError
 from svd_core.pipeline import known_device
 from svd_core.sampling import sample_euler
+from svd_core.settings import Settings
 
 # diffusers' scheduler converts tensors the way NumPy 1 did.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -255,6 +257,34 @@ def test_settings_out_of_range_are_named_before_any_work(temporal, picture, sett
     monkeypatch.setattr(type(temporal.vae), "encode", lambda *_: pytest.fail("the encoder ran"))
     with pytest.raises(InputError, match=message):
         temporal.animate(picture, **{"width": 64, "height": 64} | settings)
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [({"budget": 1000}, "a budget of 1000 bytes cannot hold the decode"), ({"chunk": -1}, "chunk")],
+)
+def test_a_decode_that_cannot_run_is_refused_before_any_work(temporal, picture, memory, message, monkeypatch):
+    monkeypatch.setattr(type(temporal.vae), "encode", lambda *_, **__: pytest.fail("the encoder ran"))
+    settings = Settings(frames=4, steps=1, width=64, height=64)
+    with pytest.raises(InputError, match=message):
+        temporal.render(picture, settings, **memory)
+    with pytest.raises(InputError, match=message):
+        svd_core.render_controlled(temporal, picture, settings, svd_core.Controls(loop=True), **memory)
+
+
+def test_what_is_free_of_the_hosts_memory_is_the_decodes_budget_and_never_a_reason_to_refuse(
+    temporal, picture, monkeypatch
+):
+    latents, budgets = run_ours(temporal, picture).latents, []
+    decode = type(temporal.vae).decode
+    monkeypatch.setattr(type(temporal.vae), "decode", lambda *a, **k: budgets.append(k["budget"]) or decode(*a, **k))
+    frames = []
+    for free in (None, 2**40, 1):
+        monkeypatch.setattr(places, "free_host_bytes", lambda free=free: free)
+        frames.append(temporal.decode_latents(latents))
+    least = temporal.vae.least_plan(latents.shape, FRAMES, temporal.device).device_bytes
+    assert budgets == [None, int(places.USABLE * 2**40), least]
+    assert np.array_equal(frames[0], frames[1]) and np.array_equal(frames[0], frames[2])
 
 
 @pytest.mark.parametrize("kind", [np.int64, torch.tensor])

@@ -1,0 +1,47 @@
+"""How much of the host's memory is free, where the system says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+"""Of a container, as it sees itself: version 2, which every current one has."""
+
+
+def free_host_bytes() -> int | None:
+    """What new work may take without swapping, of the machine and of the container it is in; None where neither is
+    known."""
+    known = [free for free in (_of_machine(), _of_container()) if free is not None]
+    return max(0, min(known)) if known else None
+
+
+def _of_machine() -> int | None:
+    lines = (line.split() for line in _text(MEMINFO).splitlines())
+    return next((1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]), None) or _by_psutil()
+
+
+def _by_psutil() -> int | None:
+    """Where there is no Linux. ComfyUI brings the package; it is no requirement."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def _of_container() -> int | None:
+    """What is left of its limit. Files that it has read count as used there, and are given up when memory is asked
+    for."""
+    limit, used = _text(CGROUP / "memory.max").strip(), _text(CGROUP / "memory.current").strip()
+    if not (limit.isdecimal() and used.isdecimal()):
+        return None
+    kinds = dict(line.split() for line in _text(CGROUP / "memory.stat").splitlines() if len(line.split()) == 2)
+    return int(limit) - int(used) + int(kinds.get("file", 0))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,52 @@
+"""How much of the host's memory is free: of the machine, and of a container with a limit."""
+
+import pytest
+import torch
+
+from svd_core.decode import host_memory, places
+
+MEMINFO = "MemTotal:       24684092 kB\nMemFree:        15781288 kB\nMemAvailable:   20971520 kB\n"
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Writes what a system says, by name of the file."""
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_by_psutil", lambda: None)
+
+    def say(**files):
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(text)
+
+    return say
+
+
+def test_the_machines_available_memory_counts(system):
+    system(meminfo=MEMINFO)
+    assert host_memory.free_host_bytes() == 20 * 2**30
+
+
+def test_a_containers_limit_counts_where_it_is_less_and_files_that_were_read_are_free(system):
+    system(meminfo=MEMINFO, memory_max="8000\n", memory_current="6000\n", memory_stat="anon 2500\nfile 3500\n")
+    assert host_memory.free_host_bytes() == 5500
+    system(memory_current="9000\n", memory_stat="file 0\n")
+    assert host_memory.free_host_bytes() == 0
+    system(memory_max="max\n")
+    assert host_memory.free_host_bytes() == 20 * 2**30
+
+
+def test_a_system_that_says_nothing_sets_no_limit(system):
+    assert host_memory.free_host_bytes() is None
+    assert places.spare_bytes(torch.device("cpu")) is None
+
+
+def test_activations_may_take_a_share_of_it(system):
+    system(meminfo=MEMINFO)
+    assert places.spare_bytes(torch.device("cpu")) == int(places.USABLE * 20 * 2**30)
+    assert places.spare_bytes(torch.device("mps")) == places.spare_bytes(torch.device("cpu"))
+
+
+def test_this_machine_has_some():
+    free = host_memory.free_host_bytes()
+    assert free is None or 2**20 < free < 2**50

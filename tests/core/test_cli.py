@@ -249,7 +249,7 @@ def test_decoded_otherwise_than_made_a_clip_has_no_recipe_and_that_is_said(tmp_p
 def test_a_clip_that_the_hosts_memory_may_not_hold_is_said(tmp_path, monkeypatch, capsys, spare, said):
     monkeypatch.setattr(commands, "spare_bytes", lambda device: spare)
     recorded(monkeypatch, tmp_path)
-    found = re.search(r"note: 3 frames of 128x64 in float32 need about [\d.]+ \w+ of memory", capsys.readouterr().err)
+    found = re.search(r"note: 3 frames of 64x64 in float32 need about [\d.]+ \w+ of memory", capsys.readouterr().err)
     assert bool(found) == said
 
 

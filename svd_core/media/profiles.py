@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 
 INTENT = 1
 FLAGS = 0x2000
-"""LittleCMS's relative colorimetric and black point compensation, in numbers because Pillow before 10.3 has no names for
-them: what sRGB can show stays as it is, and black stays black."""
+"""LittleCMS's relative colorimetric and black point compensation: what sRGB can show stays as it is, and black stays
+black. In numbers, because older Pillow has no names for them."""
 
 AS_GOOD_AS_SRGB = 2
 """Of 255: as far as the tables of sRGB profiles lie apart from its formula. Such pictures keep their values."""

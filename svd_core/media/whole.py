@@ -56,7 +56,8 @@ def is_empty(folder: Path) -> bool:
 
 
 def _fill(folder: Path, new: Path) -> None:
-    """Move what is in `new` into an empty folder: all of it, or on any failure nothing. Raises OSError."""
+    """Move what is in `new` into an empty folder: all of it, or on any failure nothing. Only a kill in the milliseconds
+    of the moves leaves the first of the files. Raises OSError."""
     lock = _lock(folder, wait=True)  # of two processes that fill one folder, the second finds it full
     moved: list[Path] = []
     try:

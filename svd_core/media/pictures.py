@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
+from .profiles import grey_curve, srgb_transform
+from .whole import reason_of
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
@@ -40,6 +42,10 @@ DECODE_ERRORS = (
 """What Pillow's decoders are known to raise on damaged files."""
 
 _WITH_OPACITY = ("LA", "PA", "RGBA", "RGBa")
+_GREY = ("1", "L", "LA")
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""TIFF 6.0's tag of what numbers stand for, and its value for pictures that count from white to black."""
 
 _WHITEST = {"u1": 255.0, "u2": 65535.0}
 """The value that means 1.0, by the kind and size of an array's dtype."""
@@ -49,26 +55,44 @@ def load_image(path: str | Path, background: Colour = WHITE) -> np.ndarray:
     """The picture in a file, upright: (H, W, 3) float32 in [0, 1].
 
     EXIF rotation is applied, transparency is composited on `background` (0-255 each), and an animated file gives its
-    first frame. Grey 16-bit files keep their precision; Pillow reduces 16-bit colour to 8 bits a channel. Raises
-    InputError for a file that is missing, empty, damaged, no picture, or of a size out of range.
+    first frame. Grey 16-bit files keep their precision; Pillow reduces 16-bit colour to 8 bits a channel. Colours of an
+    ICC profile become sRGB; a profile that is broken, or for other channels than the picture's, is passed over in
+    silence, and so are profiles of floats. Raises InputError for a file that is missing, empty, closed to this user,
+    damaged, no picture, or of a size out of range.
     """
     path = Path(path)
-    _check_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; the sizes it warns about are checked here
-        with _refusing(path), Image.open(path, formats=FORMATS) as picture:
-            _check_size(f"picture {path}", *picture.size)
-            return _image(f"picture {path}", _unpack(ImageOps.exif_transpose(picture), f"picture {path}"), background)
+    name = f"picture {path}"
+    with _allowed(path):
+        _check_file(path)
+        with _quiet(), _refusing(path), Image.open(path, formats=FORMATS) as picture:
+            _check_size(name, *picture.size)
+            return _image(name, _unpack(_upright(picture), name), background)
 
 
 def as_image(picture: Image.Image | np.ndarray, background: Colour = WHITE) -> np.ndarray:
     """A PIL image or an array as image: (H, W, 3) float32 in [0, 1].
 
-    Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in
-    [0, 1], which pass through bit for bit. Raises InputError for anything else, NaN included.
+    A PIL image is treated as `load_image` treats a file: turned upright by its EXIF, its ICC profile followed. Arrays
+    are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in [0, 1],
+    which pass through bit for bit. Raises InputError for anything else, such as NaN or what Pillow cannot decode.
     """
-    array = _unpack(picture, "image") if isinstance(picture, Image.Image) else _array(picture)
+    array = _pixels(picture) if isinstance(picture, Image.Image) else _array(picture)
     return _image("image", array, background)
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """`_unpack` of a PIL image, which may still have to read its file."""
+    _check_size("image", *picture.size)
+    try:
+        with _quiet():
+            return _unpack(_upright(picture), "image")
+    except InputError:
+        raise
+    except DECODE_ERRORS as error:
+        raise InputError(
+            f"image of mode {picture.mode} cannot be read ({error}): needed a whole and open PIL image, open it again, "
+            "or convert it to RGB or RGBA first"
+        ) from error
 
 
 def _array(picture: object) -> np.ndarray:
@@ -104,25 +128,60 @@ def unit_colour(colour: Colour) -> np.ndarray:
     return np.array(colour, dtype=np.float32) / 255
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Decoded, turned as its EXIF says, and counted from black to white. Raises one of DECODE_ERRORS."""
+    white_is_zero = _counts_from_white(picture)
+    picture.load()
+    with suppress(*DECODE_ERRORS):  # of EXIF that is damaged: the pixels are not
+        picture = ImageOps.exif_transpose(picture)
+    if not white_is_zero:
+        return picture
+    turned = Image.fromarray(65535 - np.asarray(picture).astype(np.uint16))
+    turned.info = picture.info
+    return turned
+
+
+def _counts_from_white(picture: Image.Image) -> bool:
+    """Whether this is a 16-bit TIFF whose 0 is white. Pillow turns those of up to 8 bits itself."""
+    tags = getattr(picture, "tag_v2", {})
+    return picture.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
 def _unpack(picture: Image.Image, name: str) -> np.ndarray:
-    """The picture as an array that `as_image` takes, in no less than its own precision."""
+    """The picture as an array that `as_image` takes, in sRGB and no less than its own precision."""
     if picture.mode.startswith("I;16"):
-        return _with_key(np.asarray(picture).astype(np.uint16), picture.info.get("transparency"))
+        grey = np.asarray(picture).astype(np.uint16)
+        return _with_key(grey, picture.info.get("transparency"), grey_curve(picture))
     if picture.mode == "I":  # how older Pillow opens 16-bit grey
-        return _sixteen_bit(name, np.asarray(picture))
+        return _along(grey_curve(picture), _sixteen_bit(name, np.asarray(picture)))
     if picture.mode == "F":
         return np.asarray(picture)
-    if picture.mode in _WITH_OPACITY or "transparency" in picture.info:
-        return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture.convert("RGB"))
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.mode == "CMYK" and (transform := srgb_transform(picture, "CMYK")):
+        return np.asarray(transform(picture))
+    opaque = picture.mode not in _WITH_OPACITY and "transparency" not in picture.info
+    flat = picture.convert("RGB" if opaque else "RGBA")
+    if picture.mode in _GREY:
+        return _along(grey_curve(picture), np.asarray(flat))
+    transform = srgb_transform(picture, flat.mode)
+    return np.asarray(transform(flat) if transform else flat)
 
 
-def _with_key(grey: np.ndarray, key: int | None) -> np.ndarray:
-    """(H, W) uint16, or (H, W, 4) where one grey value stands for transparent."""
+def _along(curve: np.ndarray | None, array: np.ndarray) -> np.ndarray:
+    """Greys of 8 or 16 bits through a `grey_curve`, as uint16, opacity untouched; the array itself without one."""
+    if curve is None:
+        return array
+    deep = np.atleast_3d(array).astype(np.uint16) * np.uint16(257 if array.dtype == np.uint8 else 1)
+    return np.concatenate([curve[deep[..., :3]], deep[..., 3:]], axis=-1)
+
+
+def _with_key(grey: np.ndarray, key: int | None, curve: np.ndarray | None) -> np.ndarray:
+    """(H, W) or (H, W, 1) uint16 along the curve, or (H, W, 4) where one grey value stands for transparent."""
     if key is None:
-        return grey
+        return _along(curve, grey)
     opacity = np.where(grey == key, 0, 65535).astype(np.uint16)
-    return np.stack([grey, grey, grey, opacity], axis=-1)
+    return _along(curve, np.stack([grey, grey, grey, opacity], axis=-1))
 
 
 def _sixteen_bit(name: str, grey: np.ndarray) -> np.ndarray:
@@ -169,11 +228,30 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's notes on odd metadata; the sizes it warns about are checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _allowed(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to open a file into an InputError."""
+    try:
+        yield
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(
+            f"picture {path} cannot be opened: {reason_of(error)}, give this user the right to read it"
+        ) from error
+
+
+@contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Turn what Pillow raises on a bad file into an InputError."""
     try:
         yield
-    except InputError:
+    except (InputError, PermissionError, IsADirectoryError):  # of which `_allowed` speaks
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture: needed one of {', '.join(FORMATS)}, export it again") from error

@@ -18,7 +18,7 @@ from PIL import Image
 from ..errors import OutputError
 from ..recipe import MAX_PLAYBACK_FPS, Recipe
 from .metadata import FRAME_NAME, MOVIE_KEY, exif, png_info
-from .whole import reason_of, replacing
+from .whole import is_empty, reason_of, replacing
 
 GIF_MAX_FPS = 50
 """Browsers slow down frames shorter than two hundredths of a second, the unit of GIF being one."""
@@ -53,7 +53,7 @@ def check_output(path: str | Path, fps: float) -> None:
     """Raise OutputError if a clip played at `fps` could not be written to `path`; called before rendering.
 
     The kind of file follows from the suffix: .mp4, .webm, .webp, .gif; without a suffix, or ending in a slash, it is a
-    folder of PNGs. The parent folder must exist. A file in the way is replaced, a folder only if it is empty.
+    folder of PNGs. The parent folder must exist. A file in the way is replaced; a folder must be empty, and is filled.
     """
     target, suffix = _target(path)
     if not suffix and not _names_folder(path) and target.name.lower() in _SUFFIXES:
@@ -67,17 +67,20 @@ def check_output(path: str | Path, fps: float) -> None:
 
 
 def check_target(target: Path, *, folder: bool = False) -> None:
-    """Raise OutputError if a file (or a folder) cannot be put at `target`."""
-    parent = target.parent
+    """Raise OutputError if a file (or a folder) cannot be put at `target`. A folder's links are followed."""
+    place = _folder(target) if folder else target
+    parent, fills = place.parent, folder and place.is_dir()
     if not parent.is_dir():
         problem = "is not a folder" if parent.exists() else "does not exist"
         raise OutputError(f"output {target} cannot be written: {parent} {problem}, create the folder first")
-    if folder:
-        _check_empty(target)
-    elif target.is_dir():
+    if folder and not fills and (place.exists() or place.is_symlink()):
+        raise OutputError(f"output {target} is a file: PNG frames need a folder, choose a new name")
+    if not folder and target.is_dir():
         raise OutputError(f"output {target} is a folder: give the name of a file, or end it in / for PNG frames")
     try:
-        with tempfile.TemporaryFile(dir=parent):
+        if fills and not is_empty(place):
+            raise OutputError(f"output folder {target} is not empty: choose a new one, or empty it first")
+        with tempfile.TemporaryFile(dir=place if fills else parent):
             pass
     except OSError as error:
         raise OutputError(f"output {target} cannot be written: {reason_of(error)}, choose another folder") from error
@@ -87,14 +90,15 @@ def write_clip(frames: np.ndarray, path: str | Path, fps: float, recipe: Recipe 
     """Write frames (T, H, W, 3) in [0, 1] as the kind of file that the suffix of `path` names, and return its path.
 
     `fps` is the playback speed in frames per second; the recipe goes into the file's metadata (`read_recipe`). The file
-    is built beside its place and moved there when whole; on any exception nothing is left and what was there stays.
-    mp4 and webm are 8-bit 4:2:0 in BT.709 and need even sizes. Raises OutputError.
+    is built beside its place, or in the empty folder that its frames are for, and moved there when whole; on any
+    exception nothing is left and what was there stays. mp4 and webm are 8-bit 4:2:0 in BT.709 and need even sizes.
+    Raises OutputError.
     """
     check_output(path, fps)
     target, suffix = _target(path)
     _check_frames(frames, even=suffix in _MOVIES)
     text = recipe.to_json() if recipe else ""
-    with replacing(target) as scratch:
+    with replacing(target if suffix else _folder(target)) as scratch:
         if suffix in _MOVIES:
             _write_movie(_MOVIES[suffix], frames, scratch, fps, text)
         elif suffix == ".webp":
@@ -218,11 +222,9 @@ def _check_codec(target: Path, movie: _Movie) -> None:
         raise OutputError(f"output {target} needs PyAV with {movie.codec}: pip install av, or write .webp") from error
 
 
-def _check_empty(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"output {target} is a file: PNG frames need a folder, choose a new name")
-    if target.is_dir() and any(target.iterdir()):
-        raise OutputError(f"output folder {target} is not empty: choose a new one, or empty it first")
+def _folder(target: Path) -> Path:
+    """Where a folder of PNGs really lies. Unlike Path.resolve, this bears links that lead in a circle."""
+    return Path(os.path.realpath(target))
 
 
 def _check_frames(frames: np.ndarray, *, even: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -18,8 +19,8 @@ except ImportError:  # Windows, where a killed process leaves its scratch folder
     fcntl = None
 
 SCRATCH = ".svd_core-"
-"""How the names of scratch folders begin. They lie beside what is written, because a file moves at once only within its
-own disk."""
+"""How the names of scratch folders begin. They lie beside what is written, or in the empty folder that is to be filled,
+because a file moves at once only within its own disk."""
 
 ABANDONED_SECONDS = 3600
 """A lock tells whether the process that wrote still lives. Other machines may not see it, hence the hour."""
@@ -27,21 +28,51 @@ ABANDONED_SECONDS = 3600
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a scratch path with the target's name, beside it on the same disk; moved into place unless the body raises.
+    """Yield a scratch path on the target's disk, beside it; moved into place unless the body raises.
 
-    A process that is killed meanwhile leaves what was there whole, and a hidden scratch folder, which the first write
-    there an hour later removes. Raises OutputError where the system refuses.
+    A folder that is there already, or that a link leads to, stays and takes the files of the new one: it may be where a
+    disk is mounted, or where a shell stands. It must be empty. A process that is killed meanwhile leaves what was there
+    whole, and a hidden scratch folder, which the first write there an hour later removes. Raises OutputError where the
+    system refuses.
     """
     try:
-        folder = target.parent.resolve()
+        there = target.is_dir()
+        folder = (target if there else target.parent).resolve()
         _remove_abandoned(folder)
         with _scratch(folder) as scratch:
-            yield scratch / target.name
-            if target.is_dir():
-                target.rmdir()  # empty, as checked; not every system lets a folder replace one
-            os.replace(scratch / target.name, target)
+            new = scratch / (target.name or folder.name or "new")
+            yield new
+            if new.is_dir() and target.is_dir():
+                _fill(target.resolve(), new)
+            else:
+                os.replace(new, target)
     except OSError as error:
         raise OutputError(f"output {target} cannot be written: {reason_of(error)}, choose another place") from error
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but scratch folders, of killed processes or of others at work."""
+    return all(entry.name.startswith(SCRATCH) for entry in folder.iterdir())
+
+
+def _fill(folder: Path, new: Path) -> None:
+    """Move what is in `new` into an empty folder: all of it, or on any failure nothing. Only a kill in the milliseconds
+    of the moves leaves the first of the files. Raises OSError."""
+    lock = _lock(folder, wait=True)  # of two processes that fill one folder, the second finds it full
+    moved: list[Path] = []
+    try:
+        if not is_empty(folder):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        for path in sorted(new.iterdir()):
+            moved.append(folder / path.name)
+            os.replace(path, moved[-1])
+    except BaseException:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def reason_of(error: OSError) -> str:
@@ -61,14 +92,14 @@ def _scratch(folder: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds a folder until this process closes it or dies. None where another process holds it, and
-    where the system has no such locks."""
+def _lock(path: Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds a folder until this process closes it or dies. None where another process holds it (or
+    waits for that one), and where the system has no such locks."""
     if fcntl is None:
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(descriptor)
         return None

@@ -1,6 +1,8 @@
 """Pictures arrive as they look, clips leave as they were rendered, and no failure leaves anything behind."""
 
+import builtins
 import io
+import os
 import struct
 import tempfile
 import warnings
@@ -10,7 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
+from profiles import PROFILES
 from recipes import a_recipe
 
 from svd_core.config import VARIANTS
@@ -100,6 +103,117 @@ def test_a_lossless_picture_is_its_numbers_over_255(tmp_path, suffix, options):
     np.testing.assert_array_equal(image, photo().astype(np.float32) / 255)
 
 
+def both_ways(picture, path, **options):
+    """Saved, and read by `load_image` and by `as_image`, which agree."""
+    picture.save(path, **options)
+    image = load_image(path)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(as_image(opened), image)
+    return image
+
+
+def test_colours_of_a_wide_profile_become_srgb(tmp_path):
+    """sRGB's red, green and white in Display P3, rounded to bytes, by the matrices of CSS Color 4."""
+    for given, meant in (((234, 51, 35), (255, 0, 0)), ((117, 251, 76), (0, 255, 0)), ((255, 255, 255),) * 2):
+        picture = Image.new("RGB", (WIDTH, HEIGHT), given)
+        image = both_ways(picture, tmp_path / "wide.png", icc_profile=PROFILES["display p3"])
+        np.testing.assert_allclose(image[3, 3] * 255, meant, atol=3)
+
+
+def test_opacity_and_palettes_keep_their_meaning_under_a_profile(tmp_path):
+    wide = {"icc_profile": PROFILES["display p3"]}
+    picture = Image.new("RGBA", (WIDTH, HEIGHT), (234, 51, 35, 51))
+    image = both_ways(picture, tmp_path / "clear.png", **wide)
+    np.testing.assert_allclose(image[3, 3], (1, 0.8, 0.8), atol=2 / 255)
+    picture = Image.new("P", (WIDTH, HEIGHT), 1)
+    picture.putpalette([0, 0, 0, 234, 51, 35])
+    np.testing.assert_allclose(both_ways(picture, tmp_path / "p.png", **wide)[3, 3], (1, 0, 0), atol=2 / 255)
+
+
+def test_greys_follow_their_profile_in_all_their_bits(tmp_path):
+    """Linear light by its profile, against the formula of IEC 61966-2-1."""
+    deep = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    light = deep[..., None] / 65535
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).repeat(3, axis=-1)
+    linear = {"icc_profile": PROFILES["linear grey"]}
+    found = both_ways(Image.fromarray(deep), tmp_path / "deep.tiff", **linear)
+    np.testing.assert_allclose(found, expected, atol=3e-4)
+    assert len(np.unique(found)) > 1500
+    eight = Image.new("LA", (WIDTH, HEIGHT), (55, 255))
+    np.testing.assert_allclose(both_ways(eight, tmp_path / "8.png", **linear)[3, 3] * 255, 128, atol=0.6)
+    half = Image.new("LA", (WIDTH, HEIGHT), (55, 51))
+    np.testing.assert_allclose(both_ways(half, tmp_path / "half.png", **linear)[3, 3] * 255, 229.6, atol=0.6)
+
+
+def test_a_transparent_grey_is_told_by_the_value_in_the_file(tmp_path):
+    key = b"\x01\x01"
+    info = struct.pack(">I", 2) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    packed = b"linear\0\0" + zlib.compress(PROFILES["linear grey"])
+    profile = struct.pack(">I", len(packed)) + b"iCCP" + packed + struct.pack(">I", zlib.crc32(b"iCCP" + packed))
+    grey = np.full((HEIGHT, WIDTH, 1), 14029, np.uint16)
+    grey[0, 0] = 257
+    (tmp_path / "key.png").write_bytes(png(grey, 0, 16, profile + info))
+    image = load_image(tmp_path / "key.png", (255, 0, 0))
+    np.testing.assert_array_equal(image[0, 0], (1, 0, 0))
+    np.testing.assert_allclose(image[1, 1], 0.5, atol=1e-3)
+
+
+def test_inks_follow_their_profile(tmp_path):
+    """A press whose cyan is a blue: without the profile, cyan would have as much green as blue."""
+    cyan = Image.new("CMYK", (WIDTH, HEIGHT), (255, 0, 0, 0))
+    image = both_ways(cyan, tmp_path / "ink.tiff", icc_profile=PROFILES["press"])
+    np.testing.assert_allclose(image[3, 3] * 255, (0, 0, 255), atol=6)
+    white = Image.new("CMYK", (WIDTH, HEIGHT), 0)
+    image = both_ways(white, tmp_path / "paper.tiff", icc_profile=PROFILES["press"])
+    np.testing.assert_allclose(image[3, 3], 1, atol=2 / 255)
+
+
+@pytest.mark.parametrize("name", ["srgb of tables", "srgb of LittleCMS"])
+def test_srgb_keeps_its_values_bit_for_bit(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    for channels in (3, 4):
+        plain = Image.fromarray(noise[..., :channels])
+        expected = both_ways(plain, tmp_path / "plain.png")
+        np.testing.assert_array_equal(both_ways(plain, tmp_path / "s.png", icc_profile=PROFILES[name]), expected)
+
+
+OWN_CHANNELS = {"linear grey": ("L", "LA", "1", "I;16"), "display p3": ("RGB", "RGBA", "P"), "press": ("CMYK",)}
+UNFIT = [
+    (mode, name)
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
+    for name in ("junk", "cut", "linear grey", "display p3", "press", "lab")
+    if mode not in OWN_CHANNELS.get(name, ())
+]
+
+
+@pytest.mark.parametrize(("mode", "name"), UNFIT)
+def test_a_profile_that_is_broken_or_of_other_channels_changes_nothing(tmp_path, mode, name):
+    whole = Image.fromarray(photo())
+    picture = Image.fromarray(photo()[..., 0].astype(np.uint16) * 200) if mode == "I;16" else whole.convert(mode)
+    picture.info = {}
+    expected = as_image(picture)
+    np.testing.assert_array_equal(both_ways(picture, tmp_path / "odd.tiff", icc_profile=PROFILES[name]), expected)
+    picture.info["icc_profile"] = PROFILES[name]
+    np.testing.assert_array_equal(as_image(picture), expected)
+
+
+def test_what_is_no_bytes_is_no_profile():
+    picture = Image.fromarray(photo())
+    picture.info["icc_profile"] = "Display P3"
+    np.testing.assert_array_equal(as_image(picture) * 255, photo())
+
+
+def test_without_littlecms_values_are_taken_as_srgb(monkeypatch):
+    def missing(*_):
+        raise ImportError("built without it")
+
+    monkeypatch.setattr(ImageCms, "ImageCmsProfile", missing)
+    for picture in (Image.fromarray(photo()), Image.fromarray(photo()[..., 0])):
+        expected = as_image(picture)
+        picture.info["icc_profile"] = PROFILES["display p3" if picture.mode == "RGB" else "linear grey"]
+        np.testing.assert_array_equal(as_image(picture), expected)
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.mpo", "photo.webp"])
 def test_a_lossy_picture_is_close(tmp_path, name):
     Image.fromarray(photo()).save(tmp_path / name, quality=95)
@@ -125,7 +239,15 @@ def test_exif_rotation_is_applied(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(photo()).save(tmp_path / "photo.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "photo.png"), turned(photo()).astype(np.float32) / 255)
+    expected = turned(photo()).astype(np.float32) / 255
+    np.testing.assert_array_equal(load_image(tmp_path / "photo.png"), expected)
+    with Image.open(tmp_path / "photo.png") as picture:
+        np.testing.assert_array_equal(as_image(picture), expected)
+
+
+def test_exif_that_is_damaged_turns_nothing(tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "photo.png", exif=b"Exif\0\0garbage in place of a header")
+    np.testing.assert_array_equal(load_image(tmp_path / "photo.png") * 255, photo())
 
 
 def test_opacity_is_composited_on_the_background(tmp_path):
@@ -176,6 +298,18 @@ def test_grey_of_sixteen_bits_keeps_its_precision(tmp_path):
     np.testing.assert_array_equal(
         as_image(Image.fromarray(grey.astype(np.int32))), expected
     )  # mode "I" of older Pillow
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_that_counts_from_white_is_no_negative(tmp_path, compression):
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[262] = 0  # WhiteIsZero; Pillow writes the numbers as they are
+    Image.fromarray(65535 - grey).save(tmp_path / "white.tiff", tiffinfo=info, compression=compression)
+    expected = np.repeat((grey / np.float32(65535))[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(load_image(tmp_path / "white.tiff"), expected)
+    with Image.open(tmp_path / "white.tiff") as picture:
+        np.testing.assert_array_equal(as_image(picture), expected)
 
 
 def test_a_transparent_grey_of_sixteen_bits_shows_the_background(tmp_path):
@@ -293,6 +427,45 @@ def test_a_bad_picture_is_refused_in_one_line(tmp_path, name):
         load_image(tmp_path / name)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "flipped.png"])
+def test_an_image_whose_file_is_damaged_is_refused_in_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(BAD_FILES[name][0])
+    with Image.open(tmp_path / name) as picture, pytest.raises(InputError) as refused:
+        as_image(picture)
+    assert "image of mode RGB cannot be read (" in str(refused.value) and "open it again" in str(refused.value)
+
+
+def test_a_closed_image_and_one_that_cannot_be_rgb_are_refused_in_one_line():
+    closed = Image.fromarray(photo())
+    closed.close()
+    with pytest.raises(
+        InputError, match=r"^image of mode RGB cannot be read \(.*\): needed a whole and open PIL image"
+    ):
+        as_image(closed)
+
+
+def test_grey_premultiplied_by_its_opacity_is_composited():
+    picture = Image.new("LA", (WIDTH, HEIGHT), (100, 51))
+    np.testing.assert_allclose(as_image(picture.convert("La")), as_image(picture), atol=2 / 255)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), IsADirectoryError(21, "Is a directory")])
+def test_a_picture_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    """Tests may run as root, whom no permission stops, so the system's answer is put in its mouth."""
+    Image.fromarray(photo()).save(tmp_path / "mine.png")
+
+    def refuse(*_, **__):
+        raise error
+
+    for name in ("open", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(builtins if name == "open" else os, name, refuse)
+            with pytest.raises(
+                InputError, match=f"mine.png cannot be opened: {error.strerror.lower()}, give this user"
+            ):
+                load_image(tmp_path / "mine.png")
 
 
 def test_a_missing_picture_and_a_folder_are_refused(tmp_path):
@@ -657,3 +830,87 @@ def test_upper_case_suffixes_and_dotted_folders_work(tmp_path):
     assert write_clip(smooth_clip(), tmp_path / ".hidden", 7).is_dir()
     assert write_clip(smooth_clip(), tmp_path / "CLIP.GIF", 7).read_bytes().startswith(b"GIF89a")
     assert write_clip(smooth_clip(), f"{tmp_path}/take.2/", 7).is_dir()
+
+
+FRAMES = [f"frame_000{n}.png" for n in range(4)]
+
+
+@pytest.mark.parametrize("name", [".", "./", "../here/"])
+def test_frames_go_into_the_folder_that_a_shell_stands_in(tmp_path, monkeypatch, name):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    before = here.stat().st_ino
+    check_output(name, 7)
+    write_clip(smooth_clip(), name, 7)
+    assert (sorted(os.listdir(".")), here.stat().st_ino) == (FRAMES, before)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_frames_go_where_a_link_leads(tmp_path, there):
+    if there:
+        (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    check_output(f"{tmp_path}/link/", 7)
+    write_clip(smooth_clip(), f"{tmp_path}/link/", 7)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == FRAMES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_links_that_lead_nowhere_are_refused_before_rendering(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "lost").symlink_to("none/frames")
+    for name, message in (("circle/", "circle is a file: PNG frames need"), ("lost/", "none does not exist, create")):
+        with pytest.raises(OutputError, match=message):
+            check_output(f"{tmp_path}/{name}", 7)
+
+
+def test_a_folder_that_cannot_be_moved_or_removed_is_filled(tmp_path, monkeypatch):
+    """As where a disk is mounted: the system calls its folder busy."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+
+    def busy(of):
+        def on(path, *others, **options):
+            if mounted in (Path(path), *map(Path, others)):
+                raise OSError(16, "Device or resource busy")
+            return of(path, *others, **options)
+
+        return on
+
+    monkeypatch.setattr(os, "replace", busy(os.replace))
+    monkeypatch.setattr(os, "rmdir", busy(os.rmdir))
+    write_clip(smooth_clip(), mounted, 7)
+    assert sorted(path.name for path in mounted.iterdir()) == FRAMES
+
+
+def test_a_move_that_fails_half_way_leaves_the_folder_empty(tmp_path, monkeypatch):
+    (tmp_path / "frames").mkdir()
+    replace, moved = os.replace, []
+
+    def fail_at_the_third(source, target):
+        moved.append(target)
+        if len(moved) == 3:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_third)
+    with pytest.raises(OutputError, match="frames cannot be written: no space left on device"):
+        write_clip(smooth_clip(), tmp_path / "frames", 7)
+    assert len(moved) == 3
+    assert list((tmp_path / "frames").iterdir()) == []
+
+
+def test_a_folder_that_fills_up_meanwhile_is_not_mixed_with_the_frames(tmp_path, monkeypatch):
+    (tmp_path / "frames").mkdir()
+    original = video._write_pngs
+
+    def another_comes(*given):
+        original(*given)
+        (tmp_path / "frames" / "frame_0000.png").write_text("another's")
+
+    monkeypatch.setattr(video, "_write_pngs", another_comes)
+    with pytest.raises(OutputError, match="directory not empty"):
+        write_clip(smooth_clip(), tmp_path / "frames", 7)
+    assert [path.read_text() for path in (tmp_path / "frames").iterdir()] == ["another's"]

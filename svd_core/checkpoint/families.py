@@ -20,7 +20,7 @@ _WHOLE = f"it is only a part of a model: {_GET_SVD}, or a folder that holds unet
 
 @dataclass(frozen=True, slots=True)
 class _Stranger:
-    """A model we do not run. Any of `marks` within a tensor's name gives it away."""
+    """A model we do not run. Any of `marks` within a tensor's name gives it away, after a line end at its start."""
 
     name: str
     marks: tuple[str, ...]
@@ -54,12 +54,16 @@ _STRANGERS = (
 )
 
 _PARTS = (
+    _Stranger("a video VAE in diffusers' naming, alone", ("\ndecoder.time_conv_out.",), _WHOLE),
+    _Stranger("a VAE in diffusers' naming, alone", ("\ndecoder.mid_block.", "\nencoder.mid_block."), _WHOLE),
+    _Stranger("a VAE alone", ("\ndecoder.conv_in.", "\nencoder.conv_in."), _WHOLE),
     _Stranger("an SVD UNet without its prefix, alone", ("input_blocks.0.0.weight",), _WHOLE),
     _Stranger("a video UNet in diffusers' naming, alone", ("spatial_res_block.",), _WHOLE),
     _Stranger("a UNet in diffusers' naming, alone", ("down_blocks.0.",), _WHOLE),
     _Stranger("an image encoder alone", ("visual.", "vision_model."), _WHOLE),
     _Stranger("a VAE alone", ("decoder.conv_in.", "encoder.conv_in."), _WHOLE),
 )
+"""VAEs first: diffusers names the blocks in them as it does a UNet's."""
 
 _WITH_VECTOR = {2048: "SDXL", 1280: "the SDXL refiner", 1024: "Stable Diffusion 2 unCLIP"}
 _WITHOUT_VECTOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
@@ -71,7 +75,7 @@ _SV3D = {256: "SV3D_u", 1280: "SV3D_p"}
 
 def require_svd(source: TensorSource) -> None:
     """Raise CheckpointError that names the family, and says what to do, for everything but Stable Video Diffusion."""
-    names = "\n".join(source)
+    names = "".join(f"\n{name}" for name in source)
     if not len(source):
         raise CheckpointError(f"{source.path} holds no tensors: {_GET_SVD}")
     # Two witnesses, so that a model that lacks one of them is reported by what it lacks.

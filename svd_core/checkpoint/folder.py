@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def refuse_other_folders(folder: Path) -> None:
     missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if not missing:
         return
+    _refuse_part(folder)
     if (files := sorted(path.name for path in folder.glob("*.safetensors"))) and len(missing) == len(COMPONENTS):
         raise CheckpointError(f"{folder} is a folder of files: give one of them, such as {some(files)}")
     pipeline = _pipeline_class(folder)
@@ -30,6 +32,16 @@ def refuse_other_folders(folder: Path) -> None:
     raise CheckpointError(
         f"{folder} {found}: {', '.join(missing)} missing, needs {', '.join(COMPONENTS)} (StableVideoDiffusionPipeline)"
     )
+
+
+def _refuse_part(folder: Path) -> None:
+    """ComfyUI has folders called unet and vae too, which hold models to choose from: the folder above tells."""
+    whole = Path(os.path.abspath(folder))  # not resolved: a link's target may lie elsewhere
+    name, above = whole.name, whole.parent
+    beside = all((above / part).is_dir() for part in COMPONENTS) or (above / "model_index.json").is_file()
+    if name in COMPONENTS and beside:
+        shown = folder.parent if folder.name == name and folder.parent != Path() else above
+        raise CheckpointError(f"{folder} is only the {name} of the model in the folder above: give {shown}")
 
 
 def _pipeline_class(folder: Path) -> str:

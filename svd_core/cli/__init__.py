@@ -1,6 +1,7 @@
 """The command line: `python -m svd_core animate | inspect | decode | plan | watermark | batch`.
 
-Exit codes: 0 done, 2 something given cannot be used (one line on stderr says what), 130 interrupted.
+Exit codes: 0 done, 2 something given cannot be used (one line on stderr says what), 130 interrupted, 143 ended by
+SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -12,26 +13,37 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
 from ..errors import OutputError, StableVideoError, out_of_memory, precision_notices, printable
-from .interrupts import Interrupts
+from .interrupts import Interrupts, signal_of
 
-UNUSABLE, INTERRUPTED = 2, 130
-"""Exit codes."""
+UNUSABLE = 2
+"""The exit code where something given cannot be used."""
+
+BY_SIGNAL = 128
+"""Exit codes of what a signal ended are its number and this, as shells count."""
 
 _NOT_HALF = "interrupted: no file is left half-written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` is without the program's name; None takes the process's own."""
+    _have_stderr()
     with Interrupts() as interrupts:
         try:
             _run(argv, interrupts)
         except BaseException as error:
-            if interrupts.heard or isinstance(error, KeyboardInterrupt):
-                return _stop(_NOT_HALF, INTERRUPTED)
+            if number := interrupts.heard or signal_of(error):
+                return _stop(_NOT_HALF, BY_SIGNAL + number)
             if reason := _reason(error):
                 return _stop(f"error: {reason}", UNUSABLE)
             raise
-        return _stop(_NOT_HALF, INTERRUPTED) if interrupts.heard else 0
+        return _stop(_NOT_HALF, BY_SIGNAL + interrupts.heard) if interrupts.heard else 0
+
+
+def _have_stderr() -> None:
+    """Where it was closed (2>&-), what would be said there goes nowhere, and the work is done all the same. It stays
+    open, as the process's own would have, for what is said after us."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
 
 def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:

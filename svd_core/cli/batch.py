@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,23 @@ from ..media import check_output, read_recipe, round_size
 from ..recipe import Recipe, Source, sha256_of
 from .batch_worker import Outcome, Worker
 from .commands import Order, check_settings, order_from_flags
+from .interrupts import handlers_kept
 from .notes import note
 from .table import LiveTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 """Of the pictures that a folder is searched for; a list may name any."""
 
+CLIP_SUFFIXES = (".webp", ".gif")
+"""Of clips that a folder's pictures may end in too."""
+
 NEEDS_RAY = "batch needs the package ray ({}): pip install ray, or run animate for each picture"
 _OWN_FLAGS = {"run", "pictures", "output", "workers", "retries", "format", "address"}
 _PAUSE = 0.5
 """Seconds between looks at the workers."""
+
+_GRACE = 5.0
+"""Seconds that an interrupted batch gives its workers to finish the clip that they are writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,8 @@ def batch(args: Namespace) -> None:
     tasks = _tasks(args)
     order = order_from_flags(Namespace(**_flags(args), image=str(tasks[0].picture)))
     check_settings(order.settings)
-    left = _unfinished(tasks, order, args)
+    with _made(Path(args.output)):
+        left = _unfinished(tasks, order, args)
     print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
     if not left:
         return
@@ -80,9 +88,25 @@ class _Pool:
     retries: int
     running: dict[Any, tuple[int, Task]] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
+    noted: set[str] = field(default_factory=set)
     done: int = 0
 
     def run(self) -> None:
+        try:
+            self._render_all()
+        except BaseException:
+            self._let_finish()
+            raise
+
+    def _let_finish(self) -> None:
+        """A worker that is killed while it writes would leave its scratch folder."""
+        with suppress(self.ray.exceptions.RayError):
+            for index, _ in self.running.values():
+                self.workers[index].stop.remote()
+            if self.running:
+                self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_GRACE)
+
+    def _render_all(self) -> None:
         table, idle = LiveTable(), list(range(len(self.workers)))
         while self.waiting or self.running:
             while idle and self.waiting:
@@ -105,8 +129,9 @@ class _Pool:
         try:
             outcome = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            outcome = Outcome("", f"its worker stopped ({type(error).__name__})")
+            outcome = Outcome(error=f"its worker stopped ({type(error).__name__})")
             self.workers[index] = self.start()
+        self._pass_on(outcome.noted)
         if not outcome.error:
             self.done += 1
             print(outcome.said, end="", flush=True)
@@ -117,6 +142,14 @@ class _Pool:
             note(f"{task.picture} is tried again: {outcome.error}")
             self.waiting.append(dataclasses.replace(task, tries=task.tries + 1))
         return index
+
+    def _pass_on(self, noted: str) -> None:
+        """What a worker said on stderr; a note that several pictures have once."""
+        for line in noted.splitlines():
+            if line not in self.noted:
+                sys.stderr.write(f"{line}\n")
+            if line.startswith("note: "):
+                self.noted.add(line)
 
     def _rows(self) -> list[str]:
         busy = {index: task for index, task in self.running.values()}
@@ -141,10 +174,6 @@ class _Pool:
 def _tasks(args: Namespace) -> list[Task]:
     """One for each picture. Raises InputError where there are none, or two would have the same clip."""
     folder, suffix = Path(args.output), f".{getattr(args, 'format', 'mp4')}"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"output {folder} is no folder and cannot be made one ({error.strerror})") from error
     taken: dict[str, Path] = {}
     for picture in _pictures(Path(args.pictures)):
         other = taken.setdefault(picture.stem.lower(), picture)
@@ -153,11 +182,28 @@ def _tasks(args: Namespace) -> list[Task]:
     return [Task(picture, folder / f"{picture.stem}{suffix}") for picture in taken.values()]
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The output folder, while what is left to check needs it. One that was not there goes again if that refuses."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output {folder} is no folder and cannot be made one ({error.strerror})") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def _pictures(source: Path) -> list[Path]:
     if source.is_dir():
-        found = [path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+        found = _pictures_in(source)
     elif source.suffix.lower() == ".txt" and source.is_file():
-        found = [Path(line) for line in _lines(source) if line.strip()]
+        found = list(dict.fromkeys(Path(line.strip()) for line in _lines(source) if line.strip()))
     else:
         raise InputError(f"{source} is neither a folder nor a .txt list of pictures, one a line")
     if not found:
@@ -165,9 +211,29 @@ def _pictures(source: Path) -> list[Path]:
     return sorted(found)
 
 
+def _pictures_in(folder: Path) -> list[Path]:
+    """All but clips of ours, so that a batch which writes beside its pictures can go on."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    pictures = [path for path in found if not _is_our_clip(path)]
+    if found and not pictures:
+        raise InputError(f"{folder} holds clips made by svd_core and no pictures: name those to take in a .txt list")
+    return pictures
+
+
+def _is_our_clip(path: Path) -> bool:
+    """Whether a recipe is inside, by the file's metadata alone."""
+    if path.suffix.lower() not in CLIP_SUFFIXES:
+        return False
+    try:
+        read_recipe(path)
+    except InputError:
+        return False
+    return True
+
+
 def _lines(source: Path) -> list[str]:
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source} cannot be read ({error}): give a list in UTF-8, one picture a line") from error
     if "\0" in text:
@@ -237,10 +303,11 @@ def _ray() -> ModuleType:
 def _connected(ray: ModuleType, args: Namespace) -> Iterator[None]:
     """Ray at hand. Stops what it started; a cluster stays."""
     ours = not ray.is_initialized()
-    if ours:
-        address = {"address": args.address} if "address" in args else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="error", **address)
     try:
+        if ours:
+            address = {"address": args.address} if "address" in args else {"include_dashboard": False}
+            with handlers_kept():
+                ray.init(log_to_driver=False, logging_level="error", **address)
         yield
     finally:
         if ours:

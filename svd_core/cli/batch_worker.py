@@ -18,38 +18,49 @@ from .commands import Means, Order, load_model, order_from_flags, render_order
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """said is what `animate` would have printed; error is empty for a clip that was written; lasting says that trying
-    again would not help."""
+    """said and noted are what `animate` would have printed on stdout and stderr; error is empty for a clip that was
+    written; lasting says that trying again would not help."""
 
-    said: str
+    said: str = ""
+    noted: str = ""
     error: str = ""
     lasting: bool = False
 
 
+class _StoppedError(Exception):
+    """The batch was interrupted."""
+
+
 class Worker:
-    """One model, one picture at a time. `progress` may be asked meanwhile, from another thread."""
+    """One model, one picture at a time. `progress` and `stop` may be called meanwhile, from another thread."""
 
     def __init__(self, flags: dict[str, object], threads: int) -> None:
         self._flags, self._threads = flags, threads
         self._loaded: dict[bool, tuple[StableVideo, Source]] = {}
         self._progress: Progress | None = None
+        self._stopped = False
 
     def render(self, image: str, output: str) -> Outcome:
         """Write the clip of a picture. What goes wrong is in the outcome."""
         torch.set_num_threads(self._threads)  # here, because each thread has a number of its own
         args = Namespace(**self._flags, image=image, output=output)
         means = Means(load=self._load, bars=self._listening)
-        said = io.StringIO()
+        said, noted = io.StringIO(), io.StringIO()
+        error, lasting = "", False
         try:
-            with redirect_stdout(said), redirect_stderr(said):
+            with redirect_stdout(said), redirect_stderr(noted):
                 render_order(order_from_flags(args), args, means)
-        except StableVideoError as error:
-            return Outcome(said.getvalue(), str(error), lasting=True)
-        except Exception as error:  # anything else may be this machine's trouble and not the picture's
-            return Outcome(said.getvalue(), f"{type(error).__name__}: {' '.join(str(error).split())}")
+        except StableVideoError as refused:
+            error, lasting = str(refused), True
+        except Exception as failed:  # anything else may be this machine's trouble and not the picture's
+            error = f"{type(failed).__name__}: {' '.join(str(failed).split())}"
         finally:
             self._progress = None
-        return Outcome(said.getvalue())
+        return Outcome(said.getvalue(), noted.getvalue(), error, lasting)
+
+    def stop(self) -> None:
+        """Go no further than the part of a render that is under way; a clip that is being written is finished."""
+        self._stopped = True
 
     def progress(self) -> tuple[str, int, int] | None:
         """Stage, parts done and parts in all; None between pictures."""
@@ -67,5 +78,7 @@ class Worker:
     def _listening(self) -> Iterator[ProgressFn]:
         def heard(progress: Progress) -> None:
             self._progress = progress
+            if self._stopped:
+                raise _StoppedError
 
         yield heard

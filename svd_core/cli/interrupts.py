@@ -1,39 +1,64 @@
-"""Ctrl-C, remembered: libraries turn the KeyboardInterrupt that it raises into other errors, or swallow it."""
+"""Ctrl-C and its like, remembered: libraries turn the KeyboardInterrupt they raise into other errors, or swallow it."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 PATIENCE = 2.0
 """Seconds after Ctrl-C in which pressing it again changes nothing, so that scratch files can be removed."""
 
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, `docker stop` or `timeout`, and a terminal that is closed, which Windows does not tell."""
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP.
+
+    A class of its own because after a plain KeyboardInterrupt within a library's `exec` Python ends with SIGINT's
+    status, whatever the exit code.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def signal_of(error: BaseException) -> int:
+    """The number of the signal that an exception stands for; 0 for any other."""
+    if isinstance(error, Ended):
+        return error.number
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
+
 
 class Interrupts:
-    """A context in which SIGINT raises KeyboardInterrupt and `heard` says that it did.
+    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt and `heard` is the first one's number.
 
-    Where SIGINT has another meaning already (ignored in a background job, or a host's own) it keeps that.
+    Where one has another meaning already (ignored in a background job or under nohup, or a host's own) it keeps that.
     """
 
     def __init__(self) -> None:
-        self.heard = False
+        self.heard = 0
         self._last = -PATIENCE
-        self._ours = False
+        self._before: dict[int, Any] = {}
         self._waiting = False
 
     def __enter__(self) -> Interrupts:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._ours = True
+        for number in _SIGNALS:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            if signal.getsignal(number) == usual:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def run_whole(self, work: Callable[[], None]) -> None:
         """Do short work that an exception would crash, as it does torch's import from C++; interrupt after it."""
@@ -43,11 +68,30 @@ class Interrupts:
         finally:
             self._waiting = False
         if self.heard:
-            raise KeyboardInterrupt
+            raise _as_exception(self.heard)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
+        self.heard = self.heard or number
         now = time.monotonic()
         if not self._waiting and now - self._last >= PATIENCE:
             self._last = now
-            raise KeyboardInterrupt
+            raise _as_exception(number)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What a library puts in the place of our handlers, as Ray does for SIGTERM, is undone. Its own answer, which is to
+    exit, becomes ours."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    except SystemExit as error:
+        raise Ended(signal.SIGTERM) from error
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _as_exception(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Ended(number)

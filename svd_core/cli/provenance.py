@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -48,7 +47,7 @@ def watermark(args: Namespace) -> None:
     frames = read_frames(args.clip, MOST_VALUES)
     found = detect(frames)
     count = f"{len(frames)} frame" + ("s" if len(frames) > 1 else "")
-    sys.stdout.write(f"{printable(str(args.clip))}: {found} ({count} looked at)\n")
+    print(f"{printable(str(args.clip))}: {found} ({count} looked at)")
 
 
 def chosen_filter(args: Namespace) -> ContentFilter | None:

@@ -10,16 +10,23 @@ import subprocess
 import sys
 import time
 import warnings
+from argparse import Namespace
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from recipes import a_recipe
 from synthetic import write_checkpoint
 
 from svd_core.cli import main
+from svd_core.cli.batch import Task, _Pool, _tasks
+from svd_core.cli.batch_worker import Outcome, Worker
 from svd_core.cli.table import LiveTable
-from svd_core.media import read_recipe
+from svd_core.media import read_recipe, write_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 CRASHES = """
@@ -112,8 +119,11 @@ def test_a_batch_renders_what_animate_does_and_nothing_twice(cluster, folder, ar
 
 
 def test_a_worker_that_dies_is_replaced_and_its_picture_tried_again(cluster, folder, argv, capsys):
-    assert main([*argv, "--content-filter", "crashes:once"]) == 0
-    assert capsys.readouterr().err.count("is tried again: its worker stopped") == 1
+    assert main([*argv, "--content-filter", "crashes:once", "--fps", "40"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("is tried again: its worker stopped") == 1
+    assert err.count("note: At 40 frames per second") == 1  # of three pictures
+    assert "note: " not in out
     assert len(clips(folder)) == 3
 
 
@@ -143,6 +153,23 @@ def test_a_killed_batch_goes_on_where_it_stopped(cluster, folder, argv):
     after = clips(folder)
     assert {name: after[name] for name in before} == before
     assert {"p0.gif", "p1.gif", "p2.gif"} <= after.keys()
+
+
+def test_a_batch_that_is_ended_stops_cleanly(cluster, folder, argv):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "svd_core", *argv, "--steps", "30"]
+    ended = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "3 pictures" in ended.stdout.readline()
+    assert "p0.png" in ended.stdout.readline()
+    ended.send_signal(signal.SIGTERM)
+    _, err = ended.communicate(timeout=60)
+    assert (ended.returncode, err.splitlines()[-1]) == (143, "interrupted: no file is left half-written")
+    assert "Traceback" not in err
+    left = list((folder / "out").iterdir())
+    assert {path.name for path in left} <= {"p0.gif", "p1.gif"}
+    assert all(read_recipe(path) for path in left)
 
 
 def test_the_table_shows_each_worker_while_it_works(cluster, folder, argv, monkeypatch):
@@ -182,6 +209,81 @@ def test_what_cannot_be_done_is_said_before_ray_starts(folder, argv, capsys, mon
     assert "would have the same clip" in refusal(capsys, argv)
     (folder / "empty").mkdir()
     assert "names no pictures" in refusal(capsys, ["batch", f"{folder}/empty", *argv[2:]])
+
+
+def test_what_is_refused_leaves_no_output_folder(folder, argv, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    refusal(capsys, ["batch", f"{folder}/none", *argv[2:]])
+    refusal(capsys, [*argv, "--steps", "0"])
+    refusal(capsys, [*argv, "--playback-fps", "200"])
+    assert not (folder / "out").exists()
+    (folder / "out").write_bytes(b"a file")
+    assert "is no folder and cannot be made one" in refusal(capsys, argv)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_clips_beside_their_pictures_are_no_pictures(folder, capsys, monkeypatch, suffix):
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    pictures = folder / "pictures"
+    Image.new("RGB", (64, 64)).save(pictures / f"still.{suffix}")
+    frames = np.zeros((2, 64, 64, 3), np.float32)
+    write_clip(frames, pictures / f"p0.{suffix}", 7, a_recipe())
+    found = _tasks(Namespace(pictures=str(pictures), output=str(pictures), format=suffix))
+    assert [task.picture.name for task in found] == ["p0.png", "p1.png", "p2.png", f"still.{suffix}"]
+    (folder / "clips").mkdir()
+    (pictures / f"p0.{suffix}").rename(folder / "clips" / f"p0.{suffix}")
+    line = refusal(capsys, ["batch", f"{folder}/clips", "--output", f"{folder}/clips"])
+    assert line.endswith("holds clips made by svd_core and no pictures: name those to take in a .txt list")
+
+
+def test_a_list_may_come_from_any_editor(folder):
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfa.png  \r\n\tb.png\r\n\r\na.png\r\n./b.png")
+    found = _tasks(Namespace(pictures=str(folder / "list.txt"), output=str(folder / "out")))
+    assert [task.picture for task in found] == [Path("a.png"), Path("b.png")]
+
+
+def pool(**more):
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError), get=lambda outcome: outcome, **more)
+    return _Pool(ray, lambda: None, [], deque(), 0)
+
+
+def test_a_note_is_said_once_and_on_stderr(capsys):
+    work = pool()
+    for name in ("a", "b"):
+        outcome = Outcome(f"{name}.gif: done\n", f"note: the same\nnote: of {name}\n")
+        work.running[outcome] = (0, Task(Path(f"{name}.png"), Path(f"{name}.gif")))
+        work._finish(outcome)
+    out, err = capsys.readouterr()
+    assert out == "a.gif: done\nb.gif: done\n"
+    assert err == "note: the same\nnote: of a\nnote: of b\n"
+
+
+def test_an_interrupted_batch_lets_its_workers_finish_what_they_write():
+    asked, waits = [], []
+
+    def wait(references, **how):
+        waits.append(list(references))
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        return references, []
+
+    worker = SimpleNamespace(
+        render=SimpleNamespace(remote=lambda *_: "work"), stop=SimpleNamespace(remote=lambda: asked.append("stop"))
+    )
+    work = pool(wait=wait)
+    work.workers, work.waiting = [worker], deque([Task(Path("a.png"), Path("a.gif"))])
+    with pytest.raises(KeyboardInterrupt):
+        work.run()
+    assert (asked, waits) == (["stop"], [["work"], ["work"]])
+
+
+def test_a_worker_that_is_told_to_stop_renders_no_further(folder, checkpoint):
+    flags = {"checkpoint": str(checkpoint), "device": "cpu", "no_watermark": True}
+    worker = Worker(flags, torch.get_num_threads())
+    worker.stop()
+    outcome = worker.render(f"{folder}/pictures/p0.png", f"{folder}/p0.gif")
+    assert outcome.error.startswith("_StoppedError")
+    assert not (folder / "p0.gif").exists()
 
 
 def test_a_file_in_a_clip_s_place_is_not_taken_for_it(folder, argv, capsys, monkeypatch):

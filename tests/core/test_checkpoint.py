@@ -428,6 +428,17 @@ FAMILIES = {
     "an SVD UNet without its prefix, alone": {VIDEO: (8, 8), "input_blocks.0.0.weight": (8, 8, 3, 3)},
     "a video UNet in diffusers' naming, alone": {"down_blocks.0.resnets.0.spatial_res_block.norm1.weight": (8,)},
     "an image encoder alone": {"vision_model.post_layernorm.weight": (8,)},
+    "a video VAE in diffusers' naming, alone": {
+        "decoder.conv_in.weight": (8, 4, 3, 3),
+        "decoder.mid_block.resnets.0.spatial_res_block.norm1.weight": (8,),
+        "decoder.time_conv_out.weight": (3, 3, 3, 1, 1),
+        "encoder.down_blocks.0.resnets.0.norm1.weight": (8,),
+    },
+    "a VAE in diffusers' naming, alone": {
+        "decoder.conv_in.weight": (8, 4, 3, 3),
+        "decoder.mid_block.resnets.0.norm1.weight": (8,),
+        "encoder.down_blocks.0.resnets.0.norm1.weight": (8,),
+    },
     "a VAE alone": {"decoder.conv_in.weight": (8, 4, 3, 3)},
     "not a model we know": {"a.weight": (1,)},
 }
@@ -661,6 +672,35 @@ def test_any_other_folder_is_refused(tmp_path):
     refused(tmp_path, "not a diffusers folder", "unet, vae, image_encoder missing")
     save_file({}, tmp_path / "svd.safetensors")
     refused(tmp_path, "give one of them", "svd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", "a video UNet in diffusers'"),
+        ("vae", "a video VAE in diffusers'"),
+        ("image_encoder", "an image encoder"),
+    ],
+)
+def test_a_part_of_a_folder_alone_is_named_for_what_it_is(folder, part, name):
+    (file,) = (folder[0] / part).glob("*.safetensors")
+    refused(file, f"is {name}", "a folder that holds unet, vae and image_encoder")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+def test_for_a_part_of_a_folder_the_folder_above_is_asked_for(folder, monkeypatch, part):
+    said = f"is only the {part} of the model in the folder above: give {folder[0]}"
+    assert refused(folder[0] / part, said).endswith(said)
+    monkeypatch.chdir(folder[0] / part)
+    assert refused(Path(), said).endswith(said)
+
+
+def test_a_folder_of_files_may_be_called_unet(tmp_path):
+    """As ComfyUI has it."""
+    for name in ("unet", "vae"):
+        (tmp_path / name).mkdir()
+    save_file({}, tmp_path / "unet" / "svd.safetensors")
+    refused(tmp_path / "unet", "give one of them", "svd.safetensors")
 
 
 def test_a_folder_without_weights_is_refused(folder, tmp_path):

@@ -20,6 +20,7 @@ import termios
 import time
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -856,6 +857,21 @@ def test_a_process_refuses_with_code_2_and_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["dot.png"]
 
 
+WRITES_FOR_EVER = """
+import time
+from svd_core.cli import commands, main
+from svd_core.media import replacing
+from pathlib import Path
+def write(frames, path, *rest):
+    with replacing(Path(path)) as scratch:
+        scratch.touch()
+        print("writing", flush=True)
+        time.sleep(600)
+commands.write_clip = write
+raise SystemExit(main({argv}))
+"""
+
+
 def read_until(descriptor, text, deadline):
     """What a terminal shows until `text` appears or its last writer leaves."""
     shown = b""
@@ -865,6 +881,24 @@ def read_until(descriptor, text, deadline):
         except OSError:  # how Linux says that nobody writes any more
             break
     return shown
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_system_s_signals_end_a_process_as_ctrl_c_does(tmp_path, number, code):
+    scene(tmp_path)
+    before = contents(tmp_path)
+    places = ("--checkpoint", tmp_path / "tiny.safetensors", "--output", tmp_path / "clip.mp4", "--device", "cpu")
+    program = WRITES_FOR_EVER.format(argv=["animate", f"{tmp_path}/still.png", *map(str, places), "--steps", "1"])
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.glob(".svd_core-*"))) == 1
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (code, INTERRUPTED)
+    assert "Traceback" not in err
+    assert contents(tmp_path) == before
 
 
 def test_a_real_ctrl_c_ends_a_process_that_shows_its_progress(tmp_path):
@@ -927,16 +961,64 @@ def test_work_that_may_not_break_is_interrupted_after_it():
     assert done == [True]
 
 
-def test_an_ignored_ctrl_c_stays_ignored():
-    """As a shell has it for what runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def signalled(number):
+    """Raise a signal, unless it would end these tests."""
+    assert signal.getsignal(number) != signal.SIG_DFL
+    signal.raise_signal(number)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "usual"),
+    [("SIGINT", 130, signal.default_int_handler), ("SIGTERM", 143, signal.SIG_DFL), ("SIGHUP", 129, signal.SIG_DFL)],
+)
+def test_a_signal_gives_its_code_and_its_handler_comes_back(capsys, monkeypatch, name, code, usual):
+    number = getattr(signal, name)
+    before = signal.signal(number, usual)
+    monkeypatch.setattr(commands, "inspect_checkpoint", lambda _: signalled(number))
+    try:
+        assert main(["inspect", "x"]) == code
+        assert signal.getsignal(number) == usual
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+
+
+def test_a_system_may_lack_a_signal(monkeypatch):
+    """As Windows lacks SIGHUP."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    fresh = module_from_spec(find_spec("svd_core.cli.interrupts"))
+    fresh.__spec__.loader.exec_module(fresh)
+    with fresh.Interrupts() as found:
+        assert not found.heard
+
+
+def test_a_handler_that_a_library_sets_is_undone():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with interrupts.Interrupts() as found:
-            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(interrupts.Ended), interrupts.handlers_kept():
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+                signal.raise_signal(signal.SIGTERM)
             assert not found.heard
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            with pytest.raises(interrupts.Ended):
+                signalled(signal.SIGTERM)
+            assert found.heard == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As a shell has it for what runs in the background, and nohup for SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            with interrupts.Interrupts() as found:
+                signal.raise_signal(number)
+                assert not found.heard
+            assert signal.getsignal(number) is signal.SIG_IGN
+        finally:
+            signal.signal(number, before)
 
 
 def test_ctrl_c_while_libraries_load_is_one_line(tmp_path):
@@ -976,6 +1058,20 @@ def test_output_that_nobody_can_take_is_one_line():
             assert process.returncode == 2
             assert re.fullmatch(r"error: standard output cannot be written \(.*\): send it[^\n]*\n", err)
     os.close(closed[1])
+
+
+def test_with_stderr_closed_the_clip_is_made_and_codes_are_kept(tmp_path):
+    scene(tmp_path)
+    places = ("--checkpoint", tmp_path / "tiny.safetensors", "--output", tmp_path / "clip.gif", "--device", "cpu")
+    for argv, code in (
+        (("inspect", tmp_path / "absent"), 2),
+        (("animate", "--no-such-flag"), 2),
+        (("animate", tmp_path / "still.png", *places, "--fps", "29"), 0),
+    ):
+        with run(*argv, preexec_fn=lambda: os.close(2)) as process:
+            process.communicate(timeout=120)
+        assert process.returncode == code
+    assert read_recipe(tmp_path / "clip.gif").settings.fps == 29
 
 
 def test_every_public_name_is_found_where_the_package_says():

@@ -79,7 +79,7 @@ def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Te
 
 @contextmanager
 def _on_one_thread() -> Iterator[None]:
-    """Torch's setting is the process's: another thread's work may slow down for as long as a probe takes."""
+    """MKL's setting is the process's: another thread's products may slow down for as long as a probe takes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -18,16 +19,16 @@ def free_host_bytes() -> int | None:
 
 def _of_machine() -> int | None:
     lines = (line.split() for line in _text(MEMINFO).splitlines())
-    return next((1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]), None) or _by_psutil()
+    available = next((1024 * int(words[1]) for words in lines if words[:1] == ["MemAvailable:"]), None)
+    return _half_of_machine() if available is None else available
 
 
-def _by_psutil() -> int | None:
-    """Where there is no Linux. ComfyUI brings the package; it is no requirement."""
+def _half_of_machine() -> int | None:
+    """Where there is no Linux, as on a Mac: half of what is built in. None on Windows, which does not say it here."""
     try:
-        import psutil
-    except ImportError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
         return None
-    return int(psutil.virtual_memory().available)
 
 
 def _of_container() -> int | None:

@@ -1,5 +1,7 @@
 """How much of the host's memory is free: of the machine, and of a container with a limit."""
 
+import os
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def system(tmp_path, monkeypatch):
     """Writes what a system says, by name of the file."""
     monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
-    monkeypatch.setattr(host_memory, "_by_psutil", lambda: None)
+    monkeypatch.delattr(os, "sysconf", raising=False)
 
     def say(**files):
         for name, text in files.items():
@@ -39,6 +41,12 @@ def test_a_containers_limit_counts_where_it_is_less_and_files_that_were_read_are
 def test_a_system_that_says_nothing_sets_no_limit(system):
     assert host_memory.free_host_bytes() is None
     assert places.spare_bytes(torch.device("cpu")) is None
+
+
+def test_without_linux_half_of_what_is_built_in_counts(system, monkeypatch):
+    sizes = {"SC_PHYS_PAGES": 4 * 2**20, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+    assert host_memory.free_host_bytes() == 8 * 2**30
 
 
 def test_activations_may_take_a_share_of_it(system):

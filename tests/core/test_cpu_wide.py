@@ -81,7 +81,7 @@ def test_a_linear_layer_is_rounded_once(widened, monkeypatch, dtype, bias, shape
 
 @HALF
 @torch.inference_mode()
-@pytest.mark.parametrize("how", [{}, {"stride": 2}, {"kernel": 1}, {"padding": 0}, {"bias": False}])
+@pytest.mark.parametrize("how", [{}, {"stride": 2}, {"stride": 3}, {"kernel": 1}, {"padding": 0}, {"bias": False}])
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (16, 12)])
 @pytest.mark.parametrize("most", [probe.BLOCK_VALUES, 5000])
 def test_a_convolution_is_rounded_once(widened, monkeypatch, dtype, how, size, most):
@@ -284,10 +284,11 @@ def test_calls_of_another_form_keep_torchs_own(widened):
     with by_chosen_route(x):
         CONV(input=x, weight=layer.weight, bias=layer.bias)
         CONV(x, layer.weight)
+        CONV(x, layer.weight, None, 1, "same")
         LINEAR(input=x, weight=drawn(3, 4, dtype=torch.bfloat16))
         LINEAR(x, torch.empty(0, 4, dtype=torch.bfloat16), None)
         ATTENTION(x, x, x, is_causal=True)
-        with pytest.raises(RuntimeError, match="dtype"):
+        with pytest.raises(RuntimeError, match="type"):
             LINEAR(x, drawn(3, 4, dtype=torch.float16), None)
     assert not widened
 

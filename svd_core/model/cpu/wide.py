@@ -8,7 +8,7 @@ hardly slower than in float32. Class: rounding, with no more of it than torch's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -57,16 +57,30 @@ def _multiply(result: Tensor, rows: Tensor, kernel: Tensor, bias: Tensor | None)
 
 
 def convolution(
-    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
 ) -> Tensor:
     """`torch.conv2d` of images (N, C, H, W) in 16 bits -> (N, O, h, w) in 16 bits, channels last. An image is widened
     whole, which no plan counts, as it counts none of what oneDNN holds."""
-    how = (stride, padding, dilation)
-    _, outputs, height, width = torch.conv2d(images.to("meta"), weight.to("meta"), None, *how).shape
-    result = images.new_empty(len(images), height, width, outputs).movedim(-1, 1)
-    for some in _parts(outputs, weight[0].numel()):
-        _convolve(result[:, some], images, *_widened(weight, bias, some), *how)
+    how = [_both(number) for number in (stride, padding, dilation)]
+    sides = [_side(*of_axis) for of_axis in zip(images.shape[2:], weight.shape[2:], *how, strict=True)]
+    result = images.new_empty(len(images), *sides, len(weight)).movedim(-1, 1)
+    for outputs in _parts(len(weight), weight[0].numel()):
+        _convolve(result[:, outputs], images, *_widened(weight, bias, outputs), *how)
     return result
+
+
+def _both(number: int | Sequence[int]) -> tuple[int, int]:
+    return (number, number) if isinstance(number, int) else tuple(number)
+
+
+def _side(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """What a convolution makes of a height or a width."""
+    return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def _convolve(result: Tensor, images: Tensor, kernel: Tensor, bias: Tensor | None, *how: Any) -> None:
@@ -197,9 +211,11 @@ class _InFloat32(TorchFunctionMode):
 
 
 def _is_usual(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a convolution is of several images, given by place with weight and bias, and of all channels together."""
+    """Whether a convolution is of several images, given by place with weight and bias, of all channels together, and
+    its padding in numbers."""
     groups = args[6] if len(args) == 7 else kwargs.get("groups", 1)
-    return len(args) >= 3 and args[0].ndim == 4 and groups == 1
+    padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
+    return len(args) >= 3 and args[0].ndim == 4 and groups == 1 and not isinstance(padding, str)
 
 
 IN_FLOAT32 = _InFloat32()

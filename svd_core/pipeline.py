@@ -134,10 +134,15 @@ class StableVideo:
         spare = spare_bytes(self.device)
         return spare and max(spare, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
 
-    def _free_for_decoding(self, shape: tuple[int, ...], circular: bool) -> int | None:
-        """Likewise, for the latents of one clip."""
-        spare = spare_bytes(self.device)
-        return spare and max(spare, self.vae.least_plan(shape, shape[0], self.device, circular).device_bytes)
+    def _chunk_that_fits(self, shape: tuple[int, ...], circular: bool) -> int | None:
+        """How much a decode of one clip's latents (T, 4, h, w) may keep of what is free in the host's memory, for a
+        device that works there. A chunk and no budget, for what is decoded again in float32 needs more than any."""
+        spare = None if has_own_memory(self.device) else spare_bytes(self.device)
+        if spare is None:
+            return None
+        least = self.vae.least_plan(shape, shape[0], self.device, circular).device_bytes
+        budget = max(spare, least)
+        return self.vae.decode_plan(shape, shape[0], self.device, budget=budget, circular=circular).keep
 
     def sample(
         self,
@@ -259,14 +264,15 @@ class StableVideo:
         """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular where the clip
         is a loop.
 
-        The same bits for every chunk and budget; without either, what is free is the budget, or where that holds
-        nothing, the least that does. Raises InputError naming the frames where latents are not finite.
+        The same bits for every chunk and budget. Without either, what is free decides: of a device with memory of its
+        own it is the budget, of the host's memory an estimate, below which the least that works is taken. Raises
+        InputError naming the frames where latents are not finite.
         """
         _check_finite(latents)
         report = callback or _silent
         report(Progress("decode", 0, 1))
         if chunk is None and budget is None:
-            budget = self._free_for_decoding(tuple(latents.shape), circular)
+            budget, chunk = free_bytes(self.device), self._chunk_that_fits(tuple(latents.shape), circular)
         z = (latents.float() / LATENT_SCALE).to(self.device)
         pixels = self.vae.decode(z, num_frames=z.shape[0], chunk=chunk, budget=budget, circular=circular)
         frames = ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()

@@ -271,7 +271,7 @@ def _order_from_recipe(args: Namespace) -> Order:
 
 def _recorded(source: Source, name: str, remedy: str) -> str:
     """The path that a recipe holds, if there is something. Raises InputError."""
-    if not Path(source.path).exists():
+    if not os.path.exists(source.path):  # unlike Path.exists, it bears names that no system takes
         raise InputError(
             f"the recipe's {name} {source.path} does not exist, seen from the folder {Path.cwd()}: {remedy} or change "
             "to the folder that the clip was made in"
@@ -281,7 +281,7 @@ def _recorded(source: Source, name: str, remedy: str) -> str:
 
 def _recorded_checkpoint(source: Source) -> str:
     """Likewise; the demo model is the same file wherever the pack has been put."""
-    if not Path(source.path).exists() and source.sha256 == Source.of(DEMO_MODEL).sha256:
+    if not os.path.exists(source.path) and source.sha256 == Source.of(DEMO_MODEL).sha256:
         return str(DEMO_MODEL)
     return _recorded(source, "checkpoint", "name it with --checkpoint")
 
@@ -354,7 +354,8 @@ def _cramped(order: Order, image: np.ndarray, config: ModelConfig) -> list[str]:
     size = f"{job.frames} frames of {job.width}x{job.height} in {order.dtype}"
     return [
         f"{size} need about {gibibytes(needed)} of memory beside the weights, and some {gibibytes(spare)} are free: "
-        "a smaller --size, fewer --frames or --dtype bfloat16 need less"
+        "a smaller --size, fewer --frames"
+        f"{' or --dtype bfloat16' if order.dtype == 'float32' else ''} need less"
     ]
 
 

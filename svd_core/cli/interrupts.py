@@ -89,7 +89,7 @@ def handlers_kept() -> Iterator[None]:
         raise Ended(signal.SIGTERM) from error
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) != handler:
+            if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
 
 

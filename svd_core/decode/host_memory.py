@@ -32,13 +32,13 @@ def _half_of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """What is left of its limit. Files that it has read count as used there, and are given up when memory is asked
-    for."""
+    """What is left of its limit. Files that it has read count as used there, and are given up when memory is asked for;
+    those that lie in memory itself are not."""
     limit, used = _text(CGROUP / "memory.max").strip(), _text(CGROUP / "memory.current").strip()
     if not (limit.isdecimal() and used.isdecimal()):
         return None
     kinds = dict(line.split() for line in _text(CGROUP / "memory.stat").splitlines() if len(line.split()) == 2)
-    return int(limit) - int(used) + int(kinds.get("file", 0))
+    return int(limit) - int(used) + max(0, int(kinds.get("file", 0)) - int(kinds.get("shmem", 0)))
 
 
 def _text(path: Path) -> str:

@@ -13,7 +13,7 @@ from weights import relative
 
 import svd_core
 from svd_core.decode import places
-from svd_core.errors import InputError
+from svd_core.errors import InputError, PrecisionWarning
 from svd_core.pipeline import known_device
 from svd_core.sampling import sample_euler
 from svd_core.settings import Settings
@@ -272,19 +272,35 @@ def test_a_decode_that_cannot_run_is_refused_before_any_work(temporal, picture, 
         svd_core.render_controlled(temporal, picture, settings, svd_core.Controls(loop=True), **memory)
 
 
-def test_what_is_free_of_the_hosts_memory_is_the_decodes_budget_and_never_a_reason_to_refuse(
-    temporal, picture, monkeypatch
-):
-    latents, budgets = run_ours(temporal, picture).latents, []
-    decode = type(temporal.vae).decode
-    monkeypatch.setattr(type(temporal.vae), "decode", lambda *a, **k: budgets.append(k["budget"]) or decode(*a, **k))
+def test_what_is_free_of_the_hosts_memory_says_what_a_decode_keeps(temporal, picture, monkeypatch):
+    latents, kept = run_ours(temporal, picture).latents, []
+    decode, plan = type(temporal.vae).decode, temporal.vae.decode_plan
+
+    def decoded(vae, *args, chunk, budget, **more):
+        kept.append((chunk, budget))
+        return decode(vae, *args, chunk=chunk, budget=budget, **more)
+
+    monkeypatch.setattr(type(temporal.vae), "decode", decoded)
     frames = []
     for free in (None, 2**40, 1):
         monkeypatch.setattr(places, "free_host_bytes", lambda free=free: free)
         frames.append(temporal.decode_latents(latents))
     least = temporal.vae.least_plan(latents.shape, FRAMES, temporal.device).device_bytes
-    assert budgets == [None, int(places.USABLE * 2**40), least]
+    fits = plan(latents.shape, FRAMES, temporal.device, budget=least).keep
+    assert kept == [(None, None), (FRAMES, None), (fits, None)]
     assert np.array_equal(frames[0], frames[1]) and np.array_equal(frames[0], frames[2])
+
+
+def test_little_free_memory_is_no_reason_to_refuse_what_is_decoded_again_in_float32(tmp_path, picture, monkeypatch):
+    svd = svd_core.load_checkpoint(write_checkpoint(tmp_path / "tiny.safetensors"), dtype=torch.float16)
+    with torch.no_grad():
+        svd.vae.decoder.up[0].block[0].conv2.bias.fill_(6e4)
+        svd.vae.decoder.up[0].block[1].conv2.bias.fill_(6e4)
+    monkeypatch.setattr(places, "free_host_bytes", lambda: 1)
+    latents = torch.randn(FRAMES, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(PrecisionWarning, match="overflowed float16"):
+        frames = svd.decode_latents(latents)
+    assert np.isfinite(frames).all()
 
 
 @pytest.mark.parametrize("kind", [np.int64, torch.tensor])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,14 +67,16 @@ def replaces(
 
 def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
     """Of one thread's processor time, so that what else the machine does counts for little: with two threads, one of
-    which waits for the other, a busy machine turned ratios of 0.6 into 2."""
+    which waits for the other, a busy machine turned ratios of 0.6 into 2. Windows counts that time in 1/64 s, which is
+    longer than a probe."""
+    clock = time.perf_counter if sys.platform == "win32" else time.thread_time
     least = [float("inf")] * len(routes)
     with _on_one_thread():
         for _ in range(PROBE_ROUNDS):
             for index, route in enumerate(routes):
-                start = time.thread_time()
+                start = clock()
                 route(*operands)
-                least[index] = min(least[index], time.thread_time() - start)
+                least[index] = min(least[index], clock() - start)
     return least
 
 

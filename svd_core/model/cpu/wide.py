@@ -166,10 +166,12 @@ def may_widen(route: Callable[..., Tensor], *operands: Tensor | None) -> bool:
 
 def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `attention` serves these better than torch's, which does more."""
+    if not may_replace(q):
+        return False
     rows, heads, length, width = q.shape
     if min(length, k.shape[2]) < FEW_TOKENS or k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (rows, heads, width):
         return False
-    return may_replace(q) and may_widen(_ATTENTION, q, k, v)
+    return may_widen(_ATTENTION, q, k, v)
 
 
 @cache

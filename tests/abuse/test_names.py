@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from svd_core.checkpoint import inspect_checkpoint, open_source
 from svd_core.cli import UNUSABLE, main
 from svd_core.cli.batch import _tasks
+from svd_core.demo import DEMO_MODEL
 from svd_core.errors import CheckpointError, InputError, OutputError
 from svd_core.media import load_image, read_recipe, write_clip
 from svd_core.recipe import Recipe, Source
@@ -115,8 +116,8 @@ def test_a_recipe_that_names_other_files_learns_nothing_of_them(tmp_path, capsys
     Image.new("RGB", (64, 64)).save(tmp_path / "still.png")
     text = replace(a_recipe(), **{place: Source(path, "0a" * 32)}).to_json()
     (tmp_path / "recipe.json").write_text(text)
-    picture = [] if place == "image" else [f"{tmp_path}/still.png", "--ignore-hash"]
-    argv = ["animate", *picture, "--recipe", f"{tmp_path}/recipe.json", "--output", f"{tmp_path}/clip.gif"]
+    other = ["--checkpoint", str(DEMO_MODEL)] if place == "image" else [f"{tmp_path}/still.png", "--ignore-hash"]
+    argv = ["animate", *other, "--recipe", f"{tmp_path}/recipe.json", "--output", f"{tmp_path}/clip.gif"]
     assert path in text and main(argv) == UNUSABLE
     line = capsys.readouterr().err.splitlines()[-1]
     assert path in line and "root:" not in line and "HOME=" not in line

@@ -255,9 +255,7 @@ def _order_from_recipe(args: Namespace) -> Order:
     device = _known_device(getattr(args, "device", recipe.device))
     _use_threads(recipe, device)
     return Order(
-        image=args.image
-        if "image" in args
-        else _recorded(recipe.image, "picture", "give its own path before --recipe"),
+        image=args.image if "image" in args else _recorded_picture(recipe.image),
         checkpoint=args.checkpoint if "checkpoint" in args else _recorded_checkpoint(recipe.checkpoint),
         settings=recipe.settings,
         playback_fps=recipe.playback_fps,
@@ -277,6 +275,10 @@ def _recorded(source: Source, name: str, remedy: str) -> str:
             "to the folder that the clip was made in"
         )
     return source.path
+
+
+def _recorded_picture(source: Source) -> str:
+    return _recorded(source, "picture", "give its own path before --recipe")
 
 
 def _recorded_checkpoint(source: Source) -> str:
@@ -348,8 +350,7 @@ def _cramped(order: Order, image: np.ndarray, config: ModelConfig) -> list[str]:
     word. What is free is an estimate, so nothing is refused."""
     job = _job(order, image, config)
     spare = None if has_own_memory(job.device) else spare_bytes(job.device)
-    needed = 0 if spare is None else least_beside_weights(job, spare)
-    if spare is None or needed <= spare:
+    if spare is None or (needed := least_beside_weights(job, spare)) <= spare:
         return []
     size = f"{job.frames} frames of {job.width}x{job.height} in {order.dtype}"
     return [

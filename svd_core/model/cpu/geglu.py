@@ -10,12 +10,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ...decode.rescue import HALF
 from ...kernels.geglu import reference
 from . import wide
 from .onednn import linear_by_onednn
 from .probe import MAY_LAG, is_plain, may_replace, of_layer, replaces
 from .route import by_chosen_route
-from .wide import HALF
 
 logger = logging.getLogger(__name__)
 

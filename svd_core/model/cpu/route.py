@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...decode.rescue import HALF
 from .onednn import by_onednn
 from .probe import may_replace
-from .wide import HALF, IN_FLOAT32
+from .wide import IN_FLOAT32
 
 
 @cache

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...decode.rescue import HALF
 from ...kernels import smoothed_by_corner
 from .onednn import by_onednn
 from .probe import BLOCK_VALUES, PLAIN, drawn, may_replace, replaces
 
 logger = logging.getLogger(__name__)
-
-HALF = (torch.bfloat16, torch.float16)
 
 _ATTENTION = nn.functional.scaled_dot_product_attention
 
@@ -47,13 +46,8 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = tokens.reshape(-1, tokens.shape[-1])
     result = rows.new_empty(len(rows), len(weight))
     for outputs in _parts(len(weight), weight.shape[1]):
-        _multiply(result[:, outputs], rows, *_widened(weight, bias, outputs))
+        _fill(result[:, outputs], rows, _product, *_widened(weight, bias, outputs))
     return result.view(*tokens.shape[:-1], len(weight))
-
-
-def _multiply(result: Tensor, rows: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
-    for part in _parts(len(rows), max(kernel.shape)):
-        result[part] = _product(rows[part].float(), kernel, bias)
 
 
 def convolution(
@@ -70,7 +64,7 @@ def convolution(
     sides = [_side(*of_axis) for of_axis in zip(images.shape[2:], weight.shape[2:], *how, strict=True)]
     result = images.new_empty(len(images), *sides, len(weight)).movedim(-1, 1)
     for outputs in _parts(len(weight), weight[0].numel()):
-        _convolve(result[:, outputs], images, *_widened(weight, bias, outputs), *how)
+        _fill(result[:, outputs], images, torch.conv2d, *_widened(weight, bias, outputs), *how)
     return result
 
 
@@ -81,11 +75,6 @@ def _both(number: int | Sequence[int]) -> tuple[int, int]:
 def _side(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """What a convolution makes of a height or a width."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _convolve(result: Tensor, images: Tensor, kernel: Tensor, bias: Tensor | None, *how: Any) -> None:
-    for part in _parts(len(images), max(images[0].numel(), result[0].numel())):
-        result[part] = torch.conv2d(images[part].float(), kernel, bias, *how)
 
 
 def frame_convolution(clips: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -109,13 +98,8 @@ def doubled_smooth(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     count, channels, height, width = images.shape
     result = images.new_empty(count, 2 * height, 2 * width, len(weight)).movedim(-1, 1)
     for outputs in _parts(len(weight), 16 * channels):
-        _smooth(result[:, outputs], images, *_widened(weight, bias, outputs))
+        _fill(result[:, outputs], images, smoothed_by_corner, *_widened(weight, bias, outputs))
     return result
-
-
-def _smooth(result: Tensor, images: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
-    for part in _parts(len(images), max(images[0].numel(), result[0].numel())):
-        result[part] = smoothed_by_corner(images[part].float(), kernel, bias)
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -138,6 +122,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for part in _parts(rows, max(q[0].numel(), k[0].numel())):
         result[part] = _ATTENTION(*(operand[part].float() for operand in (q, k, v)))
     return result
+
+
+def _fill(result: Tensor, given: Tensor, operation: Callable[..., Tensor], *operands: Any) -> None:
+    """`operation(given, *operands)` into a result, some of its rows or images at a time."""
+    for part in _parts(len(given), max(given[0].numel(), result[0].numel())):
+        result[part] = operation(given[part].float(), *operands)
 
 
 def _product(rows: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,9 +1,9 @@
-"""The networks' layers inside one frame or picture, band of rows by band of rows.
+"""The networks' layers inside one frame or picture, computed in bands of rows.
 
-A band's height depends on the frame's shape, its dtype and the kind of device alone, never on free memory: every mode
-does the same calculations on the same bands, and only where the rows wait in between differs. Statistics cover the
-frame, so a normalised layer reads it once to gather them. A convolution sees its neighbours' rows (a halo), so no seam
-is ever made. Class: rounding, against the layer on the whole frame.
+A band's height depends only on the frame's shape, its dtype and the device, never on free memory: every mode does the
+same calculations on the same bands, and only where the rows are stored in between differs. Statistics cover the frame,
+so a normalised layer first reads the whole frame to gather them. A convolution sees the neighbouring rows (a halo), so
+there are no seams. Class: rounding, relative to the layer on the whole frame.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Place
 
 LONG_SUM = 256
-"""Input channels from which a float32 convolution on a CPU is given its channels first; see `convolved`."""
+"""Input channels from which a float32 convolution on a CPU runs channels first; see `convolved`."""
 
 Shape = tuple[int, int, int]
 
 
 Short = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
-"""(convolution, images (1, C, h, W)) -> its result, and the bias (C',) that the result is then still owed, if any: a
-device adds that on the way to where the result goes, which saves a pass over it."""
+"""(convolution, images (1, C, h, W)) -> its result, and the bias (C',) still to be added to it, or None: a device adds
+that while storing the result, which saves a pass over it."""
 
 
 ByCorner = Callable[[nn.Module, Tensor, Callable[..., Tensor]], Tensor | None]
-"""(convolution, images (1, C, h, W), how one is called) -> its result (1, C', 2h, 2W) for the doubled images, by
-`kernels.smoothed_by_corner`; None where those must be made."""
+"""(convolution, images (1, C, h, W), how to call one) -> its result (1, C', 2h, 2W) for the doubled images, by
+`kernels.smoothed_by_corner`; None if the doubled images must be made."""
 
 
 def never(_conv: nn.Module, _images: Tensor, _convolved: Callable[..., Tensor]) -> None:
-    """No convolution by corner."""
+    """A `ByCorner` that never applies."""
 
 
 def whole(conv: nn.Module, images: Tensor) -> tuple[Tensor, None]:
-    """A convolution whose result is owed nothing."""
+    """A `Short` that adds the bias itself."""
     return convolved(conv, images), None
 
 
 class InsideFrame(Protocol):
-    """A layer of the network inside each frame, in bands whose widest tensor has up to `size` bytes."""
+    """A layer inside each frame, in bands whose widest tensor has up to `size` bytes."""
 
     @property
     def size(self) -> int: ...
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
-        """Reads a frame (1, C, H, W) in `place` and returns its result there, in `out` where that is given."""
+        """Run on a frame (1, C, H, W) in `place` and return the result there, in `out` if given."""
 
     def result(self, shape: Shape) -> Shape:
-        """The shape (C, H, W) that it makes of another."""
+        """The output shape (C, H, W) for an input shape."""
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        """Bytes that it holds at its peak beside the frame (C, H, W), with the `made` bytes of its result; `staged`
-        where the frame lies on the host, so that bands are copied and inner frames are the host's too."""
+        """Peak bytes on the device in addition to the frame (C, H, W), including the `made` bytes of its result;
+        `staged` if the frame is on the host, so that bands are copied and inner frames are on the host too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Rows top to bottom of a frame of `height` rows, and what a convolution needs to see beside them."""
+    """Rows `top` to `bottom` (exclusive) of a frame of `height` rows, and the halo that a convolution needs."""
 
     top: int
     bottom: int
@@ -76,11 +76,11 @@ class Band:
 
     @property
     def seen(self) -> slice:
-        """The rows with one more on each side that is not the frame's edge."""
+        """The rows plus one on each side, within the frame."""
         return slice(max(self.top - 1, 0), min(self.bottom + 1, self.height))
 
     def cut(self, convolved: Tensor, scale: int = 1) -> Tensor:
-        """From a convolution of `scale` times the rows seen, the rows that saw all their neighbours."""
+        """The band's own rows of a convolution's result on the rows seen, with `scale` rows for each of them."""
         first = scale * (self.top - self.seen.start)
         return convolved[:, :, first : first + scale * (self.bottom - self.top)]
 
@@ -95,7 +95,7 @@ def bands(height: int, bytes_per_row: int, size: int) -> list[Band]:
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A 3x3 convolution, after a GroupNorm and SiLU where there is a norm."""
+    """A 3x3 convolution, after a GroupNorm and SiLU if there is a norm."""
 
     conv: nn.Module
     size: int
@@ -128,7 +128,7 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Doubling:
-    """Each pixel becomes four, which a 3x3 convolution smooths."""
+    """Doubles the frame by repeating pixels, then applies a 3x3 convolution."""
 
     conv: nn.Module
     size: int
@@ -145,7 +145,7 @@ class Doubling:
         seen = (band.seen.stop - band.seen.start) * width
         copied = channels if staged else 0
         at_once = seen * (4 * channels + max(4 * outputs, copied))
-        summed = 20 * channels * outputs  # and one corner's weights apart
+        summed = 20 * channels * outputs  # all corners' weights, and a copy of one corner's
         corner = (seen // width + 1) * (width + 1) * outputs
         return made + itemsize * max(at_once, summed + corner + seen * (4 * outputs + copied))
 
@@ -158,15 +158,15 @@ class Doubling:
         return out
 
     def _smoothed(self, seen: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Of the one tensor in `seen`, which is taken out: or, held by the caller, a band more would be there while the
-        convolution is at its widest."""
+        """Double and convolve the tensor in `seen`, a list that is emptied: held by the caller, the band would stay in
+        memory while the convolution is at its widest."""
         smoothed = self.by_corner(self.conv, seen[0], convolved)
         if smoothed is not None:
             return smoothed, None
         return _shortly(self.short, self.conv, doubled(seen.pop()))
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
-        """Of the frame's rows, of which four come of each pixel."""
+        """Bands of the frame's rows, sized for four result pixels per pixel."""
         row = 4 * itemsize * shape[2] * max(shape[0], self.conv.weight.shape[0])
         return bands(shape[1], row, self.size)
 
@@ -203,17 +203,17 @@ class Halving:
         return out
 
     def _bands(self, shape: Shape, itemsize: int) -> list[Band]:
-        """Of the result's rows."""
+        """Bands of the result's rows."""
         row = 2 * itemsize * shape[2] * max(shape[0], self.conv.weight.shape[0])
         return bands(shape[1] // 2, row, self.size)
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), norms over the frame. May go in place.
+    """shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), norms over the frame. May run in place.
 
-    keep: what the first convolution gives stays, in `place`, until its statistics are known; else it is worked out a
-    second time, by the same calls and so to the same bits, and only bands of it are ever there.
+    keep: the first convolution's result is kept, in `place`, until its statistics are known; otherwise it is computed
+    twice, by the same calls and so to the same bits, and exists only in bands.
     """
 
     norm1: nn.Module
@@ -242,7 +242,7 @@ class Residual:
         if shape[0] != outputs:
             added = max(added, 2 * itemsize * result)
         last = itemsize * convolved + added
-        # Room for the result is made after the first sweep.
+        # The result is allocated after the first sweep.
         return hidden + max(first, made + waiting + max(0 if self.keep else first, second, last))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
@@ -259,11 +259,12 @@ class Residual:
             branch, owed = self._branch(seen, band, second)
             part = out[:, :, band.rows]
             _save_sum(place, part, self.shortcut(place.load(frame[:, :, band.rows])), branch, owed)
-            del branch  # or it would stay while the next band is at its widest
+            del branch  # else it would stay in memory while the next band is at its widest
         return out
 
     def _gather(self, frame: Tensor, place: Place, rows: list[Band], first: Affine, hidden: Tensor | None) -> Affine:
-        """The second norm, past which the first convolution's result goes; it is left in `hidden`, if that is given."""
+        """The second norm, with the statistics of the first convolution's result, which is stored in `hidden` if
+        given."""
         moments = []
         for band in rows:
             convolved, owed = self._convolved(frame, place, band, first)
@@ -273,22 +274,22 @@ class Residual:
         return Affine.of(self.norm2, moments)
 
     def _again(self, frame: Tensor, place: Place, rows: list[Band], first: Affine) -> Iterator[Tensor]:
-        """Band by band, the first convolution's result on the rows that the band sees. The next band's is there before
-        a band is handed out, so that the frame may then be overwritten down to the band's last row."""
+        """Recompute, band by band, the first convolution's result on the rows that the band sees. The next band is
+        computed before a band is yielded, so that the frame may then be overwritten down to the band's last row."""
         above, own = None, _paid(*self._convolved(frame, place, rows[0], first))
         for following in (*rows[1:], None):
             below = None if following is None else _paid(*self._convolved(frame, place, following, first))
             joined = [_joined(above, own, below)]
             above, own = own[:, :, -1:].clone(), below
             del below
-            yield joined.pop()  # which leaves none of it here
+            yield joined.pop()  # popped, so that no reference stays here
 
     def _convolved(self, frame: Tensor, place: Place, band: Band, first: Affine) -> tuple[Tensor, Tensor | None]:
         result, owed = _shortly(self.short, self.conv1, _on_images(first.silu, place.load(frame[:, :, band.seen])))
         return band.cut(result), owed
 
     def _branch(self, seen: Iterator[Tensor], band: Band, second: Affine) -> tuple[Tensor, Tensor | None]:
-        """The next of what bands see of the first convolution's result is this one's."""
+        """The second convolution of the next item of `seen`, which must be this band's."""
         result, owed = _shortly(self.short, self.conv2, _on_images(second.silu, next(seen)))
         return band.cut(result), owed
 
@@ -296,7 +297,7 @@ class Residual:
 @dataclass(frozen=True, slots=True)
 class SelfAttention:
     """x + out(attention(q, k, v of norm(x))) over the pixels of a frame, one head. Keys and values of the whole frame
-    are on the device, queries come in bands. May go in place."""
+    are on the device; queries are processed in bands. May run in place."""
 
     norm: nn.Module
     q: nn.Module
@@ -310,7 +311,7 @@ class SelfAttention:
         return shape
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        """Tokens counted in units of the band's, of which keys and values hold the frame's."""
+        """See `InsideFrame`: the whole frame's keys and values, plus tensors of the widest band."""
         _, own, _ = _values(shape, shape[0], itemsize, self.size)
         held = 2 * itemsize * shape[0] * shape[1] * shape[2]
         copied = itemsize * own if staged else 0
@@ -327,7 +328,7 @@ class SelfAttention:
         return out
 
     def _keys_and_values(self, frame: Tensor, place: Place, rows: list[Band], affine: Affine) -> Tensor:
-        """Of the whole frame, on the device, (2, 1, 1, H * W, C)."""
+        """Keys and values of the whole frame, on the device, (2, 1, 1, H * W, C)."""
         _, channels, height, width = frame.shape
         both = affine.scale.new_empty((2, 1, 1, height * width, channels), dtype=frame.dtype)
         for band in rows:
@@ -342,15 +343,15 @@ class SelfAttention:
 
 
 def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A convolution of images (1, C, h, W), channels last -> the same kind.
+    """A convolution of images (1, C, h, W), channels last -> images, channels last.
 
-    On a CPU, oneDNN sums a float32 convolution of many channels in one long chain where channels lie last and in short
-    ones where they lie first: a third of the error, at a price of about nothing with both turns. They hold a band more,
-    which no plan counts, as it counts none of what oneDNN holds. Class: rounding."""
+    On a CPU, oneDNN sums a float32 convolution of many channels in one long chain if channels are last and in short
+    ones if they are first: a third of the error, at almost no cost including both transposes. These hold one more band;
+    no plan counts that, nor what oneDNN holds. Class: rounding."""
     if not (images.is_cpu and images.dtype == torch.float32 and images.shape[1] >= LONG_SUM):
         return conv(images)
     _, channels, height, width = images.shape
-    planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is quick at turning a matrix, not at more
+    planes = _last(images).reshape(-1, channels).t().contiguous()  # torch is fast at transposing matrices only
     planes = conv(planes.view(1, channels, height, width))
     _, channels, height, width = planes.shape
     tokens = planes.reshape(channels, -1).t().contiguous()
@@ -362,7 +363,8 @@ def _bands_of(frame: Tensor, outputs: int, size: int) -> list[Band]:
 
 
 def _values(shape: Shape, outputs: int, itemsize: int, size: int) -> tuple[int, int, int]:
-    """Of the widest band: values seen, values of its own rows, and values that a convolution makes of those seen."""
+    """For the widest band: values seen, values of its own rows, and values of a convolution's result on the rows
+    seen."""
     channels, height, width = shape
     band = _widest(bands(height, itemsize * width * max(channels, outputs), size))
     seen = (band.seen.stop - band.seen.start) * width
@@ -378,7 +380,7 @@ def _normed(values: int, itemsize: int, copied: int) -> int:
 
 
 def _made(place: Place, layer: InsideFrame, frame: Tensor) -> Tensor:
-    """Room for the layer's result."""
+    """An uninitialised tensor for the layer's result."""
     return place.empty((1, *layer.result(tuple(frame.shape[1:]))), frame.dtype)
 
 
@@ -391,7 +393,7 @@ def _paid(result: Tensor, owed: Tensor | None) -> Tensor:
 
 
 def _save(place: Place, part: Tensor, result: Tensor, owed: Tensor | None) -> None:
-    """Into a part, with what it is owed."""
+    """Store a result, plus the bias `owed` if any, in a part."""
     if owed is not None:
         room = place.room(part)
         torch.add(result, owed[:, None, None], out=room)
@@ -400,7 +402,7 @@ def _save(place: Place, part: Tensor, result: Tensor, owed: Tensor | None) -> No
 
 
 def _save_sum(place: Place, part: Tensor, one: Tensor, other: Tensor, owed: Tensor | None = None) -> None:
-    """one + other, and what that is owed, straight into a part that lies on the device."""
+    """Store one + other, plus the bias `owed` if any, in a part, directly if it is on the device."""
     room = place.room(part)
     if owed is None:
         torch.add(one, other, out=room)
@@ -410,7 +412,7 @@ def _save_sum(place: Place, part: Tensor, one: Tensor, other: Tensor, owed: Tens
 
 
 def _moments(place: Place, part: Tensor | None, result: Tensor, owed: Tensor | None) -> Moments:
-    """Of a result with what it is owed; both go to a part, if there is one."""
+    """Moments of a result plus the bias `owed`, if any; their sum is stored in a part if given."""
     if owed is None:
         moments = Moments.of(_last(result))
         if part is not None:
@@ -428,13 +430,13 @@ def _statistics(norm: nn.Module, frame: Tensor, place: Place, rows: list[Band]) 
 
 
 def _joined(above: Tensor | None, own: Tensor, below: Tensor | None) -> Tensor:
-    """Rows (1, C, h, W) with the last one above them and the first one below, where there are any."""
+    """Rows (1, C, h, W) with the row above them and the first row of those below, if given."""
     rows = [above, own, None if below is None else below[:, :, :1]]
     return torch.cat([_last(part) for part in rows if part is not None], dim=1).movedim(-1, 1)
 
 
 def _on_images(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A function of tokens (..., C) on images (1, C, H, W)."""
+    """Apply a function of tokens (..., C) to images (1, C, H, W)."""
     return function(_last(images)).movedim(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""How much of the host's memory is free, where the system says so."""
+"""How much host memory is free, if the system reports it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-"""Of a container, as it sees itself: version 2, which every current one has."""
+"""A container's control group as seen from inside: version 2, which every current one has."""
 
 
 def free_host_bytes() -> int | None:
-    """What new work may take without swapping, of the machine and of the container it is in; None where neither is
-    known."""
+    """Bytes that new work may take without swapping, on the machine and in its container; None if neither is known."""
     known = [free for free in (_of_machine(), _of_container()) if free is not None]
     return max(0, min(known)) if known else None
 
@@ -24,7 +23,8 @@ def _of_machine() -> int | None:
 
 
 def _half_of_machine() -> int | None:
-    """Where there is no Linux, as on a Mac: half of what is built in. None on Windows, which does not say it here."""
+    """Half of the installed memory, for systems other than Linux, such as macOS. None on Windows, which has no
+    `sysconf`."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):
@@ -32,8 +32,8 @@ def _half_of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """What is left of its limit. Files that it has read count as used there, and are given up when memory is asked for;
-    those that lie in memory itself are not."""
+    """What is left of the container's limit. Cached files count as used there but are given up on demand; files in
+    shared memory (tmpfs) are not."""
     limit, used = _text(CGROUP / "memory.max").strip(), _text(CGROUP / "memory.current").strip()
     if not (limit.isdecimal() and used.isdecimal()):
         return None

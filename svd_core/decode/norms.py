@@ -1,4 +1,4 @@
-"""GroupNorms in two steps: statistics gathered part by part, then one multiplication and one addition a channel."""
+"""GroupNorms in two steps: statistics gathered part by part, then one multiplication and one addition per channel."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor, nn
 from ..kernels import SPLIT_ROWS, Spans, affine_silu, merged_affine, owed_moments, split_moments
 
 CENTRED_VALUES = 2**20
-"""Values whose distance from the mean is squared at once on a CPU: 4 MiB, which its cache holds. Mean first and then
-squares is as exact as Welford's one pass (`torch.var_mean`), which takes seven times as long there."""
+"""Values whose deviations from the mean are squared at once on a CPU: 4 MiB, which fits its cache. The mean first and
+then squares are as exact as Welford's one pass (`torch.var_mean`), which takes seven times as long there."""
 
 NO_EPS = 1e-30
-"""Nothing, beside a variance of 1."""
+"""An eps that vanishes next to a variance of 1."""
 
 
 def by_batch_norm(tokens: Tensor) -> bool:
-    """Whether a batch norm's parts gather and apply statistics. Torch's for CPUs read 16 bits and count in float32 in
-    one pass, where an expression in float32 has passes and copies of twice the size: a fifth of the time. Its variances
-    are off by up to 1e-4 of themselves, a fortieth of bf16's last digit, and far too much for float32."""
+    """Whether torch's batch-norm functions gather and apply the statistics. On a CPU they read 16 bits and accumulate
+    in float32 in one pass, in a fifth of the time of float32 expressions, which make passes and copies of twice the
+    size. Their variances have a relative error of up to 1e-4: a fortieth of bf16's last digit, and far too much for
+    float32."""
     return tokens.is_cpu and tokens.itemsize < 4
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and variance of each channel over every `split` of `count` values, (S, C) each, in float32."""
+    """Mean and variance of each channel over every `split` of `count` rows, (S, C) each, in float32."""
 
     mean: Tensor
     variance: Tensor
@@ -36,12 +37,12 @@ class Moments:
 
     @classmethod
     def of(cls, tokens: Tensor) -> Moments:
-        """tokens (..., C)."""
+        """The moments of tokens (..., C)."""
         if split_moments.wanted(tokens):
             return cls(*split_moments(tokens), tokens.numel() // tokens.shape[-1], SPLIT_ROWS)
         rows = tokens.reshape(-1, tokens.shape[-1])
         if by_batch_norm(rows):
-            running = rows.new_zeros((2, rows.shape[1]), dtype=torch.float32)  # whose dtype the results have
+            running = rows.new_zeros((2, rows.shape[1]), dtype=torch.float32)  # sets the results' dtype
             mean, variance = torch.batch_norm_update_stats(rows, *running, 1.0)
         elif not rows.is_cpu:
             variance, mean = torch.var_mean(rows.float(), dim=0, correction=0)
@@ -54,21 +55,21 @@ class Moments:
 
     @classmethod
     def owed(cls, tokens: Tensor, owed: Tensor, out: Tensor | None) -> Moments:
-        """Of the sum of tokens (..., C) and owed (C,), which goes to `out` where that is given."""
+        """The moments of tokens (..., C) plus the bias owed (C,); the sum is stored in `out` if given."""
         _, mean, variance = owed_moments.into(out, tokens, owed)
         return cls(mean, variance, tokens.numel() // tokens.shape[-1], SPLIT_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """A GroupNorm whose statistics are known, in float32."""
+    """A GroupNorm with known statistics, as scale and shift (C,) in float32."""
 
     scale: Tensor
     shift: Tensor
 
     @classmethod
     def of(cls, norm: nn.Module, parts: Sequence[Moments]) -> Affine:
-        """Merges the moments of parts, all of as many values but the last, which may have fewer, in order."""
+        """Merges the moments of parts, in order; all have equal counts except the last, which may be smaller."""
         spans = Spans(sum(part.count for part in parts), parts[0].count, parts[0].split)
         means, variances = (_joined(values) for values in ([p.mean for p in parts], [p.variance for p in parts]))
         return cls(*merged_affine(means, variances, norm.weight, norm.bias, norm.num_groups, norm.eps, spans))
@@ -86,14 +87,14 @@ class Affine:
         return affine_silu(tokens, self.scale, self.shift)
 
     def _batch_normed(self, tokens: Tensor) -> Tensor:
-        """In memory of its own."""
+        """The normalised tokens in new memory, by torch's batch norm."""
         rows = tokens.reshape(-1, tokens.shape[-1])
         still = torch.zeros_like(self.scale), torch.ones_like(self.scale)
         return nn.functional.batch_norm(rows, *still, self.scale, self.shift, eps=NO_EPS).view(tokens.shape)
 
 
 def moments_bytes(values: int, itemsize: int) -> int:
-    """What `Moments.of` holds beside its input."""
+    """Bytes that `Moments.of` holds in addition to its input."""
     return (4 * values if itemsize < 4 else 0) + 4 * min(values, CENTRED_VALUES)
 
 
@@ -102,7 +103,7 @@ def _rows_at_once(channels: int) -> int:
 
 
 def affine_bytes(values: int, itemsize: int) -> int:
-    """The most that `Affine` holds beside its input, its result included."""
+    """Peak bytes that `Affine` holds in addition to its input, including its result."""
     return (8 if itemsize < 4 else 4) * values
 
 

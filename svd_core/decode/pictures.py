@@ -1,10 +1,10 @@
-"""The encoder in little memory, exact: pictures one by one, layer by layer, in bands of rows (`frames.py`).
+"""Exact encoding in little memory: pictures one by one, layer by layer, in bands of rows (`frames.py`).
 
-Nothing in it looks across frames, so a picture's activations are all there is to hold: one frame, which residual blocks
-and attention change in place, and for a while the frame that another layer makes of it. A residual block needs
-statistics between its convolutions, so it either keeps what the first one gave or works that out twice.
+The encoder never looks across frames, so it only holds one picture's activations: one frame, which residual blocks and
+attention change in place, and temporarily the output frame of any other layer. A residual block needs statistics
+between its convolutions, so it either keeps the first one's result or computes it twice.
 
-Memory picks the way and never a bit of the result. Class: rounding, against the plain encoder.
+Available memory selects the plan and never changes a bit of the result. Class: rounding, relative to the plain encoder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, releas
 from .plan import mebibytes
 
 PLAIN_PIXELS = 2**16
-"""Pictures of up to as many pixels, and as many of them at once as have no more together, go through the plain encoder:
-small ones come in batches, as in training, and would leave a device idle one by one."""
+"""Most pixels of one call of the plain encoder, which takes as many pictures as fit: small ones come in batches, as in
+training, and would leave a device idle one by one."""
 
 PictureShape = tuple[int, int, int, int]
 """Pixels: pictures, channels, height, width."""
@@ -31,13 +31,14 @@ PictureShape = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class EncodePlan:
-    """One way to encode pictures; every way gives the same bits.
+    """One plan for encoding pictures; all plans give the same bits.
 
-    mode: what the device holds beside the band being worked on. "device": a frame of activations, and what a residual
-    block keeps of it. "host": the frame alone, because blocks work things out twice; one picture leaves nothing for
-    the host to hold, so a processor that shares its memory can do this too. "bands": nothing; the host has the frame.
-    together: how many pictures go at once through the plain encoder, being small; 0 where each goes alone, in bands.
-    device_bytes and host_bytes are the most that activations and latents hold there, beside the weights, the pixels
+    mode: what the device holds besides the current band. "device": a frame of activations, and the result that a
+    residual block keeps. "host": the frame alone, because blocks compute that result twice; one picture leaves nothing
+    for the host to hold, so a processor that shares its memory can use it too. "bands": nothing; the host holds the
+    frame.
+    together: how many pictures go through the plain encoder at once, if they are small; 0 if each goes alone, in bands.
+    device_bytes and host_bytes are the most that activations and latents hold there, excluding the weights, the pixels
     and the libraries' own workspaces.
     """
 
@@ -48,7 +49,7 @@ class EncodePlan:
 
 
 def encode_plan(layers: Sequence[InsideFrame], pictures: PictureShape, itemsize: int, mode: Mode) -> EncodePlan:
-    """Count what one way needs. `itemsize` is the bytes of a value of the network's dtype."""
+    """Compute the memory that one mode needs. `itemsize` is the bytes of a value of the network's dtype."""
     count, *pixels = pictures
     staged = mode == "bands"
     steps = _steps(layers, tuple(pixels), mode)
@@ -76,10 +77,10 @@ def choose_encode(
     own_memory: bool,
     mode: Mode | None = None,
 ) -> EncodePlan:
-    """The quickest way that fits `budget` bytes on the device; `mode` tries no other than that.
+    """The fastest plan that fits `budget` bytes on the device; if `mode` is given, only that is tried.
 
-    own_memory: the device's memory is not the host's, so that what the host holds costs no budget; without it the way
-    that needs the host is not tried. Raises InputError that names the least budget where nothing fits.
+    own_memory: the device's memory is not the host's, so that host memory costs no budget; if False, the mode that
+    needs the host is not tried. Raises InputError naming the least budget if nothing fits.
     """
     plans = [encode_plan(layers, pictures, itemsize, way) for way in ((mode,) if mode else encode_modes(own_memory))]
     for plan in plans:
@@ -93,9 +94,10 @@ def choose_encode(
 
 
 def run_encode(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.dtype, plan: EncodePlan) -> Tensor:
-    """A picture (1, 3, H, W), on the device that calculates -> moments (1, 8, H/8, W/8) there, in bands.
+    """Encode a picture (1, 3, H, W), on the computing device, in bands -> moments (1, 8, H/8, W/8) there.
 
-    Where another program has taken memory since the plan was made, the next leaner way is tried, with the same bits.
+    If memory runs out because another program took some since planning, the next leaner mode is tried, with the same
+    bits.
     """
     ways = encode_modes(has_own_memory(picture.device) or plan.mode == "bands")
     *quicker, leanest = ways[ways.index(plan.mode) :]
@@ -129,12 +131,12 @@ def encode_picture(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.
                 held[step.stretch] = place.empty((1, lengths[step.stretch], 1, 1), dtype)
             frame = step.layer(frame, place, _start_of(held[step.stretch], step.made))
             held = held if staged else {step.stretch: held[step.stretch]}
-    return frame.to(picture.device, copy=True)  # a view would keep the stretch
+    return frame.to(picture.device, copy=True)  # a view would keep the whole stretch alive
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A layer, the shapes of what it is given and makes, and the stretch of memory in whose beginning that lies."""
+    """A layer, its input and output shapes, and the stretch of memory that its output is placed at the start of."""
 
     layer: InsideFrame
     given: Shape
@@ -143,9 +145,9 @@ class _Step:
 
 
 def _steps(layers: Sequence[InsideFrame], shape: Shape, mode: Mode) -> list[_Step]:
-    """What a layer does not make in place goes into a new stretch on the device, and on the host into two by turns: its
-    allocator hands out powers of two, and would keep each frame's memory for that frame's size. Residual blocks keep
-    what they can in the quickest way only."""
+    """The layers as steps. A result not made in place goes into a new stretch on the device, and alternately into two
+    on the host, whose allocator hands out powers of two and would keep separate memory for each frame size. Residual
+    blocks keep their first result only in the fastest mode."""
     steps, stretch = [], 0
     for layer in layers:
         made = layer.result(shape)
@@ -158,7 +160,7 @@ def _steps(layers: Sequence[InsideFrame], shape: Shape, mode: Mode) -> list[_Ste
 
 
 def _lengths(steps: Sequence[_Step]) -> dict[int, int]:
-    """Values of each stretch: as many as the largest that will lie there."""
+    """Length of each stretch in values: that of the largest result placed there."""
     lengths: dict[int, int] = {}
     for step in steps:
         lengths[step.stretch] = max(lengths.get(step.stretch, 0), prod(step.made))
@@ -166,20 +168,21 @@ def _lengths(steps: Sequence[_Step]) -> dict[int, int]:
 
 
 def encode_modes(own_memory: bool) -> tuple[Mode, ...]:
-    """From the quickest to what is the leanest, but for pictures of a band or two. Those that need the host's memory
-    only where the device has its own."""
+    """Modes from the fastest to the leanest (except for pictures of one or two bands); those that need host memory only
+    if the device has its own."""
     return MODES if own_memory else tuple(mode for mode in MODES if mode != "bands")
 
 
 def _plain_values(steps: Sequence[_Step]) -> int:
-    """What the plain encoder holds of a picture at its peak: the pixels, and in a residual block its input, what the
-    first convolution gave, that normalised, and what the second one makes."""
+    """Peak values that the plain encoder holds per picture: the pixels, and in a residual block its input, the first
+    convolution's result, that normalised, and the second one's result."""
     blocks = (prod(step.given) + 3 * prod(step.made) for step in steps if isinstance(step.layer, Residual))
     return prod(steps[0].given) + max(blocks)
 
 
 def _taken(picture: Tensor, dtype: torch.dtype, place: Place, size: int) -> Tensor:
-    """The picture in `place`, channels last, so that its own layout and dtype change no bit; bands as in `bands`."""
+    """A copy of the picture in `place`, channels last, so that its own layout and dtype change no bit; copied in
+    `bands`."""
     taken = place.empty(picture.shape, dtype)
     row = dtype.itemsize * picture.shape[1] * picture.shape[3]
     for band in bands(picture.shape[2], row, size):

@@ -1,7 +1,7 @@
-"""Where activations stay while a network works on a part of them: on the device, or in the host's memory.
+"""Where activations stay while a network works on a part of them: on the device, or in host memory.
 
-A part is loaded, worked on and saved. Only the device calculates, and copies wait for their turn on its queue, so the
-values are the same bits wherever they stay, and the host waits once, at the end.
+A part is loaded, processed and saved. Only the device computes, and copies are queued on its stream, so the values have
+the same bits wherever they stay, and the host waits once, at the end.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from ..errors import InputError
 from .host_memory import free_host_bytes
 
 Mode = Literal["device", "host", "bands"]
-"""What the device holds besides the part being worked on: the clip; a frame; nothing. The host holds the rest."""
+"""What the device holds besides the current part: the clip, a frame or nothing, respectively. The host holds the
+rest."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 SMALL_BANDS, LARGE_BANDS, CPU_BANDS = 2**25, 2**26, 30 * 2**20
-"""Bytes of the widest tensor of a band or strip. Several live at once: some 0.2 GiB with small ones, 0.4 with large. On
-a CPU they stay below the 32 MiB from which C's allocator asks the system for every block anew."""
+"""Bytes of the widest tensor of a band or strip. Several exist at once: some 0.2 GiB with small ones, 0.4 with large.
+On a CPU they stay below the 32 MiB from which C's allocator requests every block from the system."""
 
 LARGE_DEVICE = 40 * 2**30
-"""Bytes of a CUDA device that takes large bands. One so fast takes about as long for a small one in 16 bits as the host
-takes to ask for it."""
+"""Memory of a CUDA device from which it takes large bands. One that fast computes a small 16-bit band in about the time
+that the host takes to launch it."""
 
 
 USABLE = 0.8
-"""Share of the free memory that activations may take; libraries' workspaces and gaps between tensors have the rest."""
+"""Share of the free memory that activations may take; the rest is for libraries' workspaces and fragmentation."""
 
 
 class Place(Protocol):
@@ -43,16 +44,16 @@ class Place(Protocol):
         """Frames (T, C, H, W), channels last, with any values."""
 
     def load(self, part: Tensor) -> Tensor:
-        """The part on the device: itself where it lies there, else a copy."""
+        """The part on the device: itself if it is there already, else a copy."""
 
     def room(self, part: Tensor) -> Tensor:
-        """Where to put a value on the device that is to be saved in the part: the part itself where it lies there."""
+        """A device tensor for a value that is to be saved in the part: the part itself if it is on the device."""
 
     def save(self, part: Tensor, value: Tensor) -> None:
-        """Put a value from the device into the part, unless it is the part."""
+        """Copy a value from the device into the part, unless it is the part."""
 
     def keep(self, value: Tensor) -> Tensor:
-        """A value (T, s, C) from the device, for `load` to bring back later."""
+        """Store a value (T, s, C) from the device, for `load` to bring back later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class OnDevice:
 
 @dataclass(frozen=True, slots=True)
 class OnHost:
-    """`device` is where parts are loaded to."""
+    """Host memory; parts are loaded to `device`."""
 
     device: torch.device
 
@@ -105,14 +106,14 @@ class OnHost:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where whole clips stay, and where the frame that is being worked on stays."""
+    """Where whole clips are stored, and where the current frame is."""
 
     clip: Place
     frame: Place
 
     @classmethod
     def of(cls, mode: Mode, device: torch.device) -> Placement:
-        """Raises InputError for a mode that is none."""
+        """Raises InputError for an unknown mode."""
         if mode not in MODES:
             raise InputError(f"decode mode {mode!r} is not known: choose one of {', '.join(MODES)}")
         here, host = OnDevice(device), OnHost(device)
@@ -120,21 +121,21 @@ class Placement:
 
     @property
     def together(self) -> bool:
-        """Whether a clip's frame can be worked on where it lies."""
+        """Whether a clip's frame can be processed where it is stored."""
         return self.clip == self.frame
 
 
 def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Frames (T, C, H, W) in the memory of the host of `device`, channels last; pinned for a CUDA device, which can
-    then copy without the host's help. The meta device is its own host."""
+    """Uninitialised frames (T, C, H, W) in the host memory of `device`, channels last; pinned for a CUDA device, so
+    that it can copy without the host's help. The meta device is its own host."""
     home = "meta" if device.type == "meta" else "cpu"
     empty = torch.empty([shape[0], *shape[2:], shape[1]], dtype=dtype, device=home, pin_memory=device.type == "cuda")
     return empty.movedim(-1, 1)
 
 
 def band_bytes(device: torch.device) -> int:
-    """Of the widest tensor of a band or strip on a device. It goes by what the device is and never by what is free of
-    it, since a convolution's bits depend on it."""
+    """Bytes of the widest tensor of a band or strip on a device. Depends on the device but never on its free memory,
+    since a convolution's bits depend on the band."""
     if device.type == "cpu":
         return CPU_BANDS
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -143,12 +144,12 @@ def band_bytes(device: torch.device) -> int:
 
 
 def has_own_memory(device: torch.device) -> bool:
-    """Whether what the host holds takes nothing from the device."""
+    """Whether the device's memory is separate from the host's."""
     return device.type not in ("cpu", "mps")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What activations may take of a CUDA device's memory just now; None for others, which have no such limit."""
+    """Bytes that activations may take now on a CUDA device; None for other devices, which have no such limit."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -157,7 +158,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def spare_bytes(device: torch.device) -> int | None:
-    """`free_bytes`, and for a device that works in the host's memory what is free of that, if the system says."""
+    """`free_bytes`, or for a device that uses host memory the free bytes of that, if the system reports them."""
     if has_own_memory(device):
         return free_bytes(device)
     free = free_host_bytes()
@@ -165,7 +166,7 @@ def spare_bytes(device: torch.device) -> int | None:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give back what PyTorch's allocator holds and nobody uses, so that what is left is in one piece."""
+    """Release the unused memory of PyTorch's allocator, so that free memory is in one piece."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -173,7 +174,7 @@ def release_unused(device: torch.device) -> None:
 
 
 def release_host(device: torch.device) -> None:
-    """Give back what PyTorch's allocator of pinned memory holds and nobody uses; it would keep that for good."""
+    """Release the unused memory of PyTorch's pinned allocator, which would otherwise keep it for good."""
     release = getattr(torch._C, "_host_emptyCache", None)  # not in every version, and public in none so far
     if device.type == "cuda" and release is not None:
         release()
@@ -181,8 +182,8 @@ def release_host(device: torch.device) -> None:
 
 @contextmanager
 def steady(device: torch.device) -> Iterator[None]:
-    """While entered, cuDNN chooses a convolution by its shape alone, and none whose sums come in an order that varies.
-    Otherwise a host that lets it measure (`benchmark`) gets other bits from one call to the next."""
+    """Context in which cuDNN chooses a convolution by its shape alone, and only deterministic ones. Otherwise a host
+    that enables `benchmark` gets different bits from one call to the next."""
     cudnn = torch.backends.cudnn
     if device.type != "cuda":
         yield
@@ -204,6 +205,6 @@ def wait_for(device: torch.device) -> None:
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
-    """Index by index of the first axis: then each copy is one run of memory and needs no staging."""
+    """Copy index by index along the first axis: each copy is then contiguous and needs no staging."""
     for to, of in zip(target, source, strict=True):
         to.copy_(of, non_blocking=to.is_cuda or of.is_cuda)

@@ -1,4 +1,4 @@
-"""How much memory a decode needs, counted before it runs, and which of the ways to run it fits."""
+"""Computes how much memory a decode needs before it runs, and chooses a plan that fits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _STREAMED: tuple[Mode, ...] = ("host", "bands")
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """One way to decode a clip. Every way gives the same bits; `keep` is `stream`'s. device_bytes and host_bytes are
-    the most that activations hold there, beside the weights, the latents and the libraries' own workspaces."""
+    """One plan for decoding a clip; all plans give the same bits. `keep` is `stream`'s. device_bytes and host_bytes are
+    the most that activations hold there, excluding the weights, the latents and the libraries' own workspaces."""
 
     mode: Mode
     keep: int
@@ -31,7 +31,7 @@ class DecodePlan:
 
 
 def decode_plan(stages: Sequence[Stage], clip: ClipShape, itemsize: int, mode: Mode, keep: int) -> DecodePlan:
-    """Count what one way needs. `itemsize` is the bytes of a value of the network's dtype."""
+    """Compute the memory that one mode and `keep` need. `itemsize` is the bytes of a value of the network's dtype."""
     peaks = [0]
     hosted = [0]
     shape = clip[1:]
@@ -59,11 +59,11 @@ def choose_decode(
     keep: int | None = None,
     mode: Mode | None = None,
 ) -> DecodePlan:
-    """The quickest way whose activations fit `budget` bytes on the device: the whole clip there, with as many results
-    kept (`keep` frames' worth at most) as fit; then a frame; then nothing but the band being worked on.
+    """The fastest plan whose activations fit `budget` bytes on the device: the whole clip there, with as many results
+    kept (`keep` frames' worth at most) as fit; then a frame; then only the current band.
 
-    own_memory: the device's memory is not the host's, so that what the host holds costs no budget; without it only the
-    first way is tried. `mode` tries no other. Raises InputError that names the least budget where nothing fits.
+    own_memory: the device's memory is not the host's, so that host memory costs no budget; if False, only the first is
+    tried. If `mode` is given, only that is tried. Raises InputError naming the least budget if nothing fits.
     """
     modes = (mode,) if mode else ("device", *_STREAMED) if own_memory else ("device",)
     most = clip[0] if keep is None else min(keep, clip[0])
@@ -81,13 +81,14 @@ def choose_decode(
 
 
 def _most_kept(count: Callable[[int], DecodePlan], most: int, budget: int) -> int:
-    """The most frames' worth, up to `most`, that fit when kept; 0 where none do. More never take less, so they are
-    found by halving: a long clip has a thousand to try."""
+    """The most frames' worth of results, up to `most`, that may be kept within `budget`; 0 if none fit. Memory grows
+    with the number, so this bisects: a long clip has a thousand candidates."""
     return bisect_right(range(1, most + 1), budget, key=lambda keep: count(keep).device_bytes)
 
 
 def _inside(stage: Stage, shape: tuple[int, int, int], itemsize: int, mode: Mode) -> tuple[tuple[int, int, int], int]:
-    """What a stage makes of a frame, and the bytes that its frames and bands hold on the device beside the clips."""
+    """A stage's output shape for a frame, and the peak bytes of its frames and bands on the device, in addition to the
+    clips."""
     staged = mode == "bands"
     peak = 0
     last = len(stage.inside) - 1
@@ -101,7 +102,7 @@ def _inside(stage: Stage, shape: tuple[int, int, int], itemsize: int, mode: Mode
 
 
 def _frames(stage: Stage, shape: tuple[int, int, int]) -> int:
-    """Values of the frames that bands leave on the host: a layer's input, its result and what is between them."""
+    """Values of the frames on the host in mode "bands": a layer's input, its result and what is between them."""
     sizes = [_size(shape)]
     for layer in stage.inside:
         shape = layer.result(shape)
@@ -110,7 +111,7 @@ def _frames(stage: Stage, shape: tuple[int, int, int]) -> int:
 
 
 def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int, itemsize: int) -> int:
-    """Values of the intermediate results that a sweep leaves for the next."""
+    """Values of the intermediate results kept from one sweep for the next."""
     if not isinstance(stage.across, TimeResidual):
         return 0
     strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames, itemsize, stage.across.size))
@@ -123,5 +124,5 @@ def _size(shape: tuple[int, int, int]) -> int:
 
 
 def mebibytes(count: int, rounded: Callable[[float], int] = math.ceil) -> str:
-    """A size for messages. What is needed is rounded up, and what was given down, or both might read the same."""
+    """A size as text. Round what is needed up and what was given down, or both might read the same."""
     return f"{count} bytes" if count < 2**20 else f"{rounded(count / 2**20)} MiB"

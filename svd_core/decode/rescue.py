@@ -1,4 +1,4 @@
-"""Frames that half precision could not hold, found and decoded again in float32."""
+"""Finds frames that overflow half precision and decodes them again in float32."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def rescued(pixels: Tensor, latents: Tensor, precise: Callable[[Tensor], Tensor], *, together: bool) -> Tensor:
-    """The decoded pixels (T, 3, H, W) of one clip, frames that are not finite replaced by `precise` ones.
+    """The decoded pixels (T, 3, H, W) of one clip, with half-precision frames that are not finite replaced by `precise`
+    ones.
 
     `precise` decodes latents (n, 4, h, w) in float32. together: frames see each other, so one that overflows spoils the
-    statistics of all and the clip is decoded again; else only the frames concerned are. Tells with a PrecisionWarning.
-    Raises InputError for frames that float32 cannot hold either.
+    statistics of all and the whole clip is decoded again; otherwise only the affected frames are. Emits a
+    PrecisionWarning. Raises InputError for frames that float32 cannot hold either.
     """
     bad = damaged(pixels)
     if not bad or pixels.dtype not in HALF:
@@ -52,7 +53,7 @@ def _notice(bad: Sequence[int], again: Sequence[int], dtype: torch.dtype) -> str
 
 
 def _span(frames: Sequence[int]) -> str:
-    """Frame numbers in words: frame 3, frames 0 to 24, or frames 1, 4 and 7."""
+    """Frame numbers as text: frame 3, frames 0 to 24, or frames 1, 4 and 7."""
     if len(frames) == 1:
         return f"frame {frames[0]}"
     if list(frames) == list(range(frames[0], frames[-1] + 1)):

@@ -1,4 +1,4 @@
-"""Running a decode as planned, and going on where the plan's memory turns out to be taken."""
+"""Runs a decode as planned, or leaner if the planned memory is no longer free."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .stream import Stage, stream
 
 
 def run_plan(stages: Sequence[Stage], latents: Tensor, plan: DecodePlan) -> Tensor:
-    """Decode one clip (T, 4, h, w) -> (T, 3, H, W). Where another program has taken memory since the plan was made, the
-    next leaner way is tried, with the same bits."""
+    """Decode one clip (T, 4, h, w) -> (T, 3, H, W). If memory runs out because another program took some since
+    planning, the next leaner settings are tried, with the same bits."""
     *quicker, leanest = _from(plan, latents.device)
     for mode, keep in quicker:
         try:
@@ -28,7 +28,7 @@ def run_plan(stages: Sequence[Stage], latents: Tensor, plan: DecodePlan) -> Tens
 
 
 def _from(plan: DecodePlan, device: torch.device) -> list[tuple[Mode, int]]:
-    """The plan's own way, then the leaner ones."""
+    """The plan's own mode and keep, then leaner ones."""
     ways = [(plan.mode, plan.keep)]
     if plan.keep > 1:
         ways.append((plan.mode, 1))

@@ -1,14 +1,14 @@
-"""The video decoder in little memory, exact (performance notes 2.9).
+"""Exact video decoding in little memory.
 
-Only two things look across frames: convolutions of three frames, and GroupNorms whose statistics cover the clip. So
-the clip goes through the network stage by stage, held once. Inside a frame, each frame goes alone (`frames.py`). Across
-frames each pixel stands alone but for the statistics, so strips of pixels go alone, all frames of them: first to gather
-the second GroupNorm's statistics, then to finish. No frame is ever cut off from its neighbours, and there is nothing to
-overlap.
+Only two things look across frames: convolutions of three frames, and GroupNorms whose statistics cover the clip. So the
+clip goes through the network stage by stage and is held once. Layers inside a frame process one frame at a time
+(`frames.py`). Across frames, pixels are independent except for the statistics, so strips of pixels are processed one at
+a time, with all their frames: first to gather the second GroupNorm's statistics, then to finish. No frame is ever cut
+off from its neighbours, so no overlap is needed.
 
-What is computed never depends on where or how much is kept: the size of bands and strips goes by the kind of device,
-and statistics are merged in a fixed order. That makes the result the same bits for every mode and chunk. Class:
-rounding, against the plain form.
+The computation never depends on where or how much is kept: the size of bands and strips depends on the device's type
+and total memory, and statistics are merged in a fixed order. So the result has the same bits for every mode and chunk.
+Class: rounding, relative to the plain form.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .places import Mode, Place, Placement, steady, wait_for
 
 
 class AcrossFrames(Protocol):
-    """A layer that changes a clip (T, C, H, W), channels last and in `place`, where it lies, in strips of up to `size`
-    bytes."""
+    """A layer that changes a clip (T, C, H, W), channels last and stored in `place`, in place, in strips of up to
+    `size` bytes."""
 
     @property
     def size(self) -> int: ...
@@ -37,8 +37,8 @@ class AcrossFrames(Protocol):
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None: ...
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
-        """Bytes held at the peak beside the clip, whose frames have the shape (C, H, W), and what is kept; `staged`
-        where the clip lies on the host."""
+        """Peak bytes in addition to the clip, whose frames have the shape (C, H, W), and to what is kept; `staged` if
+        the clip is on the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class TimeConvolution:
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
         for strip in _strips(clip, self.size):
-            own = _as_clip(place.load(strip).contiguous())  # in every mode the same call
+            own = _as_clip(place.load(strip).contiguous())  # contiguous, so that every mode makes the same call
             place.save(strip, _clip_tokens(over_frames(self.conv, own, self.circular)))
 
     def scratch(self, shape: Shape, frames: int, itemsize: int, staged: bool) -> int:
@@ -80,8 +80,8 @@ class TimeResidual:
     circular: bool = False
 
     def __call__(self, clip: Tensor, place: Place, keep: int) -> None:
-        """Adds in place. The hidden results of `keep` frames' worth of pixels stay, in `place`, from the first sweep;
-        those of the others are computed twice."""
+        """Adds in place. The hidden results of `keep` frames' worth of pixels are kept, in `place`, from the first
+        sweep; the others are computed twice."""
         strips = _strips(clip, self.size)
         first = Affine.of(self.norm1, [Moments.of(place.load(strip)) for strip in strips])
         staying = kept_strips(len(strips), len(clip), keep)
@@ -96,9 +96,9 @@ class TimeResidual:
         values = strip_values(shape, frames, itemsize, self.size)
         copied = itemsize * values if staged else 0
         whole = strip_pixels(shape, frames, itemsize, self.size) == shape[1] * shape[2]
-        ungathered = 0 if staged or whole else itemsize * values  # a strip of a clip is not one run of memory
+        ungathered = 0 if staged or whole else itemsize * values  # a strip of a clip is not contiguous
         gathering = copied + ungathered + moments_bytes(values, itemsize)
-        hidden = copied  # on the device it is one of those that are kept
+        hidden = copied  # on the device it is one of the kept ones
         finishing = copied + hidden + max(affine_bytes(values, itemsize), 2 * itemsize * values)
         return max(gathering, finishing) + itemsize * wrapped_values(values, frames, self.circular)
 
@@ -122,23 +122,24 @@ class TimeResidual:
 
 
 def over_frames(conv: nn.Module, clips: Tensor, circular: bool) -> Tensor:
-    """A (3,1,1) convolution of clips (B, C, T, S). circular: the last frame comes before the first and the first after
-    the last, where zeros stand otherwise. Done by the layer as it is, on a frame more on each side, so that a host's
-    layers need know nothing about it."""
+    """A (3,1,1) convolution of clips (B, C, T, S). circular: the clip is padded with its last frame before the first
+    and its first after the last, instead of zeros. The layer itself runs unchanged, on a clip longer by one frame on
+    each side, so a host's layers need not support it."""
     if not circular:
         return conv(clips)
     return conv(torch.cat([clips[:, :, -1:], clips, clips[:, :, :1]], dim=2))[:, :, 1:-1]
 
 
 def wrapped_values(values: int, frames: int, circular: bool) -> int:
-    """What `over_frames` holds beside a strip of so many values: the longer one, and what comes of its two frames."""
+    """Values that `over_frames` holds, given a strip of `values`: the longer strip, and the results of the two extra
+    frames."""
     return values + 4 * -(-values // frames) if circular else 0
 
 
 @torch.no_grad()
 def stream(stages: Sequence[Stage], latents: Tensor, mode: Mode, keep: int) -> Tensor:
-    """Run one clip (T, 4, h, w), on the device that calculates, through all stages -> (T, 3, H, W), which is in the
-    host's memory unless the mode is "device".
+    """Run one clip (T, 4, h, w), on the computing device, through all stages -> (T, 3, H, W), in host memory unless the
+    mode is "device".
 
     keep: how many frames' worth of intermediate results to hold instead of computing them twice, at least 1. Mode and
     keep change time and memory, never a bit of the result. Records no gradients: it works in place.
@@ -157,8 +158,8 @@ def stream(stages: Sequence[Stage], latents: Tensor, mode: Mode, keep: int) -> T
 
 
 def _each_frame(layers: Sequence[InsideFrame], clip: Tensor, placement: Placement) -> Tensor:
-    """Frame by frame, so that no kernel's choice or order of sums depends on how many frames there are. In place when
-    the layers keep the shape, else into a new clip."""
+    """Run the layers frame by frame, so that no kernel's choice or order of sums depends on how many frames there are.
+    In place if the layers keep the shape, else into a new clip."""
     shape = reduce(lambda shape, layer: layer.result(shape), layers, tuple(clip.shape[1:]))
     out = clip if shape == clip.shape[1:] else placement.clip.empty((len(clip), *shape), clip.dtype)
     for old, new in zip(clip.split(1), out.split(1), strict=True):
@@ -176,7 +177,7 @@ def _run(layers: Sequence[InsideFrame], frame: Tensor, place: Place, out: Tensor
 
 
 def strip_pixels(shape: Shape, frames: int, itemsize: int, size: int) -> int:
-    """Pixels of a strip of up to `size` bytes, of a clip whose frames have the shape (C, H, W)."""
+    """Pixels per strip of up to `size` bytes, of a clip whose frames have the shape (C, H, W)."""
     channels, height, width = shape
     count = -(-height * width // max(1, size // (itemsize * frames * channels)))
     return -(-height * width // count)
@@ -198,8 +199,8 @@ def _strips(clip: Tensor, size: int) -> list[Tensor]:
 
 
 def _as_clip(tokens: Tensor) -> Tensor:
-    """(T, strip, C) -> (1, C, T, strip), channels last. Torch reads a layout from all strides, those of axes of size 1
-    too: with an axis added after the others were turned, a convolution gives its result channels first."""
+    """(T, strip, C) -> (1, C, T, strip), channels last. Torch infers the layout from all strides, even of axes of size
+    1: if the batch axis were added after the others were moved, a convolution would return channels first."""
     return tokens[None].movedim(-1, 1)
 
 

@@ -1,8 +1,8 @@
-"""Fused operations: what each computes in torch, a Triton kernel beside it, and one place that chooses between them.
+"""Fused operations: a torch reference for each, Triton kernels next to it, and one place that chooses between them.
 
 Each operation is a function of tensors. Its `reference` is the plain torch expression: documentation, test oracle, and
-what runs wherever a kernel does not. Importing this package imports no Triton; a kernel's file is read when a CUDA
-device first asks for it.
+what runs wherever a kernel does not. Importing this package imports no Triton; a kernel's module is imported when a
+CUDA device first needs it.
 """
 
 from .blend import blend as blend
@@ -33,10 +33,10 @@ from .split_norm import owed_sum as owed_sum
 from .split_norm import split_moments as split_moments
 
 OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv, linear_add)
-"""What the UNet asks for."""
+"""Operations of the UNet."""
 
 DECODE_OPERATIONS = (split_moments, owed_moments, owed_sum, merged_affine, affine_silu, frame_conv)
-"""What the streamed decoder asks for."""
+"""Operations of the streamed decoder."""
 
 QUANTISED_OPERATIONS = (fp8_linear,)
-"""What the UNet asks for beside, where its weights are stored so."""
+"""Further operations of a UNet with quantised weights."""

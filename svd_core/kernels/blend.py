@@ -1,4 +1,4 @@
-"""A share of a change, and the bias that a convolution left out, join an activation in one pass."""
+"""Adds a share of a change, and the bias that a convolution left out, to an activation in one pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ SAMPLE_COLUMNS = 256
 
 
 def reference(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) -> Tensor:
-    """images and change (N, C, H, W), share one value, owed (C,) -> images + share * change + owed (spec 1.7)."""
+    """images and change (N, C, H, W), share one value, owed (C,) the missing bias -> images + share * change + owed
+    (spec 1.7)."""
     return torch.addcmul(images, change, share) + owed[:, None, None]
 
 
 def in_place(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) -> Tensor:
-    """`reference` in the memory of `images`, which the caller has just made. Class: exact."""
+    """`reference` in the memory of `images`, a temporary of the caller. Class: exact."""
     return images.addcmul_(change, share).add_(owed[:, None, None])
 
 

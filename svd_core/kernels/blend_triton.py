@@ -1,4 +1,4 @@
-"""Triton form of `blend`: values lie in one run, channel by channel."""
+"""Triton form of `blend` on contiguous values, channels last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = 2048
 
 @triton.jit
 def blend_kernel(images, change, share, owed, out, values, channels, BLOCK: tl.constexpr):
-    """images + share * change + owed, of (rows, channels) in one run; in float32."""
+    """images + share * change + owed of contiguous (rows, channels), in float32."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = place < values
     total = tl.load(images + place, mask=there, other=0.0).to(tl.float32)
@@ -23,7 +23,7 @@ def blend_kernel(images, change, share, owed, out, values, channels, BLOCK: tl.c
 
 
 def launch(images: Tensor, change: Tensor, share: Tensor, owed: Tensor) -> Tensor:
-    """As `blend.reference`."""
+    """Same as `blend.reference`."""
     out = torch.empty_like(images)
     values, channels = images.numel(), images.shape[1]
     blend_kernel[(triton.cdiv(values, BLOCK),)](images, change, share, owed, out, values, channels, BLOCK=BLOCK)

@@ -1,8 +1,8 @@
-"""Which form of an operation runs: capability predicate -> one probe -> cached choice -> reference fallback.
+"""Choice of the form of an operation: capability predicate -> one probe -> cached choice -> reference fallback.
 
-The probe runs once for each operation, device, dtype and shape class, on the arguments of the first call that it could
-serve. A kernel is taken where its error against float64 is at most twice that of the torch expression, and where it is
-faster. Shape classes leave out the batch, so that joint and split guidance, or two sizes of a group, choose alike.
+The probe runs once for each operation, device, dtype and shape class, on the arguments of the first call that a kernel
+could serve. A kernel is chosen if its error against float64 is at most twice that of the torch expression, and if it is
+faster. Shape classes exclude the batch, so that joint and split guidance, or two sizes of a group, choose alike.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ import torch
 from torch import Tensor
 
 Form = Callable[..., Any]
-"""An operation's reference or one of its kernels: the same arguments, and a tensor or a tuple of tensors."""
+"""An operation's reference or one of its kernels: same arguments, returning a tensor or a tuple of tensors."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 REFERENCE = "reference"
 
 TIMED_RUNS = 5
-"""Runs of each form whose median counts, taken in turns after two that warm up."""
+"""Timed runs of each form, interleaved, after two for warm-up; their median counts."""
 
 HOST_LEAD = 2_000_000
-"""Cycles, about a millisecond, that a device is kept busy while the host asks for a run that is timed."""
+"""Cycles, about a millisecond, for which a device is kept busy while the host queues a timed run."""
 
 WHOLE_DIGITS = 16
-"""Distance, in units of a dtype's last digit, that two forms of one operation may have over a whole tensor: several
-roundings in a row, and in float32 the TF32 of a host that allows it is beyond it, where torch is the faster anyway."""
+"""Largest relative distance, in a dtype's eps, between two forms over a whole tensor: enough for several roundings in a
+row. In float32, a host that allows TF32 exceeds it, but torch is faster there anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One fused operation. Calling it runs whichever form was chosen; the arguments are positional.
+    """A fused operation. Calling it runs the chosen form; the arguments are positional.
 
-    `kernels` imports Triton and returns the candidates by name; `refusal` says in words why no kernel takes these
-    arguments, or ""; `shape_class` is what a choice holds for; `sample` cuts the arguments down to what is cheap in
-    float64; `in_place` is the reference in the memory of arguments that callers give away, for where no kernel was
-    chosen and no gradients are recorded; `overwritten` which argument kernels then get as their `out`, too. The first
-    argument is a tensor, whose dtype others share: all of them, or of the first `alike`. `slack` is how many of the
-    dtype's last digits a kernel may be off beside twice torch's error. Class: rounding.
+    `kernels` imports Triton and returns the candidates by name; `refusal` says why no kernel takes these arguments, or
+    ""; `shape_class` is the key that a choice holds for; `sample` reduces the arguments to what is cheap in float64;
+    `in_place` is the reference reusing the memory of arguments that callers give away, for when no kernel was chosen
+    and no gradients are recorded; `overwritten` is the index of the argument that kernels then also get as `out`. The
+    first argument is a tensor; all tensors, or the first `alike`, share its dtype. `slack` is the error, in eps, that a
+    kernel may have on top of twice torch's. Class: rounding.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Operation:
     slack: float = 0.25
 
     def __call__(self, *args: Any) -> Any:
-        # Torch's compiler fuses the plain expression itself, and cannot look into a probe.
+        # Torch's compiler fuses the plain expression itself, and cannot trace a probe.
         if torch.compiler.is_compiling() or not self.wanted(args[0]):
             return self.reference(*args)
         form = choices().form(self, args)
@@ -69,14 +69,14 @@ class Operation:
         return form(*args) if self.overwritten is None else form(*args, out=args[self.overwritten])
 
     def into(self, out: Tensor | None, *args: Any) -> Any:
-        """As a call, for an operation whose forms take `out`: memory for their result or the first of them, which may
-        be an argument's if its values lie in the same places."""
+        """Like a call, for an operation whose forms take `out`: memory for their (first) result, which may be an
+        argument with the same layout."""
         form = choices().form(self, args) if self.wanted(args[0]) else self.reference
         return form(*args, out=out)
 
     def wanted(self, like: Tensor) -> bool:
-        """Whether a kernel may run on such a tensor at all: quick, so that callers can ask before they gather weights.
-        Never while gradients are recorded: kernels have no backward pass."""
+        """Whether a kernel may run on such a tensor at all; cheap, so that callers can ask before they gather weights.
+        False while gradients are recorded: kernels have no backward pass."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
         return not (choices().incapable(like.device) or torch.is_autocast_enabled(like.device.type))
@@ -84,7 +84,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`name` of the form that runs, "reference" or a kernel's, and why."""
+    """The form that runs, its name, "reference" or a kernel's, and why."""
 
     name: str
     form: Form
@@ -112,9 +112,9 @@ def incapable(device: torch.device) -> str:
 
 
 def cuda_seconds(run: Callable[[], object]) -> float:
-    """Seconds that the device takes for one run, which it finds waiting: it is kept busy until the host has asked. An
-    idle device would wait for each launch, and the form that the host asks for sooner would look the faster."""
-    torch.cuda._sleep(HOST_LEAD)  # in no public form
+    """Seconds that the device takes for one run. The device is kept busy until the host has queued the run: an idle one
+    would wait for each launch, and the form that launches sooner would look faster."""
+    torch.cuda._sleep(HOST_LEAD)  # not a public API
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -124,7 +124,7 @@ def cuda_seconds(run: Callable[[], object]) -> float:
 
 
 class Choices:
-    """What was chosen in this process. `incapable` and `seconds` are how to judge a device and to time a run on it."""
+    """The choices of a process. `incapable` judges a device, `seconds` times a run on it."""
 
     def __init__(
         self,
@@ -136,18 +136,19 @@ class Choices:
         self._seconds = seconds
 
     def form(self, operation: Operation, args: tuple[Any, ...]) -> Form:
-        """What runs for these arguments; the probe's result where there was none."""
+        """The form to run for these arguments, probed if there is no choice yet."""
         if _unfit(args, operation.alike) or operation.refusal(*args):
             return operation.reference
         key = _Key(operation.name, args[0].device, args[0].dtype, operation.shape_class(*args))
         if key not in self.made:
             if _capturing(args[0].device):
-                return operation.reference  # a probe waits for the device, which a graph's capture forbids
+                return operation.reference  # a probe synchronises the device, which graph capture forbids
             self.made[key] = self._probe(operation, args)
         return _on_device(self.made[key], args[0].device)
 
     def _probe(self, operation: Operation, args: tuple[Any, ...]) -> Choice:
-        """Anything that a kernel does wrong, from not compiling to being slow, is an answer. Want of memory is none."""
+        """Any fault of a kernel, from not compiling to being slow, only rules it out; running out of memory is
+        raised."""
         with _current(args[0].device):
             try:
                 right, wrong = {}, []
@@ -160,7 +161,7 @@ class Choices:
                 return self._fastest(operation, right, args)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # Triton's compilers raise what they like, and none of it may stop a render
+            except Exception as error:  # Triton's compilers may raise anything, and none of it may stop a render
                 return Choice(REFERENCE, operation.reference, f"{type(error).__name__}: {_first_line(error)}")
 
     def _fastest(self, operation: Operation, kernels: Mapping[str, Form], args: tuple[Any, ...]) -> Choice:
@@ -177,12 +178,12 @@ class Choices:
 
 @cache
 def choices() -> Choices:
-    """The choices of this process."""
+    """The choices of this process, a singleton."""
     return Choices()
 
 
 def report() -> str:
-    """What was chosen so far, and why, one line each; first what the devices of this machine allow."""
+    """What the devices of this machine allow, then each choice so far and its reason, one per line."""
     count = torch.cuda.device_count()
     devices = [torch.device("cuda", index) for index in range(count)] or [torch.device("cpu")]
     lines = [f"{device}: {choices().incapable(device) or 'kernels where a probe agrees'}" for device in devices]
@@ -193,7 +194,8 @@ def report() -> str:
 
 
 def _unfit(args: Iterable[Any], alike: int | None) -> bool:
-    """What no kernel takes: an empty tensor, a dtype that none was written for, or tensors that do not go together."""
+    """Whether no kernel takes the arguments: an empty tensor, an unsupported dtype, or tensors of mixed devices or
+    dtypes."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     first = tensors[0]
     together = all(tensor.device == first.device for tensor in tensors)
@@ -202,8 +204,8 @@ def _unfit(args: Iterable[Any], alike: int | None) -> bool:
 
 
 def error_of(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
-    """What is wrong with a kernel's numbers, or "": its largest error against float64 may be twice that of the torch
-    expression in the same dtype, and the operation's slack."""
+    """Why a kernel's numbers are unacceptable, or "": its largest error against float64 may be twice that of the torch
+    expression in the same dtype, plus the operation's slack."""
     exact = list(_leaves(operation.reference(*map(_double, args))))
     plain, fused = (_errors(form(*args), exact) for form in (operation.reference, kernel))
     for torch_error, error, like in zip(plain, fused, exact, strict=True):
@@ -214,18 +216,18 @@ def error_of(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
 
 
 def _complaint(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
-    """What is wrong with a kernel, or "". One that raises leaves the choice to the others."""
+    """What is wrong with a kernel, or "". An exception rules out only the kernel that raised it."""
     try:
         return _disagreement(operation, kernel, args)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton's compilers raise what they like, and none of it may stop a render
+    except Exception as error:  # Triton's compilers may raise anything, and none of it may stop a render
         return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _disagreement(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> str:
-    """`error_of` a sample; and what only large tensors show, such as an overflowing offset, by the distance of the
-    whole result from the reference's, which for rounding alone is a few last digits."""
+    """`error_of` a sample, then the whole result's distance from the reference's: for rounding alone it is a few eps,
+    and errors such as an overflowing offset show only in large tensors."""
     if wrong := error_of(operation, kernel, operation.sample(*args)):
         return wrong
     bound = WHOLE_DIGITS * torch.finfo(args[0].dtype).eps
@@ -234,12 +236,12 @@ def _disagreement(operation: Operation, kernel: Form, args: tuple[Any, ...]) -> 
 
 
 def _errors(result: Any, exact: Iterable[Tensor]) -> list[float]:
-    """The largest absolute one of each tensor."""
+    """The largest absolute error of each tensor."""
     return [float((tensor.double() - true).abs().max()) for tensor, true in zip(_leaves(result), exact, strict=True)]
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    """Relative, in the L2 norm."""
+    """Relative distance in the L2 norm."""
     norm = torch.linalg.vector_norm
     size = norm(other, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).tiny)
     return float(norm(one - other, dtype=torch.float32) / size)
@@ -262,7 +264,7 @@ def _capturing(device: torch.device) -> bool:
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whatever its arguments say."""
+    """Context that makes the device current: Triton launches there, whatever its arguments' device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

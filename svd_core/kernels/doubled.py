@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, nn
 
 CORNERS = (0, 1)
-"""The four pixels that come of one, by row and column."""
+"""Row and column indices of the four pixels that each pixel becomes."""
 
 
 def doubled(images: Tensor) -> Tensor:
-    """(N, C, H, W), channels last -> (N, C, 2H, 2W), each pixel four times. Torch's own kernel for it takes many times
-    as long as a copy on a CUDA device, and no longer on a CPU. Class: exact."""
+    """(N, C, H, W), channels last -> (N, C, 2H, 2W), each pixel four times. On a CUDA device torch's own kernel takes
+    many times as long as a copy; on a CPU it does not. Class: exact."""
     if not images.is_cuda:
         return nn.functional.interpolate(images, scale_factor=2, mode="nearest")
     return copied_twice(images)
 
 
 def copied_twice(images: Tensor) -> Tensor:
-    """`doubled` by views and a copy of them, anywhere."""
+    """`doubled` by an expanded view and a copy, on any device."""
     number, channels, height, width = images.shape
     pixels = images.movedim(1, -1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
     return pixels.reshape(number, 2 * height, 2 * width, channels).movedim(-1, 1)
 
 
 def doubled_smooth(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Images (N, C, H, W) doubled, then convolved by weight (O, C, 3, 3) with zeros beyond the edges, and bias (O,) or
-    None -> (N, O, 2H, 2W). What `smoothed_by_corner` does in four ninths of the products."""
+    """Images (N, C, H, W) doubled, then convolved by weight (O, C, 3, 3) with zero padding and bias (O,) or None -> (N,
+    O, 2H, 2W). `smoothed_by_corner` does the same in four ninths of the products."""
     return nn.functional.conv2d(doubled(images), weight, bias, padding=1)
 
 
@@ -38,11 +38,11 @@ def smoothed_by_corner(
     bias: Tensor | None,
     convolved: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = lambda conv, images: conv(images),
 ) -> Tensor:
-    """`doubled_smooth`, without the doubled images: of the nine pixels that a doubled pixel's kernel sees, several are
-    copies of one, so each corner of a pixel is a 2x2 convolution by sums of weights (performance notes F4).
+    """`doubled_smooth` without the doubled images: of the nine pixels that a doubled pixel's kernel sees, several are
+    copies of one, so each corner of a pixel is a 2x2 convolution by sums of weights.
 
-    The sums are made anew in each call, 16/9 of the weight's memory. `convolved` calls a convolution. Class: rounding;
-    in float32 with half the error, for a sum has 4 terms a channel in place of 9."""
+    The sums are recomputed in each call and take 16/9 of the weight's memory. `convolved` calls a convolution. Class:
+    rounding; in float32 with half the error, since a sum has 4 terms per channel instead of 9."""
     number, _, height, width = images.shape
     sums = corner_weights(weight)
     result = images.new_empty((number, 2 * height, 2 * width, len(weight)))
@@ -57,8 +57,8 @@ def smoothed_by_corner(
 
 
 def corner_weights(weight: Tensor) -> list[list[Tensor]]:
-    """(O, C, 3, 3) -> by row and column of the corner, (O, C, 2, 2): along each axis the first corner sees one
-    neighbour by the first weight and the pixel itself by the sum of the others, the second the other way round."""
+    """(O, C, 3, 3) -> weights (O, C, 2, 2) by the corner's row and column: along each axis the first corner applies the
+    first weight to a neighbour and the sum of the others to the pixel itself; the second is its mirror image."""
     along = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # corner, place in 2, place in 3
     both = torch.einsum("rik,cjl->rcijkl", along, along).reshape(16, 9)
     # Each product sums in float32 and rounds once.
@@ -68,5 +68,7 @@ def corner_weights(weight: Tensor) -> list[list[Tensor]]:
 
 def _padded(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(N, C, H, W) -> (N, O, H + 1, W + 1)."""
-    layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last  # torch asks the weight, too
+    layout = (
+        torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    )  # torch also reads the weight's layout
     return nn.functional.conv2d(images, weight.contiguous(memory_format=layout), bias, padding=1)

@@ -1,7 +1,7 @@
-"""A linear layer whose tokens and weights have eight bits, which newer devices multiply at twice the rate of sixteen.
+"""A linear layer with eight-bit tokens and weights, which newer devices multiply at twice the rate of 16 bits.
 
-Both are float8 e4m3 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"), each row times a power of two of its
-own: a power of two rounds nothing itself, so that every form of the operation rounds to the same values.
+Both are float8 e4m3 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"), with a power of two as each row's
+scale: scaling by it rounds nothing, so every form of the operation rounds to the same values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST_CAPABILITY = (8, 9)
 """Ada; the first to multiply eight-bit floats."""
 
 SIDE_MULTIPLE = 16
-"""What devices' products want channels to be a multiple of."""
+"""Multiple that devices' products require of the channels."""
 
 
 def reference(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,22 +35,22 @@ def reference(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
 
 
 def in_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows (..., I) -> the same of FP8, and their scale (..., 1) of float32: each row's is the least power of two that
-    brings all of it within `LARGEST`. A row that is not finite stays so."""
+    """rows (..., I) -> the rows in FP8 and their scales (..., 1) in float32: per row the least power of two that brings
+    all of it within `LARGEST`. A row that is not finite stays so."""
     scale = power(rows.abs().amax(-1, keepdim=True).float())
     return (rows / scale.to(rows.dtype)).to(FP8), scale
 
 
 def power(largest: Tensor) -> Tensor:
-    """The least power of two, `LEAST_POWER` or more, of which positive float32 values are `LARGEST` times or less.
+    """The least power of two p, at least `LEAST_POWER`, such that positive float32 values are at most `LARGEST` * p.
 
-    Read from their bits: the exponent, one more where the fraction is above that of 1.75, less the eight of 2^8."""
+    Computed from their bits: the exponent, plus one if the fraction is above that of 1.75, minus the eight of 2^8."""
     exponent = (largest.view(torch.int32) + 0x1FFFFF >> 23) - 8
     return (exponent << 23).view(torch.float32).clamp_min(LEAST_POWER)
 
 
 def whole(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `in_fp8` made, as numbers of a dtype; what was rounded beyond its largest is that."""
+    """Dequantise the result of `in_fp8` to a dtype, clamped to its range, which rounding may exceed."""
     largest = torch.finfo(dtype).max
     return (stored.to(dtype) * scale.to(dtype)).clamp_(-largest, largest)
 

@@ -1,4 +1,4 @@
-"""Triton forms of `fp8_linear`: one kernel that rounds rows, and after it either torch's product or one in Triton."""
+"""Triton forms of `fp8_linear`: a kernel that rounds rows, followed by torch's product or one in Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rows_kernel(x, out, scales, width, BLOCK_I: tl.constexpr):
     i = tl.arange(0, BLOCK_I)
     there = i < width
     values = tl.load(x + row * width + i, mask=there, other=0.0).to(tl.float32)
-    # As whole numbers the bits of positive floats keep their order, and one that is not finite is above all others.
+    # As integers, the bits of positive floats keep their order, and non-finite ones are above all others.
     largest = tl.max(tl.abs(values).to(tl.int32, bitcast=True), axis=0)
     exponent = tl.maximum(((largest + 0x1FFFFF) >> 23) - 8, 127 - 14)
     inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -57,7 +57,7 @@ def product_kernel(
 
 
 def rounded(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens (..., I) -> (R, I) of FP8 and (R, 1) of float32."""
+    """tokens (..., I) -> rows (R, I) in FP8 and scales (R, 1) in float32."""
     width = tokens.shape[-1]
     rows = tokens.numel() // width
     out = torch.empty((rows, width), dtype=FP8, device=tokens.device)
@@ -77,7 +77,7 @@ def launch(
     warps: int,
     stages: int,
 ) -> Tensor:
-    """As `fp8_linear.reference`."""
+    """Same as `fp8_linear.reference`."""
     stored, scales = rounded(tokens)
     (rows, width), outputs = stored.shape, weight.shape[0]
     out = tokens.new_empty((*tokens.shape[:-1], outputs))
@@ -90,15 +90,15 @@ def launch(
 
 
 def by_torch(tokens: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, quick_sums: bool) -> Tensor:
-    """The product by torch. `quick_sums` gives up digits of the sums on Hopper, where that is quicker."""
+    """The product by torch. `quick_sums` trades digits of the sums for speed on Hopper."""
     stored, scales = rounded(tokens)
     more = {"bias": bias, "out_dtype": tokens.dtype, "use_fast_accum": quick_sums}
-    found = torch._scaled_mm(stored, weight.t(), scales, scale.t(), **more)  # in no public form
+    found = torch._scaled_mm(stored, weight.t(), scales, scale.t(), **more)  # not a public API
     return found.unflatten(0, tokens.shape[:-1]) if tokens.ndim != 2 else found
 
 
 BLOCK_K = 128
-"""Channels of one step of a sum: 128 bytes, a line of the cache."""
+"""Channels per step of a sum: 128 bytes, one cache line."""
 
 TILES = {
     "128x128": partial(launch, block_m=128, block_n=128, warps=8, stages=3),

@@ -1,4 +1,4 @@
-"""Self-attention along the frames of each pixel, read from where the projections lie: nothing is permuted or copied."""
+"""Self-attention along the frames of each pixel, reading the projections in place: nothing is permuted or copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .choice import Operation
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v) -> out, each (rows, heads, frames, head width): what the reference attends with, and no kernel needs."""
+"""(q, k, v) -> out, each (rows, heads, frames, head width): the attention of the reference; kernels ignore it."""
 
 MOST_FRAMES = 32
 HEAD_WIDTHS = (16, 32, 64, 128)

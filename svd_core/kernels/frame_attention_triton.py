@@ -1,4 +1,4 @@
-"""Triton form of `frame_attention`: a program takes a few pixels and one head, whose frames fit in registers whole."""
+"""Triton form of `frame_attention`: a program takes a few pixels and one head, with all frames in registers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .frame_attention import Attend
 
 PIXELS = 4
-"""Pixels of one program: as many as its warps."""
+"""Pixels of one program, one per warp."""
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def frame_attention_kernel(
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, _attend: Attend) -> Tensor:
-    """As `frame_attention.reference`."""
+    """Same as `frame_attention.reference`."""
     clips, frames, pixels, channels = q.shape
     width = channels // heads
     out = q.new_empty(q.shape)

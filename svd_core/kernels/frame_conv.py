@@ -13,8 +13,8 @@ SAMPLE_PIXELS = 64
 
 
 def reference(clips: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """clips (B, C, T, S), weight (O, C, 3, 1, 1), bias (O,) -> (B, O, T, S). A kernel that never looks sideways is a
-    2-D one over (frames, pixels): the same sums without 3-D kernels (performance notes 2.2)."""
+    """clips (B, C, T, S), weight (O, C, 3, 1, 1), bias (O,) -> (B, O, T, S). The kernel does not mix pixels, so it is a
+    2-D one over (frames, pixels): the same sums without the slower 3-D kernels."""
     return nn.functional.conv2d(clips, weight.squeeze(-1), bias, padding=(1, 0))
 
 
@@ -31,7 +31,7 @@ def _refusal(clips: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def _shape_class(clips: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, int, bool]:
-    """Neither frames nor pixels: a decode in chunks or bands must choose as a whole one does."""
+    """Excludes frames and pixels: a decode in chunks or bands must choose as a whole one does."""
     return weight.shape[1], weight.shape[0], bias is not None
 
 

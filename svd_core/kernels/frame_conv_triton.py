@@ -1,4 +1,4 @@
-"""Triton form of `frame_conv`: one accumulator, and three sums over channels whose rows lie one frame apart."""
+"""Triton form of `frame_conv`: one accumulator for three sums over channels, of rows one frame apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @triton.jit
 def product(total, x_tile, w_tile, row_there, k, width, EVEN: tl.constexpr, BLOCK_K: tl.constexpr):
-    """total, and the sum over `width` channels of one tap; rows that are not there are zeros."""
+    """total plus one tap's sum over `width` channels; missing rows are zeros."""
     for start in range(0, width, BLOCK_K):
         if EVEN:
             a = tl.load(x_tile, mask=row_there[:, None], other=0.0)
@@ -46,7 +46,7 @@ def frame_conv_kernel(
     """x (B, T, S, width), weight (3, outputs, width) -> out (B, T, S, outputs), one (BLOCK_M, BLOCK_N) tile of a clip's
     T * S rows."""
     rows, tiles_n = frames * pixels, tl.cdiv(outputs, BLOCK_N)
-    # The only grid axis that may pass 65,535 is the first, and a decoder's clips need it.
+    # Only the first grid axis may exceed 65,535, which a decoder's clips do.
     tile, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
     m = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -70,7 +70,7 @@ def frame_conv_kernel(
 def launch(
     clips: Tensor, weight: Tensor, bias: Tensor | None, *, block_m: int, block_n: int, warps: int, stages: int
 ) -> Tensor:
-    """As `frame_conv.reference`. The weight is laid out tap by tap for this call alone: in a file's order its channels
+    """Same as `frame_conv.reference`. The weight is reordered tap by tap in each call: in a file's order its channels
     are three apart. The tile's size changes no bit."""
     batch, width, frames, pixels = clips.shape
     outputs = weight.shape[0]

@@ -1,4 +1,4 @@
-"""GEGLU inside the first GEMM of a feed-forward: the hidden layer's value and gate never reach memory apart."""
+"""GEGLU inside the first GEMM of a feed-forward: the hidden layer's value and gate are never stored separately."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_ROWS = 256
 
 
 def reference(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """tokens (..., C), weight (2H, C), bias (2H,): rows of the weight are values, then gates -> (..., H).
+    """tokens (..., C), weight (2H, C), bias (2H,): the weight's rows are values, then gates -> (..., H).
 
     value * gelu(gate) with the exact erf GELU (Shazeer 2020, "GLU Variants Improve Transformer"; spec 1.5).
     """
@@ -22,7 +22,8 @@ def reference(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gated(hidden: Tensor) -> Tensor:
-    """Values and gates (..., 2H) -> value * gelu(gate), (..., H), without gradients in the memory of GELU's result."""
+    """Values and gates (..., 2H) -> value * gelu(gate), (..., H); without gradients it reuses the memory of GELU's
+    result."""
     value, gate = hidden.chunk(2, dim=-1)
     opened = nn.functional.gelu(gate)
     return value * opened if torch.is_grad_enabled() else opened.mul_(value)

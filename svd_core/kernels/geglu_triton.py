@@ -22,7 +22,8 @@ def products(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Sums over `width` channels in float32: of the tile's tokens with the weights of its values, and of its gates."""
+    """The products of the tile's tokens with the weights of its values and of its gates, summed over `width` channels
+    in float32."""
     value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, width, BLOCK_K):
@@ -52,8 +53,8 @@ def joint_products(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """As `products` in one accumulator, whose left half is of values and whose right half is of gates: one wide product
-    reads the tokens' tile once. A thread holds the same columns of both halves, so that they part without a move."""
+    """`products` in one accumulator, values in its left half and gates in its right: one wide product reads the tokens'
+    tile once. A thread holds the same columns of both halves, so that splitting them moves no data."""
     total = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
     for start in range(0, width, BLOCK_K):
         if EVEN:
@@ -70,9 +71,9 @@ def joint_products(
 
 @triton.jit
 def below(gate):
-    """How much of a unit normal lies below `gate`, in float32, for 16-bit results: gate times this is the erf GELU.
+    """Standard normal CDF of `gate` in float32, for 16-bit results: gate times this is the erf GELU.
 
-    A least-squares fit of an odd polynomial of degree 23, 2.5e-6 from the truth. Beyond 4.8 it is 0 or 1. erf itself
+    A least-squares fit of an odd polynomial of degree 23, with an error of 2.5e-6. Beyond 4.8 it is 0 or 1. erf itself
     takes longer on a tile than the products do."""
     x = tl.minimum(tl.maximum(gate, -4.8), 4.8)
     t = x * (x * 0.08680555555555555) - 1.0  # from -1 to 1, where no digits cancel
@@ -92,8 +93,8 @@ def below(gate):
 
 @triton.jit
 def corner(rows, hidden, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BAND: tl.constexpr):
-    """First row and column of this program's tile. Tiles go in bands of BAND rows of tiles, which share weights in the
-    second-level cache."""
+    """First row and column of this program's tile. Tiles are ordered in bands of BAND rows of tiles, which share
+    weights in the L2 cache."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(hidden, BLOCK_N)
     tile = tl.program_id(0)
     band = tile // (BAND * tiles_n)
@@ -156,8 +157,8 @@ def launch(
     stages: int,
     joint: bool = False,
 ) -> Tensor:
-    """As `geglu.reference`, in one accumulator if `joint`. Neither that nor the tile's size changes a bit: each sum
-    runs over the same BLOCK_K in the same order."""
+    """Same as `geglu.reference`, in one accumulator if `joint`. Neither that nor the tile's size changes a bit: each
+    sum runs over the same BLOCK_K in the same order."""
     width, hidden = weight.shape[1], weight.shape[0] // 2
     rows = tokens.numel() // width
     out = tokens.new_empty((*tokens.shape[:-1], hidden))

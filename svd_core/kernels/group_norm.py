@@ -1,4 +1,4 @@
-"""GroupNorm, with and without SiLU, of activations that lie channels last: images, or clips across their frames."""
+"""GroupNorm, with and without SiLU, of channels-last activations: images, or clips across their frames."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def silu_reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
 
 
 def spread(shift: Tensor, x: Tensor) -> Tensor:
-    """A view that broadcasts to x (N, C, H, W): shift (1, C) for all, (N, C) for each image, or (N * H, C) for each
-    frame of clips, whose frames are H."""
+    """A view of shift that broadcasts to x (N, C, H, W): shift (1, C) for all, (N, C) per image, or (N * H, C) per
+    frame of clips, whose frames are axis H."""
     if len(shift) == 1:
         return shift[..., None, None]
     return shift.unflatten(0, (len(x), -1)).movedim(-1, 1)[..., None]
@@ -57,7 +57,7 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, s
 def _shape_class(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None
 ) -> tuple[int, int, int, float, bool]:
-    """Rows decide how the statistics are split, so a frame's or clip's size counts; how many there are does not."""
+    """Rows determine how the statistics are split, so the size of a frame or clip counts; their number does not."""
     return x.shape[1], x.shape[2] * x.shape[3], groups, eps, shift is not None
 
 

@@ -1,7 +1,7 @@
 """Triton form of `group_norm`: partial statistics of blocks of rows, their merge, and one pass that applies them.
 
 Statistics are means and sums of squared deviations in float32, merged pairwise (Chan, Golub & LeVeque 1979), so a large
-mean costs no digits. How rows are split depends on a frame's size alone, so no bit depends on the batch.
+mean costs no digits. The split of rows depends only on a frame's size, so no bit depends on the batch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SPLIT_ROWS = 512
 
 @triton.jit
 def shifted(tile, shift, image, r, c, there, per_image, repeat, channels):
-    """The tile's rows r, each with its row of the shift: every image has `per_image` of them, each for `repeat` rows of
-    the image; none where one serves all."""
+    """The tile's rows r plus their rows of the shift: every image has `per_image` of them, each for `repeat` rows of
+    the image; 0 if one row serves all."""
     row = image * per_image + r // repeat
     return tile + tl.load(shift + row[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def taken_in(tile, there, mean, square, turn):
-    """Each lane's mean and sum of squared distances from it, with one row more (Welford 1962)."""
+    """Each lane's mean and sum of squared deviations, updated with one more row (Welford 1962)."""
     gap = tl.where(there, tile - mean, 0.0)
     mean += gap * (1.0 / (turn + 1))
     return mean, square + gap * (tile - mean)
@@ -35,8 +35,8 @@ def taken_in(tile, there, mean, square, turn):
 
 @triton.jit
 def lanes_together(mean, square, rows, BLOCK_R: tl.constexpr):
-    """Mean and sum of squared distances from it of each channel, from those of the lanes (BLOCK_R, channels), which
-    took `rows` rows in turns (Chan, Golub & LeVeque 1979)."""
+    """Each channel's mean and sum of squared deviations, merged from those of the lanes (BLOCK_R, channels), which took
+    `rows` rows in turn (Chan, Golub & LeVeque 1979)."""
     count = tl.maximum(0, (rows - tl.arange(0, BLOCK_R) + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
     near = tl.sum(mean, axis=0) / BLOCK_R
     middle = near + tl.sum((mean - near[None, :]) * count, axis=0) / rows
@@ -60,7 +60,8 @@ def partial_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """x (N, rows, C) -> means and squares (N, splits, C): of each channel over one split's rows."""
+    """x (N, rows, C) -> each channel's mean and sum of squared deviations over one split's rows, (N, splits, C)
+    each."""
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     lane, c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_there = c < channels
@@ -69,7 +70,7 @@ def partial_kernel(
     base = x + image * rows * channels
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    # Each lane keeps its own until the end (Welford): to merge them in every turn takes longer than to read.
+    # Each lane keeps its own until the end (Welford): merging them in every turn would take longer than reading.
     for turn in range(SPLIT // BLOCK_R):
         r = first + turn * BLOCK_R + lane
         there = (r < last)[:, None] & c_there[None, :]
@@ -99,7 +100,8 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """(N, splits, C) twice -> mean and 1 / sqrt(variance + eps), (N, groups) each, of WIDTH channels a group."""
+    """means and squares (N, splits, C) -> mean and 1 / sqrt(variance + eps), (N, groups) each, of groups of WIDTH
+    channels."""
     group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     w = tl.arange(0, BLOCK_W)
     base = image * splits * channels + group * WIDTH
@@ -146,7 +148,7 @@ def apply_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = (x + shift - mean) * scale * weight + bias of (N, rows, C), then SiLU where asked for."""
+    """out = (x + shift - mean) * scale * weight + bias of (N, rows, C), then SiLU if SILU."""
     image = tl.program_id(2).to(tl.int64)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -169,7 +171,7 @@ def apply_kernel(
 def launch(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None, *, silu: bool
 ) -> Tensor:
-    """As `group_norm.reference`, in three launches."""
+    """Same as `group_norm.reference`, then SiLU if `silu`, in three launches."""
     images, channels, height, width = x.shape
     rows, group = height * width, channels // groups
     per_image = 0 if shift is None or len(shift) == 1 else len(shift) // images
@@ -187,8 +189,8 @@ def launch(
 def _statistics(
     x: Tensor, added: tuple[Tensor, int, int, bool], groups: int, eps: float, block_c: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation, (N, groups) each, of x and the shift, which comes with its rows an image,
-    how many rows each is for, and whether there is one."""
+    """Mean and inverse standard deviation, (N, groups) each, of x plus the shift. `added` is the shift, its rows per
+    image, how many rows each is for, and whether there is a shift."""
     shift, *repeats, flag = added
     images, channels, height, width = x.shape
     rows, group = height * width, channels // groups

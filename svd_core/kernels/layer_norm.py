@@ -1,4 +1,4 @@
-"""A residual, a frame's embedding and LayerNorm in one pass: tokens are read once, their sum and its norm written."""
+"""Residual, frame embedding and LayerNorm in one pass: tokens are read once, and their sum and its norm written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .choice import Operation
 
 SAMPLE_VALUES = 2**18
 MOST_CHANNELS = 8192
-"""A row is held whole."""
+"""Most channels of a kernel: a row is held whole."""
 
 
 def reference(
     tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """tokens (..., C) plus change of the same shape plus embedding, which broadcasts: the sum, and its LayerNorm over
-    C (Ba et al. 2016). Both like tokens."""
+    """The sum of tokens (..., C), change of the same shape and embedding, which broadcasts; and its LayerNorm over C
+    (Ba et al. 2016). Both like tokens."""
     total = tokens
     for part in (change, embedding):
         total = total if part is None else total + part
@@ -29,7 +29,7 @@ def reference(
 def in_place(
     tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`reference` with the sum in the memory of `change`, which the caller has just made. Class: exact."""
+    """`reference` with the sum reusing the memory of `change`, a temporary of the caller. Class: exact."""
     if change is None or any(part is not None and part.dtype != tokens.dtype for part in (change, embedding)):
         return reference(tokens, weight, bias, eps, change, embedding)
     total = change.add_(tokens)
@@ -39,8 +39,8 @@ def in_place(
 
 
 def rows_of(tokens: Tensor, embedding: Tensor) -> tuple[int, int] | None:
-    """(repeat, count): row r of tokens takes row (r // repeat) % count of the embedding. None where the embedding
-    follows dimensions that are not neighbours."""
+    """(repeat, count): row r of tokens takes row (r // repeat) % count of the embedding. None if the embedding is not
+    contiguous or varies along dimensions that are not adjacent."""
     shape = (1,) * (tokens.ndim - embedding.ndim) + tuple(embedding.shape)
     own = [axis for axis in range(tokens.ndim - 1) if shape[axis] != 1]
     if shape[-1] != tokens.shape[-1] or not embedding.is_contiguous():
@@ -81,7 +81,7 @@ def _shape_class(
 def _sample(
     tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Any, ...]:
-    """Few of the last axis of rows, unless an embedding runs along it."""
+    """Reduces the last axis of rows, unless an embedding varies along it."""
     if embedding is not None and embedding.ndim > 1 and embedding.shape[-2] != 1:
         return tokens, weight, bias, eps, change, embedding
     few = max(1, SAMPLE_VALUES // (tokens.numel() // tokens.shape[-2]))

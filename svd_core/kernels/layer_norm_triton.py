@@ -58,7 +58,7 @@ def add_layer_norm_kernel(
 def launch(
     tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, change: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As `layer_norm.reference`. Where nothing is added, the sum is the tokens themselves."""
+    """Same as `layer_norm.reference`. If nothing is added, the sum is the tokens themselves."""
     channels = tokens.shape[-1]
     rows = tokens.numel() // channels
     changed, embedded = change is not None, embedding is not None

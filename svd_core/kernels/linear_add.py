@@ -1,4 +1,4 @@
-"""A linear layer whose result joins a residual without ever being written apart."""
+"""A linear layer whose result is added to a residual without being stored separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def reference(tokens: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) ->
 
 
 def in_place(tokens: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    """`reference` in the memory of `residual`, which the caller gives away. Class: exact."""
+    """`reference` in the memory of `residual`, which the caller gives up. Class: exact."""
     return residual.add_(nn.functional.linear(tokens, weight, bias))
 
 

@@ -1,4 +1,4 @@
-"""Triton form of `linear_add`: the residual's tile is read when the products are summed, and written over."""
+"""Triton form of `linear_add`: the residual's tile is read after the products are summed, and may be overwritten."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def launch(
     warps: int,
     stages: int,
 ) -> Tensor:
-    """As `linear_add.reference`, in `out`, which may be the residual. The tile's size changes no bit."""
+    """Same as `linear_add.reference`, in `out`, which may be the residual. The tile's size changes no bit."""
     out = torch.empty_like(residual) if out is None else out
     rows, width = tokens.shape
     outputs = weight.shape[0]

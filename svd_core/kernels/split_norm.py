@@ -1,7 +1,7 @@
-"""A GroupNorm in parts: statistics of some rows at a time, their merge, and what the norm then does to each channel.
+"""A GroupNorm in parts: statistics of some rows at a time, their merge, and the resulting affine map of each channel.
 
-For tensors that are never there whole. Rows are pixels of any frames, tokens (..., C) in row-major order. Every
-`SPLIT_ROWS` rows of a part have statistics of their own, so that one launch serves a part of any size.
+For tensors that never exist whole. Rows are pixels of any frames, tokens (..., C) in row-major order. Every
+`SPLIT_ROWS` rows of a part have their own statistics, so that one launch serves a part of any size.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SAMPLE_ROWS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """What each entry of a list of statistics covers: `total` rows came in parts of `part` rows, the last one of what
-    was left, and each part in splits of `split` rows."""
+    """The rows that each entry of a list of statistics covers: `total` rows in parts of `part` rows, the last one
+    shorter, and each part in splits of `split` rows."""
 
     total: int
     part: int
     split: int
 
     def counts(self) -> list[int]:
-        """Rows of every entry, in order."""
+        """The number of rows of each entry, in order."""
         parts = [min(self.part, self.total - start) for start in range(0, self.total, self.part)]
         return [min(self.split, rows - start) for rows in parts for start in range(0, rows, self.split)]
 
 
 def runs_of(tokens: Tensor) -> tuple[int, int, int] | None:
-    """(outer, inner, stride): tokens (..., C) are `outer` runs of `inner` rows, the first rows of two runs `stride`
-    values apart. None where they lie otherwise."""
+    """(outer, inner, stride): tokens (..., C) are `outer` contiguous runs of `inner` rows, which start `stride` values
+    apart. None for other layouts."""
     channels = tokens.shape[-1]
     if tokens.is_contiguous():
         return 1, tokens.numel() // channels, 0
@@ -49,7 +49,7 @@ def _no_runs(tokens: Tensor, *_: object) -> str:
 
 
 def _channels(tokens: Tensor, *_: object) -> int:
-    """A choice holds for bands and strips of every size."""
+    """The shape class: channels only, so that a choice holds for bands and strips of every size."""
     return tokens.shape[-1]
 
 
@@ -88,11 +88,11 @@ split_moments = Operation(
 )
 
 
-# Statistics of a convolution's result that is still owed its bias
+# Statistics of a convolution's result that still lacks its bias
 
 
 def owed_reference(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens (..., C) and owed (C,) -> their sum, in `out` where that is given, and its `moments_reference`."""
+    """tokens (..., C) and the missing bias owed (C,) -> their sum, in `out` if given, and its `moments_reference`."""
     total = torch.add(tokens, owed, out=out)
     return total, *moments_reference(total)
 
@@ -110,15 +110,15 @@ owed_moments = Operation(
     lambda tokens, owed: "" if tokens.is_contiguous() else "tokens do not lie row after row",
     _channels,
     lambda tokens, owed: (_few(tokens), owed),
-    slack=4,  # as above
+    slack=4,  # as for split_moments
 )
 
 
-# Their sum with what they are a change of
+# The sum of such a result and the tensor that it changes
 
 
 def sum_reference(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:
-    """tokens and change (..., C), owed (C,) -> tokens + change + owed, in `out` where that is given."""
+    """tokens and change (..., C), owed (C,) -> tokens + change + owed, in `out` if given."""
     return torch.add(tokens, change + owed, out=out)
 
 
@@ -146,8 +146,8 @@ owed_sum = Operation(
 def affine_reference(
     means: Tensor, variances: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, spans: Spans
 ) -> tuple[Tensor, Tensor]:
-    """means and variances (S, C) of the rows that `spans` says, weight and bias (C,) -> scale and shift (C,) that
-    normalise and apply both, each group of channels by its own mean and variance; merged without cancellation."""
+    """means and variances (S, C) of the rows that `spans` defines, weight and bias (C,) -> scale and shift (C,) that
+    normalise each group of channels and apply weight and bias; merged without cancellation."""
     grouped = means.unflatten(-1, (groups, -1))  # (S, groups, channels of a group)
     counts = means.new_tensor(spans.counts())
     share = (counts / counts.sum())[:, None, None] / grouped.shape[-1]
@@ -180,11 +180,11 @@ merged_affine = Operation(
 )
 
 
-# What the norm does
+# Applying the norm
 
 
 def silu_reference(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """tokens (..., C), scale and shift (C,) -> silu(tokens * scale + shift), worked out in at least float32, in the
+    """tokens (..., C), scale and shift (C,) -> silu(tokens * scale + shift), computed in at least float32, in the
     tokens' dtype."""
     return nn.functional.silu(torch.addcmul(shift, _wide(tokens), scale), inplace=True).to(tokens.dtype)
 

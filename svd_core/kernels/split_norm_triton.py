@@ -14,13 +14,13 @@ LANES = 32
 """Rows that a program reads at once."""
 
 READ_ROWS, READ_CHANNELS = 64, 64
-"""What a program of `moments_kernel` reads at once. Another shape merges in another order, hence to other last digits,
-so there is one for every device."""
+"""Rows and channels that a program of `moments_kernel` reads at once. Another shape would merge in another order and
+change the last digits, so all devices use the same."""
 
 
 @triton.jit
 def taken(mean, square, turn, x, due, total, r, last, c, layout, OWED: tl.constexpr, ONE_RUN: tl.constexpr):
-    """The lanes' statistics after one more row each, which are the rows r."""
+    """The lanes' statistics after one more row each, the rows r."""
     inner, stride, channels = layout
     there = (r < last)[:, None] & (c < channels)[None, :]
     own = r.to(tl.int64)[:, None] * channels + c[None, :]
@@ -54,9 +54,9 @@ def moments_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """x in runs of `inner` rows of C -> (splits, C) twice; if OWED, of x + owed, rounded, which goes to `total` row
-    after row. Each lane keeps its own statistics (Welford) until all rows are read; lanes are merged at the end (Chan,
-    Golub & LeVeque 1979)."""
+    """x in runs of `inner` rows of C -> means and variances (splits, C); if OWED, those of x + owed, rounded, which is
+    stored in `total`, contiguous. Each lane keeps its own statistics (Welford) until all rows are read; lanes are
+    merged at the end (Chan, Golub & LeVeque 1979)."""
     split, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_there = c < channels
     first = split * SPLIT
@@ -65,7 +65,7 @@ def moments_kernel(
     square = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     due = tl.load(owed + c, mask=c_there, other=0.0).to(tl.float32) if OWED else 0.0
     layout = (inner, stride, channels)
-    for turn in tl.static_range(SPLIT // BLOCK_R):  # unrolled, so that some turns read while others count
+    for turn in tl.static_range(SPLIT // BLOCK_R):  # unrolled, so that loads overlap with arithmetic
         at = r + turn * BLOCK_R
         mean, square = taken(mean, square, turn, x, due, total, at, last, c, layout, OWED, ONE_RUN)
     middle, square = lanes_together(mean, square, last - first, BLOCK_R)
@@ -75,7 +75,7 @@ def moments_kernel(
 
 @triton.jit
 def together(means, variances, place, there, counts):
-    """Count, mean and sum of squared distances from it, of entries that count so many rows."""
+    """Merged count, mean and sum of squared deviations of entries that cover `counts` rows."""
     middle = tl.load(means + place, mask=there, other=0.0)
     added = tl.sum(tl.sum(counts, axis=1), axis=0)
     mean = tl.sum(tl.sum(middle * counts, axis=1), axis=0) / added
@@ -103,7 +103,8 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """(entries, C) twice -> scale and shift of one group's WIDTH channels. Which rows an entry covers: `Spans`."""
+    """means and variances (entries, C) -> scale and shift of one group's WIDTH channels. `Spans` defines which rows an
+    entry covers."""
     w = tl.arange(0, BLOCK_W)
     w_there = w < WIDTH
     base = tl.program_id(0) * WIDTH
@@ -129,7 +130,7 @@ def merge_kernel(
 
 @triton.jit
 def affine_silu_kernel(x, gains, offsets, out, inner, stride, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """x in runs of `inner` rows of C -> silu(x * gain + offset), row after row."""
+    """x in runs of `inner` rows of C -> silu(x * gain + offset), contiguous."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     run = tl.program_id(2).to(tl.int64)
@@ -158,12 +159,12 @@ def owed_sum_kernel(x, change, owed, out, rows, channels, BLOCK_R: tl.constexpr,
 
 
 def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """As `split_norm.moments_reference`."""
+    """Same as `split_norm.moments_reference`."""
     return _moments(tokens, None, None)
 
 
 def owed_moments(tokens: Tensor, owed: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """As `split_norm.owed_reference`."""
+    """Same as `split_norm.owed_reference`."""
     total = torch.empty_like(tokens) if out is None else out
     if not total.is_contiguous():
         return owed_reference(tokens, owed, out)
@@ -185,7 +186,7 @@ def _moments(tokens: Tensor, owed: Tensor | None, total: Tensor | None) -> tuple
 
 
 def owed_sum(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = None) -> Tensor:
-    """As `split_norm.sum_reference`."""
+    """Same as `split_norm.sum_reference`."""
     total = torch.empty_like(tokens) if out is None else out
     if not total.is_contiguous():
         return sum_reference(tokens, change, owed, out)
@@ -199,7 +200,7 @@ def owed_sum(tokens: Tensor, change: Tensor, owed: Tensor, out: Tensor | None = 
 def merged(
     means: Tensor, variances: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, spans: Spans
 ) -> tuple[Tensor, Tensor]:
-    """As `split_norm.affine_reference`."""
+    """Same as `split_norm.affine_reference`."""
     entries, channels = means.shape
     width = channels // groups
     wide = triton.next_power_of_2(width)
@@ -212,7 +213,7 @@ def merged(
 
 
 def affine_silu(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """As `split_norm.silu_reference`."""
+    """Same as `split_norm.silu_reference`."""
     outer, inner, stride = runs_of(tokens)
     channels = tokens.shape[-1]
     out = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)

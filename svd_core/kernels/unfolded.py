@@ -1,4 +1,4 @@
-"""A convolution as one product, where there are fewer pixels than weights."""
+"""A convolution as one matrix product, for fewer pixels than weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 def unfolded(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """images (N, C, H, W), channels last, weight (O, C, kh, kw), kh and kw odd, bias (O,) or None -> (N, O, H, W), with
-    stride 1 and zeros beyond the edges.
+    stride 1 and zero padding.
 
-    Each pixel is replaced by all that its kernel sees, kh * kw times the values, so that the weights are read as they
-    lie, channels first or last; a convolution's library turns them first, in every call. Class: rounding."""
+    Each pixel is replaced by its kernel's window, kh * kw times the values, so that the weights are read in their own
+    layout, channels first or last; convolution libraries reorder them in every call. Class: rounding."""
     batch, channels, height, width = images.shape
     outputs, _, rows, columns = weight.shape
     above, left = rows // 2, columns // 2

@@ -11,7 +11,7 @@ from .backend import Backend
 class Attention(nn.Module):
     """Multi-head attention with unbiased q, k, v and a biased output (spec 1.5).
 
-    `forward` is the reference expression. `over_frames` and `constant` are the same sums in less memory or work.
+    `forward` is the reference expression. `over_frames` and `constant` compute the same with less memory or work.
     """
 
     def __init__(self, channels: int, context_dim: int, head_channels: int, *, backend: Backend) -> None:
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         return self.to_out(self.frames(q, k, v, self.heads, self.attend))
 
     def constant(self, context: Tensor) -> Tensor:
-        """What every query receives from a context of one token, (R, 1, D) -> (R, 1, C). Class: rounding.
+        """The attention output of every query for a context of one token, (R, 1, D) -> (R, 1, C). Class: rounding.
 
         Softmax over one key is 1, so queries, keys and scores drop out (spec 11a).
         """

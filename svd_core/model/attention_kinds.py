@@ -1,4 +1,4 @@
-"""Which attention the pixels of a frame run: torch's own in the order that suits the device, or one asked for."""
+"""Choice of the attention kernel: torch's own in the order that suits the device, or one requested by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..settings import AttentionName
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v) -> out, each (batch, heads, tokens, head width), not masked, scaled by head width ** -0.5."""
+"""(q, k, v) -> out, each (batch, heads, tokens, head width), unmasked, scaled by head width ** -0.5."""
 
 FramesFn = Callable[[Tensor, Tensor, Tensor, int, AttentionFn], Tensor]
 """(q, k, v, heads, attention) -> out, each (B, T, S, C): attention along the frames of each pixel."""
@@ -23,38 +23,38 @@ FramesFn = Callable[[Tensor, Tensor, Tensor, int, AttentionFn], Tensor]
 HOPPER = (9, 0)
 
 SHORTEST = 128
-"""Tokens below which a kernel asked for by name leaves the work to torch: it gains nothing there, and eight-bit sums
-along the frames of a pixel are reported to flicker (performance notes 2.4)."""
+"""Token count below which a kernel requested by name leaves the work to torch: it gains nothing there, and eight-bit
+sums along the frames of a pixel are reported to flicker."""
 
 _PACKAGES = {"sage": ("sageattention", "sageattention"), "flash3": ("flash_attn_interface", "FlashAttention 3")}
 _WIDTHS = (64, 96, 128)
 
 
 def preferred(device: torch.device) -> AbstractContextManager[None]:
-    """While entered, torch's attention tries cuDNN first on Hopper and flash first elsewhere, then what is more
-    general; nothing that the user has switched off. cuDNN took two thirds of flash's time on an H200. Rounding."""
+    """Context in which torch's attention tries cuDNN first on Hopper and flash first elsewhere, then more general
+    kernels; never one that the user has disabled. cuDNN took two thirds of flash's time on an H200. Class: rounding."""
     if device.type != "cuda" or torch.version.hip or torch.compiler.is_compiling():
         return nullcontext()
     return sdpa_kernel(order(torch.cuda.get_device_capability(device)), set_priority=True)
 
 
 def order(capability: tuple[int, int]) -> list[SDPBackend]:
-    """Those that are switched on, best first."""
+    """The enabled attention backends, best first."""
     flags = torch.backends.cuda
     cudnn = (SDPBackend.CUDNN_ATTENTION, flags.cudnn_sdp_enabled())
     flash = (SDPBackend.FLASH_ATTENTION, flags.flash_sdp_enabled())
     general = (SDPBackend.EFFICIENT_ATTENTION, flags.mem_efficient_sdp_enabled())
     first = (cudnn, flash) if capability == HOPPER else (flash, cudnn)
     found = [backend for backend, enabled in (*first, general) if enabled]
-    # Without the plain sums a head of 512 values, as in the autoencoder, may find no kernel at all.
+    # Without the math backend, a head of width 512, as in the autoencoder, may find no kernel at all.
     return [*found, SDPBackend.MATH]
 
 
 def attention_named(name: AttentionName, usual: AttentionFn) -> AttentionFn:
     """`usual` for "auto"; SageAttention for "sage", class: quantised (8-bit scores); FlashAttention 3 for "flash3",
-    class: rounding. Both serve 16-bit tensors on a CUDA device, and `usual` what they do not.
+    class: rounding. Both handle 16-bit tensors on a CUDA device and leave the rest to `usual`.
 
-    Raises InputError where the package is not installed or the name is none of these.
+    Raises InputError if the package is not installed or the name is unknown.
     """
     if name == "auto":
         return usual
@@ -79,7 +79,8 @@ def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Its layout is (batch, tokens, heads, width); older releases also return the scores' normaliser."""
+    """FlashAttention 3, whose layout is (batch, tokens, heads, width); older releases also return the scores'
+    normaliser."""
     result = _flash3_function()(*(part.transpose(1, 2) for part in (q, k, v)))
     return (result if isinstance(result, Tensor) else result[0]).transpose(1, 2)
 

@@ -1,7 +1,7 @@
-"""What a host may swap under the networks: the layer classes, the attention function, dtype and device.
+"""What a host may replace in the networks: the layer classes, the attention function, dtype and device.
 
 A host such as ComfyUI brings its own `operations` (layers that cast, offload or quantise their weights). Constructors
-take one `Backend` and ask it for layers, so that choice is made once and never threaded through by hand.
+take one `Backend` and ask it for layers, so that choice is made in one place.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from .cpu.wide import attention, may_attend
 from .fused import WeightsFn, own_weights
 
 ROWS_PER_CALL = 2**15
-"""Attention kernels put the batch on a launch-grid axis that ends at 65,535 with heads; the level-0 temporal layers
-reach 92,160 (spec 1.5). Rows are independent, so splitting them changes nothing."""
+"""Most rows times heads of one attention call. Kernels put them on a launch-grid axis limited to 65,535; the level-0
+temporal layers reach 92,160 (spec 1.5). Rows are independent, so splitting them changes nothing."""
 
 
 FUSED = ("cuda", "cpu", "xpu", "meta")
-"""Kinds of device where torch never holds all scores at once."""
+"""Device types on which torch never holds all scores at once."""
 
 SCORES = 2**28
-"""Scores that may exist at once elsewhere, 512 MiB in 16 bits. At the finest level of the released models a head of one
-frame has 2**26.3 of them, and there are 5 heads and up to 50 frames."""
+"""Most scores that may exist at once on other devices, 512 MiB in 16 bits. At the finest level of the released models
+one head of one frame has 2**26.3 of them, and there are 5 heads and up to 50 frames."""
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's own attention, in groups of rows where all would overrun a launch grid, and of rows and queries where it
-    would hold their scores. A group's size depends on the shape and the kind of device alone. Class: rounding."""
+    """Torch's attention, split into groups of rows if they would overrun a launch grid, and into groups of rows and
+    queries on devices that hold all scores. A group's size depends only on the shape and the device type. Class:
+    rounding."""
     rows, queries = _together(q, k)
     attend = attention if may_attend(q, k, v) else nn.functional.scaled_dot_product_attention
     with preferred(q.device):
@@ -50,7 +51,7 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _together(q: Tensor, k: Tensor) -> tuple[int, int]:
-    """How many rows, and how many queries of each, go in one call."""
+    """Rows per call, and queries per row."""
     heads, length = q.shape[1:3]
     rows = max(1, ROWS_PER_CALL // heads)
     if q.device.type in FUSED:
@@ -65,8 +66,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One bundle of what a host injects. `operations` is `torch.nn` or a namespace with the same layer classes;
-    `frames` attends along the frames of each pixel; `weights` is how the layers give their weights to a kernel."""
+    """Everything a host injects. `operations` is `torch.nn` or a namespace with the same layer classes; `frames`
+    attends along the frames of each pixel; `weights` reads a layer's weights for a kernel."""
 
     operations: Any = nn
     attention: AttentionFn = scaled_dot_product
@@ -76,8 +77,8 @@ class Backend:
     weights: WeightsFn = own_weights
 
     def fit(self, tensor: Tensor, weight: Tensor) -> Tensor:
-        """The tensor in the dtype that a layer with this weight computes in: the weight's own for torch's layers, any
-        for a host's, which cast."""
+        """The tensor in the dtype that a layer with this weight accepts: the weight's own for torch's layers, any for a
+        host's, which cast for themselves."""
         return tensor.to(weight.dtype) if self.operations is nn else tensor
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
@@ -94,7 +95,7 @@ class Backend:
         padding: int | None = None,
         bias: bool = True,
     ) -> nn.Module:
-        """A 2-D convolution, padded to keep the size at stride 1 unless told otherwise."""
+        """A 2-D convolution, by default padded to keep the size at stride 1."""
         padding = kernel // 2 if padding is None else padding
         layer = deriving_conv(self.operations.Conv2d)
         return layer(
@@ -120,9 +121,9 @@ class Backend:
 def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     """A `Conv3d` that keeps the official five-dimensional weight but runs as a 2-D convolution over (frames, pixels).
 
-    A (3,1,1) kernel never looks sideways, so height and width may be one axis: the same sums without the slow and,
-    in some library versions, wrong 3-D kernels (performance notes 2.2). Class: rounding. Deriving from the host's own
-    class keeps its casting, offloading and patching of weights, all of which end in `_conv_forward`.
+    A (3,1,1) kernel does not mix pixels, so height and width may be one axis: the same sums without the slow and, in
+    some library versions, wrong 3-D kernels. Class: rounding. Deriving from the host's own class keeps its casting,
+    offloading and patching of weights, all of which end in `_conv_forward`.
     """
 
     class FrameConv(conv3d):

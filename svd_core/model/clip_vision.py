@@ -36,7 +36,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, tokens, width) -> the same shape."""
-        # Bare parameters are not cast by a host's layers, so they follow the tokens here.
+        # A host's layers do not cast bare parameters, so they are cast to the tokens' dtype and device here.
         with by_chosen_route(tokens):
             projected = nn.functional.linear(tokens, self.in_proj_weight.to(tokens), self.in_proj_bias.to(tokens))
         q, k, v = rearrange(projected, "n l (three h d) -> three n h l d", three=3, h=self.heads)
@@ -108,7 +108,7 @@ def preprocess(pixels: Tensor, size: int) -> Tensor:
     """Blur, squash to a square and normalise as the reference does: no crop, no clamp, aspect not kept (spec 3).
 
     pixels (n, 3, H, W) in [-1, 1], H and W at least 1 -> (n, 3, size, size) in float32, CLIP's mean 0 and deviation 1.
-    Raises InputError on another shape.
+    Raises InputError for any other shape.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
         shape = tuple(pixels.shape)
@@ -125,8 +125,8 @@ def preprocess(pixels: Tensor, size: int) -> Tensor:
 def _blur(images: Tensor, axis: int, size: int) -> Tensor:
     """Gaussian blur along one axis that is about to shrink to `size`, edges reflected.
 
-    An axis that does not shrink gets the smallest blur, which is none, so it is left alone; that also spares pictures
-    too small to be reflected. Summing shifted copies keeps float32 where a convolution might run in TF32.
+    An axis that does not shrink would get the smallest blur, which has no effect, so it is skipped; that also avoids
+    pictures too small for reflection. Summing shifted copies keeps float32, while a convolution might run in TF32.
     """
     length = images.shape[axis]
     if length <= size:
@@ -139,7 +139,7 @@ def _blur(images: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _gaussian(sigma: float) -> list[float]:
-    """The kernel of an odd number of taps, at least 3, that sums to 1."""
+    """A Gaussian kernel with an odd number of taps, at least 3, that sums to 1."""
     taps = int(max(4 * sigma, 3)) | 1
     offsets = torch.arange(taps, dtype=torch.float32) - taps // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))

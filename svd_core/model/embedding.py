@@ -1,4 +1,4 @@
-"""The two-layer perceptron that turns a sinusoid into what residual and temporal blocks read (spec 1.2)."""
+"""The two-layer perceptron that turns a sinusoid into the embedding for residual and temporal blocks (spec 1.2)."""
 
 from __future__ import annotations
 

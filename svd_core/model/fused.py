@@ -1,7 +1,7 @@
-"""Where the networks meet the fused operations: with the weights that a layer would compute with, or not at all.
+"""Calls to fused operations with the weights that a layer would use, or to the layer itself.
 
-A kernel reads weights itself, past the layer that holds them. Only a layer that does nothing but its class's sum may be
-passed by, so a host says how its own layers give their weights.
+A kernel reads weights directly and bypasses the layer that holds them. That is only right for a layer that computes no
+more than its class does, so a host defines how its own layers give their weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .layout import blended, joined
 Weights = tuple[Tensor, Tensor | None]
 
 WeightsFn = Callable[[nn.Module, Tensor], AbstractContextManager[Weights | None]]
-"""(layer, input) -> weight and bias as the layer would compute with on that input, until the context ends; None where
+"""(layer, input) -> weight and bias as the layer would use them on that input, valid until the context ends; None if
 the layer must be called instead."""
 
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def own_weights(layer: nn.Module, _like: Tensor) -> Iterator[Weights | None]:
-    """The parameters of one of torch's own layers, unless something hooks it, wraps it or replaces its call."""
+    """Yield the parameters of one of torch's own layers; None if it is hooked or wrapped or its call is replaced."""
     plain = type(layer) in _plain_layers() and not altered(layer)
     yield (layer.weight, layer.bias) if plain else None
 
@@ -52,8 +52,8 @@ def _plain_layers() -> tuple[type[nn.Module], ...]:
 
 
 def altered(layer: nn.Module) -> bool:
-    """Whether calling the layer does more, or other, than its class says: packs that make pictures tile give every
-    convolution another padding, or another `_conv_forward`."""
+    """Whether calling the layer differs from its class's forward: node packs for tileable pictures, for example, change
+    every convolution's padding or `_conv_forward`."""
     replaced = not {"forward", "_conv_forward"}.isdisjoint(vars(layer))
     wrapped = getattr(layer, "padding_mode", "zeros") != "zeros"
     return bool(layer._forward_hooks or layer._forward_pre_hooks or replaced or wrapped)
@@ -67,8 +67,8 @@ def fused(
     *more: Any,
     otherwise: Callable[[], Result],
 ) -> Result:
-    """`operation(tensor, weight, bias, *more)` where a kernel may run and the layer's weights may be read, else what
-    calls the layer. Class: rounding."""
+    """`operation(tensor, weight, bias, *more)` if a kernel may run and the layer's weights may be read, else
+    `otherwise()`. Class: rounding."""
     if operation.wanted(tensor):
         with weights(layer, tensor) as found:
             if found is not None:
@@ -87,27 +87,27 @@ def normed_tokens(weights: WeightsFn, norm: nn.Module, tokens: Tensor) -> Tensor
 
 
 def short_of_bias(weights: WeightsFn, conv: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A convolution of images (N, C, H, W) that leaves out its bias, and the bias (C',), owed by the caller; all of it
-    and None where no kernel would take the bias in. On a device torch adds it in a pass of its own. Class: rounding."""
+    """The convolution of images (N, C, H, W) without its bias, and that bias (C',), which the caller must add; the full
+    result and None if no kernel would add it. On a device, torch adds a bias in a separate pass. Class: rounding."""
     if group_norm_silu.wanted(images):
         with weights(conv, images) as found:
             if found is not None and found[1] is not None:
                 weight, bias = found
-                # What a host lends ends with the context.
+                # A host's weights are only valid inside the context.
                 owed = bias if bias is conv.bias else bias.clone()
                 return nn.functional.conv2d(images, weight, None, conv.stride, conv.padding), owed
     return conv(images), None
 
 
 def doubled_convolved(weights: WeightsFn, conv: nn.Module, images: Tensor) -> Tensor:
-    """A 3x3 convolution of images (N, C, H, W), each pixel of which is taken four times -> (N, C', 2H, 2W)."""
+    """A 3x3 convolution of images (N, C, H, W) doubled by nearest neighbour -> (N, C', 2H, 2W)."""
     smoothed = convolved_by_corner(weights, conv, images)
     return conv(doubled(images)) if smoothed is None else smoothed
 
 
 def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *more: Any) -> Tensor | None:
-    """`doubled_convolved` by `kernels.smoothed_by_corner(images, weight, bias, *more)`, or None where the layer must be
-    called, or had better be. Class: rounding."""
+    """`doubled_convolved` by `kernels.smoothed_by_corner(images, weight, bias, *more)`, or None if the layer must be
+    called or is faster. Class: rounding."""
     if not may_run_by_corner(images):
         return None
     with weights(conv, images) as found:
@@ -119,8 +119,8 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
 
 
 def geglu_of(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> Tensor:
-    """GEGLU of tokens (..., C) -> (..., H), `proj` being its layer of values and gates: a kernel's on a device, two
-    products' on a CPU, each where it may be, else by the layer."""
+    """GEGLU of tokens (..., C) -> (..., H), `proj` being its layer of values and gates: by a kernel on a device or two
+    products on a CPU where possible, else by the layer."""
     return fused(geglu, weights, proj, tokens, otherwise=lambda: _geglu_of_products(weights, proj, tokens))
 
 
@@ -134,17 +134,17 @@ def _geglu_of_products(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> T
 
 
 def blended_with(fresh: Tensor, change: Tensor, share: Tensor, owed: Tensor | None) -> Tensor:
-    """`layout.blended`, and the bias that `fresh` is owed, if any."""
+    """`layout.blended`, plus the bias `owed` not yet added to `fresh`, if any."""
     return blended(fresh, change, share) if owed is None else blend(fresh, change, share, owed)
 
 
 def summed_and_normed(
     weights: WeightsFn, norm: nn.Module, tokens: Tensor, change: Tensor | None, embedding: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """tokens (..., C) plus change, of the same shape, plus embedding, which broadcasts; and the LayerNorm of that.
+    """The sum of tokens (..., C), change of the same shape and embedding, which broadcasts; and its LayerNorm.
 
-    The sum may take the memory of `change`, which the caller has just made, and never that of `tokens`; with nothing to
-    add it is `tokens` itself."""
+    The sum may overwrite `change`, a temporary of the caller, but never `tokens`; with nothing to add it is `tokens`
+    itself."""
 
     def plain() -> tuple[Tensor, Tensor]:
         total = tokens if change is None else joined(tokens, change)
@@ -156,7 +156,8 @@ def summed_and_normed(
 
 
 class NormActivated(nn.Sequential):
-    """GroupNorm and SiLU, which may run as one, and the layers after them, the last a convolution."""
+    """GroupNorm and SiLU, which may run as one, then a convolution, the last layer; layers in between are
+    placeholders."""
 
     def __init__(self, weights: WeightsFn, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -164,15 +165,15 @@ class NormActivated(nn.Sequential):
 
     def forward(self, images: Tensor, shift: Tensor | None = None, *, fresh: bool = True) -> Tensor:
         """images (N, C, H, W) or clips (B, C, T, S) -> the same with C' channels. `shift` (`kernels.spread`) is added
-        first: in the memory of the images where they are `fresh`, which is what the caller has just made."""
+        first: in place if the images are `fresh`, a temporary of the caller."""
         return self[-1](self.activated(images, shift, fresh))
 
     def short(self, images: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """`forward`, but `short_of_bias`."""
+        """`forward` by `short_of_bias`: the result without its bias, and the bias."""
         return short_of_bias(self.weights, self[-1], self.activated(images, shift, fresh=True))
 
     def activated(self, images: Tensor, shift: Tensor | None, fresh: bool) -> Tensor:
-        """What the convolution reads."""
+        """The convolution's input."""
         norm, silu, *_ = self
 
         def plain() -> Tensor:

@@ -1,8 +1,7 @@
 """Views of one activation. Every layer reads the same memory, channels last: (b t) (h w) c.
 
 The networks pass images (N, C, H, W) in `torch.channels_last` memory format, N = B * T frame-major. Tokens and clips
-are then views of it, and no layer has to copy (performance notes 2.2). On an input in another memory format the same
-functions are still right; they copy.
+are then views of it, and no layer has to copy. For other memory formats the functions are still correct but copy.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ def to_images(tokens: Tensor, height: int) -> Tensor:
 def to_clips(images: Tensor, num_frames: int) -> Tensor:
     """(N, C, H, W) -> (B, C, T, H*W), channels last: what a convolution or normalisation across frames reads.
 
-    Channels are turned to their place last of all. Torch reads a layout from the strides of every axis, of one clip's
-    batch axis too, and otherwise that has one by which convolutions take the clip for channels first and turn it."""
+    The channel axis must be moved in the last step. Torch infers the layout from the strides of every axis, even a
+    batch axis of size 1; in another order, that stride makes convolutions take the clip for channels first and
+    transpose it."""
     tokens = rearrange(images, "(b t) c h w -> b t (h w) c", t=num_frames)
     return tokens.movedim(-1, 1)
 
@@ -37,10 +37,10 @@ def from_clips(clips: Tensor, height: int) -> Tensor:
 
 
 def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
-    """A convolution's weight (O, C, ...) in the order in which libraries read it beside activations that lie channels
-    last; else they turn it in every call. Those across frames stay as they are on a CUDA device, whose kernel lays them
-    out itself. planes: of the autoencoder, whose wide convolutions in float32 a CPU runs channels first
-    (`decode.frames.convolved`), so that its weights stay. The values and the shape stay. Class: exact."""
+    """A convolution's weight (O, C, ...) in the memory format that libraries need for channels-last activations;
+    otherwise they reorder it in every call. Weights across frames are unchanged on a CUDA device, whose kernel reorders
+    them itself. planes: the weight is the autoencoder's, whose wide float32 convolutions run channels first on a CPU
+    (`decode.frames.convolved`) and so keep their weights. Values and shape never change. Class: exact."""
     on_cpu = weight.is_cpu and not (planes and weight.dtype == torch.float32)
     if weight.ndim == 4 and weight.shape[-1] > 1 and (weight.is_cuda or on_cpu):
         return weight.contiguous(memory_format=torch.channels_last)
@@ -49,18 +49,18 @@ def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
     return weight
 
 
-# Sums in the memory of an operand that nobody else holds. With gradients they take memory of their own.
+# Sums that reuse the memory of an operand nobody else holds. With gradients they allocate new memory.
 
 
 def joined(other: Tensor, fresh: Tensor) -> Tensor:
-    """other + fresh, in the memory of `fresh`, which the caller has just made. Class: exact."""
+    """other + fresh, reusing the memory of `fresh`, a temporary of the caller. Class: exact."""
     if torch.is_grad_enabled() or other.dtype != fresh.dtype:
         return other + fresh
     return fresh.add_(other)
 
 
 def blended(fresh: Tensor, change: Tensor, share: Tensor) -> Tensor:
-    """fresh + share * change, likewise."""
+    """fresh + share * change, reusing the memory of `fresh` as `joined` does."""
     if torch.is_grad_enabled() or change.dtype != fresh.dtype:
         return torch.addcmul(fresh, change, share)
     return fresh.addcmul_(change, share)

@@ -37,7 +37,7 @@ class _Residual(nn.Module):
     ):
         super().__init__()
         self.in_layers = NormActivated(weights, norm_in, nn.SiLU(inplace=True), conv_in)
-        # Identity keeps the slot of the SiLU, which has run before: `StepContext.activated`.
+        # Identity keeps the slot of the SiLU, which has already run: `StepContext.activated`.
         self.emb_layers = nn.Sequential(nn.Identity(), emb)
         self.weights = weights
         # Identity keeps the slot of the dropout: the released files call the next layer out_layers.3.
@@ -45,7 +45,7 @@ class _Residual(nn.Module):
 
 
 class TemporalResBlock(_Residual):
-    """Mixes neighbouring frames and never looks sideways; statistics span the clip."""
+    """Mixes neighbouring frames but not neighbouring pixels; statistics span the clip."""
 
     def __init__(self, channels: int, emb: int, *, backend: Backend) -> None:
         super().__init__(
@@ -58,8 +58,8 @@ class TemporalResBlock(_Residual):
         )
 
     def change(self, clips: Tensor, emb: Tensor, owed: Tensor | None = None) -> Tensor:
-        """clips (B, C, T, H*W), emb (B * T, E) activated, owed (C,) that the clips lack -> what the block adds to them,
-        same shape."""
+        """clips (B, C, T, H*W), emb (B * T, E) activated, owed (C,) a bias not yet added to the clips -> the residual
+        branch, same shape."""
         hidden = self.in_layers(clips, None if owed is None else owed[None], fresh=False)
         return self.out_layers(hidden, self.emb_layers(emb))
 
@@ -89,7 +89,7 @@ class VideoResBlock(_Residual):
 
     def spatial(self, images: Tensor, emb: Tensor) -> tuple[Tensor, Tensor | None]:
         """The 2-D part alone, frame by frame: images (N, C, H, W), emb (N, E) activated -> (N, C', H, W), and the bias
-        (C',) that it still lacks, if any."""
+        (C',) still to be added to it, or None."""
         hidden, owed = self.in_layers.short(images)
         branch, later = self.out_layers.short(hidden, _both(self.emb_layers(emb), owed))
         if isinstance(self.skip_connection, nn.Identity):
@@ -99,7 +99,7 @@ class VideoResBlock(_Residual):
 
 
 def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """The sum of those that are there."""
+    """The sum of the given tensors; None if both are None."""
     if one is None or other is None:
         return other if one is None else one
     return one + other

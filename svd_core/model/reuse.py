@@ -1,9 +1,9 @@
-"""Deep features of the UNet, kept from one step to the next while its first block hardly changes.
+"""Reuse of the UNet's deep features from one step to the next while its first block hardly changes.
 
-Neighbouring noise levels ask the network nearly the same. The first block is always computed; where it adds nearly
-what it added when the deep blocks last ran, their result is taken again and only the shallow blocks on both sides run.
-The place of the cut is DeepCache's (Ma et al., arXiv 2312.00858), the rule that of first-block caches (ParaAttention,
-WaveSpeed). Class: approximate; opt-in, and bit-identical at a threshold of 0.
+At neighbouring noise levels the network's inputs are nearly the same. The first block is always computed; if it adds
+nearly what it added when the deep blocks last ran, their result is reused and only the shallow blocks on both sides
+run. The cut is at DeepCache's place (Ma et al., arXiv 2312.00858), the rule is that of first-block caches
+(ParaAttention, WaveSpeed). Class: approximate; opt-in, and bit-identical at a threshold of 0.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from torch import Tensor
 from ..errors import InputError
 
 SHALLOW = 2
-"""Blocks on each side that always run: on the way down the first convolution and the first block, on the way up those
-that join their skips."""
+"""Blocks on each side that always run: the first convolution and the first block on the way down, and on the way up
+those that take their skips."""
 
 STRIDE = 4
-"""Every fourth row and column of the first block's result is enough to tell how much changed."""
+"""The first block's result is compared at every fourth row and column, which is enough to tell how much changed."""
 
 MOST_KEPT = 4
-"""Calls of one step whose features are kept: two guidance branches, of a clip seen from both ends. Further ones, such
-as the windows of a long take, are computed in full."""
+"""Calls per step whose features are kept: two guidance branches, for both ends of a clip. Further ones, such as the
+windows of a long take, are computed in full."""
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """One call of every step. `asked` tells such calls apart, `seen` is its last input at the current noise level;
-    `first` is what the first block added when `deep`, what the shallow blocks on the way up read, was computed."""
+    """One call that recurs in every step. `asked` identifies it, `seen` is its last input at the current noise level;
+    `deep` is the input of the shallow blocks on the way up, `first` what the first block added when `deep` was
+    computed."""
 
     asked: Hashable
     seen: Tensor | None = None
@@ -41,10 +42,10 @@ class Kept:
 
 @dataclass(slots=True, eq=False)
 class FeatureReuse:
-    """What one sampling run keeps, and how often it served.
+    """The features that one sampling run keeps, and how often they were reused.
 
-    threshold: the relative change of the first block's result, L1 over L1, below which deep features are taken again;
-    around 0.1 is usual, 0 takes none. Raises InputError unless it is from 0 to 1.
+    threshold: the relative change of the first block's result, L1 over L1, below which deep features are reused; around
+    0.1 is usual, 0 reuses none. Raises InputError unless it is from 0 to 1.
     """
 
     threshold: float
@@ -58,20 +59,20 @@ class FeatureReuse:
             raise InputError(f"reuse {self.threshold} is outside 0 to 1: 0 is off, 0.05 to 0.2 is usual")
 
     def report(self) -> str:
-        """In words."""
+        """A summary for the user."""
         return (
             f"reuse {self.threshold:g} (approximate): {self.reused} of {self.computed + self.reused} UNet calls took "
             "the deep features of an earlier step"
         )
 
     def forget(self) -> None:
-        """Let go of the features."""
+        """Free the kept features."""
         self._kept.clear()
 
     def find(self, x: Tensor, c_noise: Tensor, context: Tensor) -> Kept:
-        """The call of earlier steps that this one continues: the one asked for the same pictures at the same place
-        among the calls at its noise level. A call that is repeated, because memory ran out, finds its own again, so
-        that no bit depends on memory."""
+        """The call of earlier steps that this one continues: the first with the same shape and context that this noise
+        level has not used yet. A call that is repeated with the same x, because memory ran out, finds its own entry
+        again, so that no bit depends on memory."""
         level = tuple(c_noise.tolist())
         if level != self._level:
             self._level = level
@@ -88,8 +89,8 @@ class FeatureReuse:
         return kept
 
     def deep(self, kept: Kept, first: Tensor) -> Tensor | None:
-        """The features to take again, or None where they are to be computed. first (N, C, h, w) is what the first
-        block adds now."""
+        """The features to reuse, or None if they must be computed. first (N, C, h, w) is what the first block adds
+        now."""
         if kept.deep is not None and _change(first, kept.first) < self.threshold:
             self.reused += 1
             return kept.deep
@@ -99,12 +100,12 @@ class FeatureReuse:
 
 
 def thinned(images: Tensor) -> Tensor:
-    """(N, C, h, w) -> a view of some of its pixels."""
+    """(N, C, h, w) -> a view of every `STRIDE`th row and column."""
     return images[..., ::STRIDE, ::STRIDE]
 
 
 def kept_bytes(rows: int, channels: int, height: int, width: int, itemsize: int) -> int:
-    """What is held from step to step for `rows` frames, both guidance branches counted: the deep features, the first
+    """Bytes kept from step to step for `rows` frames, both guidance branches counted: the deep features, the first
     block's thinned result and the input."""
     thin = -(-height // STRIDE) * -(-width // STRIDE)
     return itemsize * rows * (channels * (height * width + thin) + 8 * height * width)

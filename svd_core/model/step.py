@@ -1,4 +1,4 @@
-"""What a layer of the UNet may read during one call, and where a host may step in."""
+"""What the UNet's layers may read during one call, and the hooks by which a host may change what they compute."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ if TYPE_CHECKING:
 
 
 class BlockHooks:
-    """Where a host may change what the UNet computes. This base changes nothing; a host overrides what it needs.
+    """Hooks by which a host may change what the UNet computes. This base changes nothing; a host overrides what it
+    needs.
 
-    One object serves one UNet call. `enter` comes first for each block, so the others know where they are. Tokens given
-    to the attention hooks are (rows, tokens, C): rows are frames in spatial layers and pixels, clip-major, in temporal
+    One object serves one UNet call. `enter` comes first for each block, so the other hooks know where they are. The
+    attention hooks get tokens (rows, tokens, C): rows are frames in spatial layers and pixels, clip-major, in temporal
     ones.
     """
 
     changes_attention: bool = False
-    """True sends attention through the hooks below, in full and in that layout; False keeps the shortcuts."""
+    """If True, attention goes through the hooks below, in full and in that layout; if False, by the shortcuts."""
 
     def enter(self, section: str, index: int) -> None:
-        """Block `index` of "input", "middle" or "output" begins."""
+        """Called before block `index` of section "input", "middle" or "output"."""
 
     def embedding(self, emb: Tensor) -> Tensor:
-        """The embedded noise level (N, E), before the vector joins."""
+        """The embedded noise level (N, E) to use, before the vector is added."""
         return emb
 
     def enter_transformer(self, depth: int, images_shape: tuple[int, ...]) -> None:
-        """Spatial and temporal block `depth` of a transformer begin; images_shape is (N, C, H, W)."""
+        """Called before spatial and temporal block `depth` of a transformer; images_shape is (N, C, H, W)."""
 
     def leave_transformer(self) -> None:
-        """A transformer of the current block has ended."""
+        """Called after a transformer of the current block."""
 
     def self_attention(self, attn: Attention, tokens: Tensor) -> Tensor:
         return attn(tokens, tokens)
 
     def between_attentions(self, tokens: Tensor) -> Tensor:
-        """The residual stream after self-attention."""
+        """The residual stream to use after self-attention."""
         return tokens
 
     def cross_attention(self, attn: Attention, tokens: Tensor, context: Tensor) -> Tensor:
         return attn(tokens, context)
 
     def after_input(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """After an input block: (what goes on, what is kept as the skip)."""
+        """(images for the next block, images kept as the skip), after an input block."""
         return images, images
 
     def after_middle(self, images: Tensor) -> Tensor:
         return images
 
     def before_output(self, images: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """Before an output block joins its skip."""
+        """(images, skip) for an output block to concatenate."""
         return images, skip
 
 
@@ -62,9 +63,10 @@ NO_HOOKS = BlockHooks()
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """emb (N, E) embeds noise level and vector; context (N, L, D) is the picture's embedding; N = B * num_frames.
+    """Inputs that all layers share: emb (N, E) embeds noise level and vector; context (N, L, D) is the picture's
+    embedding; N = B * num_frames.
 
-    `activated` is SiLU(emb), which all residual blocks read: worked out once. Class: exact."""
+    `activated` is SiLU(emb), which all residual blocks read: computed once. Class: exact."""
 
     emb: Tensor
     context: Tensor

@@ -1,8 +1,8 @@
-"""Weight matrices kept in eight bits, each output channel with a scale of its own. Class: quantised. Opt-in.
+"""Weights stored in eight bits, with one scale per output channel. Class: quantised. Opt-in.
 
-int8 takes half the memory of 16 bits: all matrices and convolutions are whole numbers, made whole where a layer runs.
-fp8 is for speed: the transformers' wide layers multiply floats of eight bits, tokens rounded, too
-(`kernels.fp8_linear`). Norms, biases and blends stay as they are.
+int8 takes half the memory of 16 bits: the weights of all linear and convolution layers are integers, dequantised when a
+layer runs. fp8 is for speed: the transformers' wide layers multiply eight-bit floats, with tokens rounded too
+(`kernels.fp8_linear`). Norms, biases and blends are unchanged.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LEVELS = 127
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 _WIDE = re.compile(r"\.(attn1|ff|ff_in)\.|\.proj_in$")
-"""Names of layers that take most of the products' time. What every block or the picture's residual reads stays whole,
-as in NVIDIA's TensorRT (performance notes 2.7)."""
+"""Names of the layers that take most of the matrix products' time. Layers whose output every block or the image
+residual reads keep full precision, as in NVIDIA's TensorRT."""
 
 
 class InEightBits(nn.Module):
-    """The weight (O, ...) of eight bits in the dtype of its scale (O, 1, ...), which is the network's."""
+    """Dequantises an int8 weight (O, ...) to the dtype of its scale (O, 1, ...), the network's."""
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class InEightBits(nn.Module):
 
 @torch.no_grad()
 def store_in_eight_bits(network: nn.Module) -> None:
-    """Replace the weights of all matrices and convolutions of a network, one after the other; for inference only."""
+    """Store the weights of all linear and convolution layers as int8, one layer at a time; for inference only."""
     for layer in [layer for layer in network.modules() if isinstance(layer, _LAYERS)]:
         weight = layer.weight
         flat = weight.flatten(1).float()
@@ -51,7 +51,7 @@ def store_in_eight_bits(network: nn.Module) -> None:
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer of `kernels.fp8_linear`, with the parameters of the one that it replaces, and `scale`."""
+    """A linear layer by `kernels.fp8_linear`, with the parameters of the layer it replaces and `scale`."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Fp8Linear(nn.Module):
 
 @torch.no_grad()
 def store_in_fp8(network: nn.Module) -> None:
-    """Replace the wide layers of a network's transformers by `Fp8Linear`, one after the other; for inference only."""
+    """Replace the wide layers of a network's transformers by `Fp8Linear`, one at a time; for inference only."""
     for name in [
         name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and _WIDE.search(name)
     ]:
@@ -82,10 +82,10 @@ STORES: Mapping[WeightsName, Callable[[nn.Module], None]] = {
     "int8": store_in_eight_bits,
     "fp8": store_in_fp8,
 }
-"""What changes a network's weights, in their place, by the name that users know."""
+"""Functions that convert a network's weights in place, by user-facing name."""
 
 
 def stored_as(network: nn.Module) -> WeightsName:
-    """Which of `STORES` has been here."""
+    """The key of `STORES` that was applied to the network."""
     dtypes = {weight.dtype for weight in network.parameters()}
     return "int8" if torch.int8 in dtypes else "fp8" if FP8 in dtypes else "whole"

@@ -24,15 +24,15 @@ from .resblock import TimeMixer
 from .step import StepContext
 
 WIDENING = 4
-"""Width of the hidden layer of a feed-forward, in units of its channels."""
+"""Hidden width of a feed-forward, as a multiple of its channels."""
 
 
 HIDDEN_VALUES = 2**26
-"""Values of a feed-forward's hidden layer (value and gate) that may exist at once: 128 MiB in 16 bits, 26,214 tokens at
-the finest level of the released models, enough to fill a GPU."""
+"""Most values of a feed-forward's hidden layer (value and gate) at once: 128 MiB in 16 bits, 26,214 tokens at the
+finest level of the released models, enough to fill a GPU."""
 
 CPU_HIDDEN_VALUES = BLOCK_VALUES
-"""The same on a CPU."""
+"""`HIDDEN_VALUES` on a CPU."""
 
 
 class GEGLU(nn.Module):
@@ -48,7 +48,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU and back. `net.1` is the empty slot of a dropout; the released files call the last layer net.2."""
+    """GEGLU, then a linear layer back. `net.1` is the empty slot of a dropout; the released files call the last layer
+    net.2."""
 
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
@@ -58,19 +59,19 @@ class FeedForward(nn.Module):
         )
         self.weights = backend.weights
         self.only_first_group = False
-        """For a count of the most bytes held, without values: no group holds more than the first, and a plan of a long
-        clip would go through a hundred thousand."""
+        """For measuring peak memory without values: no group holds more than the first, and a long clip may have a
+        hundred thousand of them."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         return self.net(tokens)
 
     def added(self, fresh: Tensor, normed: Tensor) -> Tensor:
-        """fresh + forward(normed), both (..., C), in the memory of `fresh`, which the caller has just made.
+        """fresh + forward(normed), both (..., C), reusing the memory of `fresh`, a temporary of the caller.
 
-        Tokens stand alone, so many go through in equal groups and the hidden layer never exists whole. A group's size
-        depends on the shape and the kind of device alone, so no bit depends on memory. Where gradients are recorded all
-        go at once and take memory of their own: the backward pass needs the whole hidden layer."""
+        Tokens are independent, so large inputs run in equal groups and the hidden layer never exists whole. A group's
+        size depends only on the shape and the device type, so no bit depends on memory. While gradients are recorded,
+        all tokens run at once in new memory: the backward pass needs the whole hidden layer."""
         if torch.is_grad_enabled() or fresh.dtype != normed.dtype:
             return fresh + self(normed)
         tokens = fresh.flatten(0, -2)
@@ -79,14 +80,14 @@ class FeedForward(nn.Module):
         return tokens.view(fresh.shape)
 
     def _groups(self, tokens: Tensor) -> Sequence[Tensor]:
-        """Tokens (R, C) in the groups that go through together."""
+        """Tokens (R, C), split into the groups that run together."""
         at_once = min(CPU_HIDDEN_VALUES, HIDDEN_VALUES) if tokens.is_cpu else HIDDEN_VALUES
         groups = -(-len(tokens) * self.net[0].proj.out_features // at_once)
         size = -(-len(tokens) // max(1, groups))
         return (tokens[:size],) if self.only_first_group else tokens.split(max(1, size))
 
     def _add(self, tokens: Tensor, hidden: Tensor) -> None:
-        """The last layer's result to tokens (R, C), in their memory."""
+        """Add the last layer's result to tokens (R, C) in place."""
         last = self.net[-1]
         fused(linear_add, self.weights, last, hidden, tokens, otherwise=lambda: tokens.add_(last(hidden)))
 
@@ -120,7 +121,7 @@ class SpatialBlock(_Block):
         return self.ff.added(tokens, normed)
 
     def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
-        """What the feed-forward joins, and what it reads."""
+        """The residual stream before the feed-forward, and its norm."""
         if step.hooks.changes_attention:
             return summed_and_normed(self.weights, self.norm3, self.attend_hooked(tokens, step.context, step), None)
         normed = normed_tokens(self.weights, self.norm1, tokens)
@@ -140,16 +141,16 @@ class TemporalBlock(_Block):
         self.ff_in = FeedForward(channels, backend=backend)
 
     def forward(self, tokens: Tensor, embedding: Tensor, step: StepContext) -> Tensor:
-        """(B, T, S, C) and each frame's embedding (T, 1, C), which joins them first -> (B, T, S, C)."""
+        """Tokens (B, T, S, C), to which each frame's embedding (T, 1, C) is added first -> (B, T, S, C)."""
         tokens, normed = self.attend(self.ff_in.added(*self.placed(tokens, embedding)), step)
         return self.ff.added(tokens, normed)
 
     def placed(self, tokens: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens with their frame's embedding, and what the first feed-forward reads."""
+        """The tokens plus their frame's embedding, and the norm of that."""
         return summed_and_normed(self.weights, self.norm_in, tokens, None, embedding)
 
     def attend(self, tokens: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
-        """What the last feed-forward joins, and what it reads."""
+        """The residual stream before the last feed-forward, and its norm."""
         one_token = step.context.shape[1] == 1
         if step.hooks.changes_attention or not one_token:
             return summed_and_normed(self.weights, self.norm3, self.attend_by_pixel(tokens, step), None)
@@ -167,7 +168,7 @@ class TemporalBlock(_Block):
 
 
 class SpatialVideoTransformer(nn.Module):
-    """Spatial and temporal blocks in turn, blended, between two projections and around a residual."""
+    """Alternating spatial and temporal blocks, blended, between two projections and with a residual around them."""
 
     def __init__(self, channels: int, context_dim: int, head_channels: int, depth: int, *, backend: Backend) -> None:
         super().__init__()
@@ -196,6 +197,6 @@ class SpatialVideoTransformer(nn.Module):
         return joined(images, to_images(self.proj_out(tokens), images.shape[-2]))
 
     def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
-        """(T, 1, C): which frame of the clip a token belongs to."""
+        """Embedding (T, 1, C) of each frame's position in the clip."""
         frames = torch.arange(num_frames, device=like.device)
         return self.time_pos_embed(sinusoid(frames, like.shape[-1]).to(like.dtype))[:, None]

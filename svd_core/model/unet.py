@@ -38,7 +38,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour to the size of the skip that comes next, so that odd sizes work, then a convolution."""
+    """Nearest-neighbour upsampling to the size of the next skip, so that odd sizes work, then a convolution."""
 
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Stage(nn.ModuleList):
     """The layers of one numbered block, in order."""
 
     def forward(self, images: Tensor, step: StepContext, size: torch.Size | None = None) -> Tensor:
-        """`size` is what an Upsample grows to, (H, W)."""
+        """`size` (H, W) is the output size of an Upsample."""
         for layer in self:
             if isinstance(layer, VideoResBlock | SpatialVideoTransformer):
                 images = layer(images, step)
@@ -93,12 +93,12 @@ class VideoUNet(nn.Module):
         hooks: BlockHooks = NO_HOOKS,
         reuse: FeatureReuse | None = None,
     ) -> Tensor:
-        """x (N, 8, h, w): the scaled noisy latent, then the still's latent; c_noise (N,) = ln(sigma) / 4; context
-        (N, L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype. `reuse` lets
-        deep blocks be left out and makes the result approximate.
+        """x (N, 8, h, w): the scaled noisy latent, then the still's latent; c_noise (N,) = ln(sigma) / 4; context (N,
+        L, D), L = 1 in released models; vector (N, V). Returns (N, 4, h, w) in the network's dtype. `reuse` allows deep
+        blocks to be skipped, which makes the result approximate.
 
-        Raises InputError where N is not a whole number of clips, and for other shapes than these; what each frame has
-        may also be one for all.
+        c_noise, context and vector may have one row for all frames instead of N. Raises InputError for other shapes, or
+        if N is not a whole number of clips.
         """
         _check_shapes(self.config, x, c_noise, context, vector)
         _check_clips(x.shape[0], num_frames)
@@ -118,12 +118,12 @@ class VideoUNet(nn.Module):
         return [self.time_embed, self.label_emb, *(layer for stage in stages for layer in stage), self.out]
 
     def embed(self, c_noise: Tensor, vector: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
-        """(N,), (N, V) -> (N, E): what every residual block reads."""
+        """(N,), (N, V) -> the embedding (N, E) that every residual block reads."""
         noise = self.time_embed(sinusoid(c_noise, self.config.model_channels).to(dtype))
         return hooks.embedding(noise) + self.label_emb(vector.to(dtype))
 
     def _run_again(self, images: Tensor, kept: Kept, reuse: FeatureReuse, step: StepContext) -> Tensor:
-        """The whole network, or its shallow blocks around what an earlier call kept."""
+        """Run the whole network, or only its shallow blocks around the deep features that an earlier call kept."""
         dtype, upwards = images.dtype, len(self.output_blocks) - SHALLOW
         skips: list[Tensor] = []
         images = self._run_inputs(images, skips, step, 0, SHALLOW)
@@ -137,7 +137,7 @@ class VideoUNet(nn.Module):
     def _run_inputs(
         self, images: Tensor, skips: list[Tensor], step: StepContext, first: int = 0, end: int | None = None
     ) -> Tensor:
-        """Blocks `first` up to `end`, whose skips are added to `skips`."""
+        """Run input blocks `first` up to `end` and append their skips to `skips`."""
         for index in range(len(self.input_blocks))[first:end]:
             step.hooks.enter("input", index)
             images, skip = step.hooks.after_input(self.input_blocks[index](images, step))
@@ -151,7 +151,7 @@ class VideoUNet(nn.Module):
     def _run_outputs(
         self, images: Tensor, skips: list[Tensor], step: StepContext, first: int = 0, end: int | None = None
     ) -> Tensor:
-        """Blocks `first` up to `end`, each of which takes the last of `skips`."""
+        """Run output blocks `first` up to `end`, each of which pops its skip from `skips`."""
         for index in range(len(self.output_blocks))[first:end]:
             step.hooks.enter("output", index)
             images, skip = step.hooks.before_output(images, skips.pop())
@@ -194,7 +194,7 @@ def _check_shapes(config: UNetConfig, x: Tensor, c_noise: Tensor, context: Tenso
     for name, tensor, sizes, remedy in needs:
         shape = tuple(tensor.shape)
         fits = len(shape) == len(sizes) and (shape[0] == 1 or shape[0] == x.shape[0])
-        # With == alone: torch.compile gives other answers where sizes are symbols and looked for in a tuple.
+        # Only ==: under torch.compile, looking for a symbolic size in a tuple gives wrong answers.
         if not fits or any(isinstance(need, int) and size != need for size, need in zip(shape, sizes, strict=True)):
             needed = ", ".join(map(str, sizes))
             frames = f", N {x.shape[0]} or 1" if tensor is not x else ""

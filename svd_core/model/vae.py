@@ -36,7 +36,7 @@ PIXEL_CHANNELS = 3
 
 
 class ConvBlock(nn.Module):
-    """What both kinds of residual block hold; `spatial` is their part inside a frame."""
+    """Base of both residual blocks; `spatial` is the part inside a frame."""
 
     def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ConvBlock(nn.Module):
         return self.nin_shortcut(images) + hidden
 
     def in_bands(self, size: int) -> Residual:
-        """`spatial` in parts of `size` bytes, for what cannot hold the frame several times."""
+        """`spatial` in bands of up to `size` bytes, for when memory cannot hold several copies of the frame."""
         return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut, size, short=self.short)
 
 
@@ -73,7 +73,7 @@ class TimeStack(nn.Module):
         norms = [backend.group_norm(channels, eps=TEMPORAL_EPS) for _ in range(2)]
         convs = [backend.frame_conv(channels, channels) for _ in range(2)]
         self.in_layers = nn.Sequential(norms[0], nn.SiLU(inplace=True), convs[0])
-        # The identity keeps the official index 3 of the convolution; a dropout was there in training.
+        # The identity stands in for training's dropout, so that the convolution keeps its official index 3.
         self.out_layers = nn.Sequential(norms[1], nn.SiLU(inplace=True), nn.Identity(), convs[1])
 
     def forward(self, clips: Tensor, circular: bool = False) -> Tensor:
@@ -86,7 +86,7 @@ class TimeStack(nn.Module):
 class VideoBlock(ConvBlock):
     """A residual block inside each frame, then one across frames: y + alpha * h, alpha = sigmoid(mix_factor).
 
-    The reference blends alpha * (y + h) + (1 - alpha) * y, which is the same number in more steps (spec 11e).
+    The reference blends alpha * (y + h) + (1 - alpha) * y, which is equal but takes more steps (spec 11e).
     """
 
     def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
@@ -102,18 +102,18 @@ class VideoBlock(ConvBlock):
 
     @property
     def alpha(self) -> Tensor:
-        """(1,) in float32: the share of the temporal path."""
+        """The share of the temporal path, (1,) in float32."""
         return self.mix_factor.float().sigmoid()
 
     def across_frames(self, size: int, circular: bool = False) -> TimeResidual:
-        """The temporal path in parts, for a decoder that cannot hold the whole clip several times."""
+        """The temporal path in strips of up to `size` bytes, for when memory cannot hold several copies of the clip."""
         norm1, _, conv1 = self.time_stack.in_layers
         norm2, _, _, conv2 = self.time_stack.out_layers
         return TimeResidual(norm1, conv1, norm2, conv2, self.alpha, size, circular)
 
 
 class AttnBlock(nn.Module):
-    """Self-attention of one head over the pixels of a frame."""
+    """Single-head self-attention over the pixels of a frame."""
 
     def __init__(self, channels: int, *, backend: Backend) -> None:
         super().__init__()
@@ -185,8 +185,8 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, of which the first changes the channels; a `downsample` or `upsample`
-    may be added after them."""
+    """The residual blocks of one resolution; the first changes the channels. A `downsample` or `upsample` may be added
+    after them."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, block: BlockType, *, backend: Backend) -> None:
         super().__init__()
@@ -229,8 +229,8 @@ class Encoder(nn.Module):
         yield from self.mid.layers()
 
     def in_bands(self, size: int) -> list[InsideFrame]:
-        """The same computation in parts of `size` bytes, for a picture whose activations are too many to hold several
-        times."""
+        """The same computation in bands of up to `size` bytes, for when memory cannot hold several copies of the
+        activations."""
         first, *others = self.layers()
         return [
             Convolution(first, size, short=self.short),
@@ -240,7 +240,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What both decoders hold: everything but what happens across frames."""
+    """Base of both decoders: everything but what happens across frames."""
 
     def __init__(self, config: VAEConfig, block: BlockType, *, backend: Backend) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class Decoder(nn.Module):
         self.conv_out = backend.conv(widths[0], PIXEL_CHANNELS)
 
     def layers(self) -> Iterator[nn.Module]:
-        """From the latent to the last residual block, in the order that data flows."""
+        """The layers from the latent to the last residual block, in execution order."""
         yield self.conv_in
         yield from self.mid.layers()
         for level in reversed(self.up):
@@ -269,8 +269,8 @@ class Decoder(nn.Module):
         return self.conv_out(_norm_silu(self.norm_out, images))
 
     def stages(self, size: int, circular: bool = False) -> list[Stage]:
-        """The same computation as runs of layers inside a frame, each ended by a layer across frames, in parts of
-        `size` bytes. circular: the clip is a loop, and its last frame the neighbour of its first."""
+        """The same computation as stages: layers inside a frame, then at most one across frames, in bands and strips of
+        up to `size` bytes. circular: the clip loops, so its last and first frames are neighbours."""
         first, *others = self.layers()
         stages, inside = [], [Convolution(first, size, short=self.short)]
         for layer in others:
@@ -282,23 +282,23 @@ class Decoder(nn.Module):
         return [*stages, Stage(tuple(inside), self.last_across_frames(size, circular))]
 
     def last_across_frames(self, size: int, circular: bool) -> TimeConvolution | None:
-        """What follows the head, if anything."""
+        """The layer across frames that follows the head, if any."""
         return None
 
 
 class ImageDecoder(Decoder):
-    """Each frame decoded by itself, as in the `*_image_decoder` files (spec 2.4)."""
+    """Decodes each frame by itself, as in the `*_image_decoder` files (spec 2.4)."""
 
     def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
         super().__init__(config, ResnetBlock, backend=backend)
 
     def forward(self, z: Tensor, num_frames: int = 1, circular: bool = False) -> Tensor:
-        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` and `circular` change nothing here."""
+        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` and `circular` are ignored."""
         return self.head(_run(self.layers(), _channels_last(z)))
 
 
 class TemporalDecoder(Decoder):
-    """Frames decoded together: each residual block is followed by convolutions across the clip (spec 2.2)."""
+    """Decodes frames together: each residual block is followed by convolutions across the clip (spec 2.2)."""
 
     def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
         super().__init__(config, VideoBlock, backend=backend)
@@ -306,7 +306,8 @@ class TemporalDecoder(Decoder):
         self.conv_out.time_mix_conv = backend.frame_conv(PIXEL_CHANNELS, PIXEL_CHANNELS)
 
     def forward(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
-        """z (N, 4, h, w), N = B * num_frames -> (N, 3, 8h, 8w) in about [-1, 1]. Holds the whole clip several times.
+        """z (N, 4, h, w), N = B * num_frames -> (N, 3, 8h, 8w) in about [-1, 1]. Holds several copies of the clip's
+        activations.
 
         This is the reference expression; `decode.stream` computes the same in little memory.
         """
@@ -335,14 +336,15 @@ class VideoVAE(nn.Module):
             self.post_quant_conv = backend.conv(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, pixels: Tensor, *, budget: int | None = None, mode: Mode | None = None) -> Tensor:
-        """pixels (n, 3, H, W) in [-1, 1] -> (n, 4, H/8, W/8) on their device: the posterior's mean, unscaled.
+        """Encode pixels (n, 3, H, W) in [-1, 1] -> (n, 4, H/8, W/8) on their device: the posterior's mean, unscaled.
 
-        Picture by picture in bands, with the same bits for every `budget` and `mode`: `budget` is bytes of the device's
-        memory beside the weights and the pixels and picks the mode, `mode` says what the device holds
-        (`decode.pictures.EncodePlan`). Small pictures go plain, several at once. Gradients are recorded where torch
-        records them and neither is given; then every picture goes plain, and holds its activations for them.
+        Pictures are encoded one by one in bands; small ones go through the plain encoder, several at once. `budget` is
+        the bytes of device memory available in addition to the weights and the pixels, and selects the mode; `mode`
+        says what the device holds (`decode.pictures.EncodePlan`). Neither changes a bit of the result. Gradients are
+        recorded only if torch records them and neither is given; every picture then goes through the plain encoder and
+        keeps its activations.
 
-        Raises InputError unless H and W are multiples of 8, and when the budget is below 1 or holds nothing.
+        Raises InputError unless H and W are multiples of 8, or if the budget is below 1 or too small.
         """
         _check_pixels(pixels.shape)
         if budget is None and mode is None and self._encoding_is_recorded(pixels):
@@ -357,7 +359,7 @@ class VideoVAE(nn.Module):
         return latents
 
     def _encode_plain(self, pixels: Tensor) -> Tensor:
-        """The reference expression, and the oracle of the one in bands, which it equals up to rounding."""
+        """The reference expression, which the banded form equals up to rounding and is tested against."""
         return self._mean(self.encoder(self.backend.fit(pixels, self.encoder.conv_in.weight)))
 
     def _encode_in_bands(self, picture: Tensor, dtype: torch.dtype, plan: EncodePlan) -> Tensor:
@@ -379,9 +381,9 @@ class VideoVAE(nn.Module):
         budget: int | None = None,
         mode: Mode | None = None,
     ) -> EncodePlan:
-        """How `encode` runs pixels of a shape (n, 3, H, W) on a device, without gradients, and in how much memory.
+        """How `encode` runs pixels of a shape (n, 3, H, W) on a device without gradients, and in how much memory.
 
-        Without a budget it is the quickest way. Raises InputError as `encode` does.
+        Without a budget or mode, the fastest plan. Raises InputError as `encode` does.
         """
         _check_pixels(shape)
         _check_positive(budget, "budget", "bytes")
@@ -393,7 +395,7 @@ class VideoVAE(nn.Module):
         return choose_encode(layers, tuple(shape), itemsize, budget, own_memory=has_own_memory(device), mode=mode)
 
     def least_encode_plan(self, shape: Sequence[int], device: torch.device) -> EncodePlan:
-        """The `encode_plan` that takes the least of a device's memory."""
+        """The `encode_plan` that takes the least device memory."""
         plans = (self.encode_plan(shape, device, mode=mode) for mode in encode_modes(has_own_memory(device)))
         return min(plans, key=lambda plan: plan.device_bytes)
 
@@ -406,16 +408,16 @@ class VideoVAE(nn.Module):
         mode: Mode | None = None,
         circular: bool = False,
     ) -> Tensor:
-        """z (N, 4, h, w) unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in [-1, 1], unclamped; one
-        clip of all N without `num_frames`.
+        """Decode z (N, 4, h, w), unscaled, whole clips of `num_frames` frame-major -> (N, 3, 8h, 8w) in about [-1, 1],
+        unclamped. Without `num_frames`, all N are one clip.
 
-        Streamed, with the same bits for every `chunk`, `budget` and `mode`: `chunk` is how many frames' worth of
-        intermediate results may be kept (at least one; all by default), `budget` is bytes of the device's memory beside
-        the weights and picks the rest, `mode` says what the device holds (`decode.places.Mode`). `circular` decodes a
-        loop: where convolutions across frames see zeros beyond the ends, they see the other end. Pixels are on z's
-        device where the clip fitted there, else in the host's memory. What overflows 16 bits is decoded again in
-        float32, with a PrecisionWarning. Records no gradients. Raises InputError when N is not a whole number of clips,
-        a number is below 1 or the budget holds nothing.
+        Decoding is streamed; `chunk`, `budget` and `mode` never change a bit of the result. `chunk` is how many frames'
+        worth of intermediate results may be kept (at least one; by default as many as the others allow), `budget` the
+        bytes of device memory available in addition to the weights, which determines the rest, and `mode` what the
+        device holds (`decode.places.Mode`). `circular` decodes a loop: convolutions across frames see the other end of
+        the clip instead of zeros. Pixels are on z's device if the clip fitted there, else in host memory. Frames that
+        overflow 16 bits are decoded again in float32, with a PrecisionWarning. Records no gradients. Raises InputError
+        if N is not a whole number of clips, a number is below 1 or the budget is too small.
         """
         num_frames = z.shape[0] if num_frames is None and z.ndim else num_frames
         plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode, circular)
@@ -423,7 +425,7 @@ class VideoVAE(nn.Module):
         return torch.cat([self._decode_clip(clip, plan, budget, circular) for clip in clips])
 
     def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None, circular: bool) -> Tensor:
-        """Latents (T, 4, h, w) of one clip, which went through `post_quant_conv`."""
+        """Decode one clip's latents (T, 4, h, w), already through `post_quant_conv`."""
         size = band_bytes(latents.device)
         pixels = run_plan(self.decoder.stages(size, circular), latents, plan)
 
@@ -446,7 +448,8 @@ class VideoVAE(nn.Module):
         mode: Mode | None = None,
         circular: bool = False,
     ) -> DecodePlan:
-        """How `decode` runs latents of a shape (N, 4, h, w) on a device, and in how much memory. Raises as it does."""
+        """How `decode` runs latents of a shape (N, 4, h, w) on a device, and in how much memory. Raises InputError as
+        `decode` does."""
         _check_latents(shape, num_frames, self.config.latent_channels)
         _check_positive(chunk, "chunk", "frames")
         _check_positive(budget, "budget", "bytes")
@@ -463,13 +466,13 @@ class VideoVAE(nn.Module):
     def least_plan(
         self, shape: Sequence[int], num_frames: int, device: torch.device, circular: bool = False
     ) -> DecodePlan:
-        """The `decode_plan` that takes the least of a device's memory."""
+        """The `decode_plan` that takes the least device memory."""
         mode = "bands" if has_own_memory(device) else "device"
         return self.decode_plan(shape, num_frames, device, chunk=1, mode=mode, circular=circular)
 
     def decode_whole(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
-        """`decode` as the reference writes it, each layer on all frames at once: for training, which needs gradients,
-        and as the oracle of the streamed form, which it equals up to rounding."""
+        """`decode` as in the reference, each layer on all frames at once: for training, which needs gradients, and to
+        test the streamed form, which equals it up to rounding."""
         return self.decoder(self._latents(z, num_frames), num_frames, circular)
 
     def _latents(self, z: Tensor, num_frames: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Weights that stay in the host's memory and visit the device one layer at a time, the next one on its way meanwhile.
+"""Weights that stay in host memory and are copied to the device one layer at a time, the next layer in advance.
 
-For a network whose weights and activations do not fit a device together (performance notes 2.8). The values are copies,
-so the result is the same bits. Class: exact.
+For a network whose weights and activations do not fit on a device together. The values are copies, so the result has
+the same bits. Class: exact.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def visiting(layers: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """While entered, each layer's weights are on `device` only while it runs. `layers` in the order in which they run,
-    each once a pass; their weights are in the host's memory before and after.
+    """Context in which each layer's weights are on `device` only while it or the layer before it runs. `layers` must be
+    in execution order, each running once per pass; their weights are in host memory before and after.
 
-    Pins the weights where the device is a CUDA one, so that copies run beside calculations.
+    For a CUDA device the weights are pinned, so that copies overlap with computation.
     """
     visits = [_Visit(layer, device) for layer in layers]
     ring = zip(visits, [*visits[1:], *visits[:1]], strict=True)
@@ -36,7 +36,7 @@ def visiting(layers: Sequence[nn.Module], device: torch.device) -> Iterator[None
 
 @dataclass(eq=False)
 class _Visit:
-    """One layer's weights: at home on the host, and as guests on the device."""
+    """One layer's weights: `home` on the host, and `guests`, their copies on the device."""
 
     layer: nn.Module
     device: torch.device
@@ -58,13 +58,13 @@ class _Visit:
         ]
 
     def set_out(self) -> None:
-        """Begin copying, on a queue of its own where the device has queues."""
+        """Start copying to the device, on a separate stream if it is a CUDA device."""
         if self.guests is not None:
             return
         if self.device.type != "cuda":
             self.guests = [weight.to(self.device, copy=True) for weight in self.home]
             return
-        # Room is taken on the working queue, which may still read what lay there before; the copies wait for it.
+        # Allocated on the working stream, which may still read the memory's previous contents; the copies wait for it.
         self.guests = [torch.empty_like(weight, device=self.device) for weight in self.home]
         queue, working = _queue(self.device), torch.cuda.current_stream(self.device)
         queue.wait_stream(working)
@@ -74,7 +74,7 @@ class _Visit:
         self.arrived = queue.record_event()
 
     def settle(self) -> None:
-        """Put the copies, once they are there, in the layer."""
+        """Wait for the copies, then put them in the layer."""
         self.set_out()
         if self.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(self.arrived)

@@ -1,8 +1,7 @@
-"""Convolutions that a CPU runs otherwise than torch would: as products, and those of doubled images by corner.
+"""Convolutions that run differently from torch's on a CPU: as products, and those of doubled images by corner.
 
-Torch sends convolutions to oneDNN, which turns all weights in every call. At the coarse levels of a small picture there
-are more of them than pixels to use them on, and turning them takes most of the time. There a product is taken. Class:
-rounding.
+Torch sends convolutions to oneDNN, which reorders all weights in every call. At the coarse levels of a small picture
+there are more weights than pixels, and reordering takes most of the time, so a product is used there. Class: rounding.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from .wide import frame_convolution, may_widen
 logger = logging.getLogger(__name__)
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-"""Of convolutions that may run as products."""
+"""Dtypes of convolutions that may run as products."""
 
 FEW_PIXELS = 64
-"""Of an image, at most, for its convolutions to run as products. Not of a batch: both branches of guidance in one call
-must choose as one by one."""
+"""Most pixels of an image for its convolutions to run as products. Not of a batch: both guidance branches in one call
+must choose the same as one at a time."""
 
 MANY_WEIGHTS = 2**22
-"""Of a convolution that runs as a product, at least: those of 1280 channels have them, those of 640 do not."""
+"""Fewest weights of a convolution that runs as a product: those of 1280 channels have them, those of 640 do not."""
 
 DOUBLED_PIXELS = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
-"""Of an image before it is doubled, at least, for the convolution after that to run by corner: with fewer, summing the
-weights takes longer than it saves."""
+"""Fewest pixels of an image before doubling for the next convolution to run by corner: with fewer, summing the weights
+takes longer than it saves."""
 
 PROBE_IMAGES = (7, 1280, 3, 5)
 PROBE_OUTPUTS = 640
@@ -43,8 +42,8 @@ PROBE_OUTPUTS = 640
 
 @cache
 def deriving_conv(conv2d: type[nn.Module]) -> type[nn.Module]:
-    """A host's `Conv2d` that may take another way. The host's casting, offloading and patching of weights all end in
-    `_conv_forward`."""
+    """A subclass of a host's `Conv2d` that may take another route. The host's casting, offloading and patching of
+    weights all end in `_conv_forward`."""
 
     class Conv2d(conv2d):
         def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,7 +56,7 @@ def deriving_conv(conv2d: type[nn.Module]) -> type[nn.Module]:
 
 
 def frames_convolved(clip: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`kernels.frame_conv` of a clip (B, C, T, S), by the way that is taken here."""
+    """`kernels.frame_conv` of a clip (B, C, T, S), by the route chosen here."""
     if is_product(clip, weight):
         return as_product(clip, weight[..., 0], bias)
     if may_replace(clip) and may_widen(torch.conv2d, clip, weight, bias):
@@ -66,7 +65,7 @@ def frames_convolved(clip: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def _keeps_size(conv: nn.Module) -> bool:
-    """Whether it is the plain sum, with zeros beyond the edges, whose result has the images' size."""
+    """Whether a convolution is ungrouped and zero-padded, and its result has the images' size."""
     centred = conv.padding == tuple(size // 2 for size in conv.kernel_size)
     return centred and conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
 
@@ -83,23 +82,23 @@ def is_product(images: Tensor, weight: Tensor) -> bool:
 
 
 def may_run_by_corner(images: Tensor) -> bool:
-    """Whether a 3x3 convolution of images (N, C, H, W) doubled runs by corner, if its weights are plain
-    (`is_plain_kernel`). There is nothing to probe: torch's own convolution does it either way, or `wide`'s, in four
-    ninths of the products."""
+    """Whether a 3x3 convolution of images (N, C, H, W) doubled runs by corner, if its weight is plain
+    (`is_plain_kernel`). No probe is needed: the same convolution, torch's own or `wide`'s, runs either way, by corner
+    with four ninths of the products."""
     if not may_replace(images):
         return False
     return images.shape[2] * images.shape[3] >= DOUBLED_PIXELS.get(images.dtype, math.inf)
 
 
 def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`unfolded`, as linear layers run here."""
+    """`unfolded`, with the route of linear layers."""
     with by_chosen_route(images):
         return unfolded(images, weight, bias)
 
 
 @cache
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether convolutions of few pixels run as products here; found once in a process, and logged."""
+    """Whether convolutions of few pixels run as products here; determined once per process and logged."""
     taken = _probe_agrees(dtype)
     logger.info("%s convolutions of few pixels on the CPU: %s", dtype, "as products" if taken else "torch's own")
     return taken
@@ -107,7 +106,7 @@ def chosen(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _probe_agrees(dtype: torch.dtype) -> bool:
-    """Whether a product is as close to the true numbers as the convolution, and not slower."""
+    """Whether a product is about as accurate as the convolution, and not slower."""
     images, *weights = of_layer(dtype, PROBE_IMAGES, (PROBE_OUTPUTS, PROBE_IMAGES[1], 3, 3))
     return replaces(as_product, _convolution, (images.contiguous(memory_format=torch.channels_last), *weights))
 

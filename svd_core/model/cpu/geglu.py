@@ -1,5 +1,5 @@
-"""The first half of a feed-forward. In 16 bits that are widened it is rounded once; else it may be two products whose
-results oneDNN finishes itself, so that value and gate are never written apart."""
+"""The first half of a feed-forward on a CPU. Widened 16-bit products are rounded once; otherwise it may run as two
+products with GELU and multiplication fused by oneDNN, so that value and gate are never stored separately."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .route import by_chosen_route
 logger = logging.getLogger(__name__)
 
 PROBE_SHAPE = (1024, 320)
-"""Tokens and channels: the finest level of the released UNet, where a hidden layer is wide beside its sums."""
+"""Tokens and channels: the finest level of the released UNet, where the hidden layer is wide compared with its sums."""
 
 
 def in_two_products(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`kernels.geglu`'s reference, without gradients: tokens (..., C), weight (2H, C), bias (2H,) -> (..., H). Class:
-    rounding; in 16 bits with two roundings in place of four."""
+    rounding; in 16 bits with two roundings instead of four."""
     rows, half = tokens.flatten(0, -2), len(weight) // 2
     product = torch.ops.mkldnn._linear_pointwise
     opened = product(rows, weight[half:], bias[half:], "gelu", [], "none")
@@ -33,8 +33,8 @@ def in_two_products(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def geglu_route(tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """How a GEGLU of such tokens runs, if its weights `are_plain`; None by torch's operations. In float32 as two
-    products only where oneDNN computes linear layers anyway."""
+    """The function for GEGLU of such tokens, if its weights `are_plain`; None for torch's operations. In float32, two
+    products are used only if oneDNN computes linear layers anyway."""
     if not may_replace(tokens):
         return None
     if tokens.dtype in HALF and wide.chosen(nn.functional.linear, tokens.dtype):
@@ -44,13 +44,13 @@ def geglu_route(tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | 
 
 
 def are_plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether weights may be read past their layer."""
+    """Whether weights may be used without calling their layer."""
     return bias is not None and is_plain(weight, dtype) and is_plain(bias, dtype)
 
 
 @cache
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether GEGLU runs as two products here; found once in a process, and logged."""
+    """Whether GEGLU runs as two products here; determined once per process and logged."""
     taken = _probe_agrees(dtype)
     logger.info("%s GEGLU on the CPU: %s", dtype, "as two products" if taken else "torch's own operations")
     return taken
@@ -58,8 +58,8 @@ def chosen(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _probe_agrees(dtype: torch.dtype) -> bool:
-    """Whether two products come as close to the true numbers as the operations they replace, and are not slower, but
-    for what a probe's noise may be: a recipe must give the same bits tomorrow."""
+    """Whether two products are about as accurate as the operations they replace, and not slower, with tolerance for a
+    probe's noise: a recipe must give the same bits tomorrow."""
     channels = PROBE_SHAPE[1]
     operands = of_layer(dtype, PROBE_SHAPE, (8 * channels, channels))
     try:

@@ -1,7 +1,7 @@
 """float32 linear layers by oneDNN. Class: rounding.
 
-Torch sends float32 matrix products to MKL, which does not use all of a CPU that Intel did not make; oneDNN, which torch
-holds too, does (performance notes 2.10).
+Torch sends float32 matrix products to MKL, which does not fully use CPUs that Intel did not make; oneDNN, which torch
+also contains, does.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PROBE_SHAPE = (960, 640, 640)
 
 
 def in_words() -> str:
-    """Which library computes float32 linear layers on this CPU, in words."""
+    """User-facing name of the library that computes float32 linear layers on this CPU."""
     return "oneDNN" if linear_by_onednn() else "torch's own (MKL where there is one)"
 
 
 @cache
 def linear_by_onednn() -> bool:
-    """Whether float32 linear layers take oneDNN here; found once in a process, and logged."""
+    """Whether float32 linear layers use oneDNN here; determined once per process and logged."""
     taken = _is_foreign_to_mkl() and _probe_agrees()
     logger.info("float32 linear layers on the CPU: %s", "oneDNN" if taken else "torch's own")
     return taken
@@ -63,13 +63,13 @@ _LINEAR_BY_ONEDNN = _LinearByOneDNN()
 
 
 def by_onednn(tokens: Tensor) -> AbstractContextManager[object]:
-    """A context in which the linear layers of such tokens, which `probe.may_replace`, take the chosen library."""
+    """Context in which linear layers of such tokens, which must pass `probe.may_replace`, use the chosen library."""
     return _LINEAR_BY_ONEDNN if tokens.dtype == torch.float32 and linear_by_onednn() else nullcontext()
 
 
 @cache
 def _is_foreign_to_mkl() -> bool:
-    """An x86 CPU of another maker than Intel, in a torch with both libraries."""
+    """Whether the CPU is AMD's and torch has both libraries."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -81,13 +81,13 @@ def _is_foreign_to_mkl() -> bool:
 
 @torch.inference_mode()
 def _probe_agrees() -> bool:
-    """Whether oneDNN gives MKL's numbers, up to rounding, and is not slower."""
+    """Whether oneDNN gives MKL's numbers up to rounding, and takes at most `MAY_LAG` times as long."""
     count, inputs, outputs = PROBE_SHAPE
     operands = drawn(torch.float32, ((count, inputs), (outputs, inputs), (outputs,)))
     routes = (nn.functional.linear, onednn_linear)
     try:
         ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)
-    except RuntimeError as error:  # a build of torch that has the operation's name only
+    except RuntimeError as error:  # a build of torch with the operation's name but no implementation
         logger.info("oneDNN's linear layer does not work here: %s", error)
         return False
     if not torch.allclose(ours, mkl, rtol=1e-4, atol=1e-3):

@@ -1,4 +1,4 @@
-"""What the routes of a CPU share: which operands they may take, and what a probe asks of them."""
+"""Helpers of the CPU routes: which operands they may take, and how a probe compares them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (Tensor, nn.Parameter)
-"""Classes of tensors that nobody has given operations of their own."""
+"""Tensor classes whose operations nobody overrides."""
 
 BLOCK_VALUES = 7 * 2**20
-"""In float32 28 MiB, and from 32 on C's allocator asks the system for every block anew, 0.3 ms a MiB."""
+"""Values of a block: 28 MiB in float32. From 32 MiB on, C's allocator requests every block from the system, at 0.3 ms
+per MiB."""
 
 MAY_LAG = 1.1
-"""A route that gains far more than this wherever it is meant for stays chosen where a probe times it up to this much
-above torch's own: a noisy probe cannot change the choice, and with it bits, from one run to the next."""
+"""Ratio to torch's time up to which a route is chosen. For routes that gain far more than this wherever they are used:
+a noisy probe cannot change the choice, and with it bits, from one run to the next."""
 
 PROBE_ROUNDS = 4
 
 
 def may_replace(operand: Any) -> bool:
-    """Whether a layer may take another route than torch's own with this operand, if its weights are plain, too."""
+    """Whether a layer may take a route other than torch's with this operand, provided its weights are plain too."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -34,7 +35,7 @@ def may_replace(operand: Any) -> bool:
 
 
 def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Numbers of a dtype without gaps in the CPU's memory.
+    """Whether a tensor is a plain, contiguous, non-empty CPU tensor of a dtype.
 
     A host's tensor classes (quantised, sharded) keep their own product, and oneDNN is minutes slower on weights with
     gaps between their rows."""
@@ -48,15 +49,15 @@ def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def is_plain_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
-    """`is_plain`, of a convolution's weight (O, C, ...), whose channels may lie last (`layout.laid_out`)."""
+    """`is_plain` for a convolution's weight (O, C, ...), which may be channels last (`layout.laid_out`)."""
     return is_plain(weight if weight.is_contiguous() else weight.movedim(1, -1), dtype)
 
 
 def replaces(
     route: Callable[..., Tensor], other: Callable[..., Tensor], operands: Sequence[Tensor], lag: float = 1.0
 ) -> bool:
-    """Whether a route comes as close to the true numbers as another, or up to twice as far, and takes up to `lag` times
-    as long. Torch's own sums are no measure: some are one long chain, and the further ones."""
+    """Whether a route has at most twice the error of another against float64, and takes at most `lag` times as long.
+    Torch's own sums cannot be the standard: some are one long chain and less accurate."""
     exact = other(*(operand.double() for operand in operands))
     ours, others = ((each(*operands) - exact).norm() for each in (route, other))
     if not ours <= 2 * others:
@@ -66,9 +67,9 @@ def replaces(
 
 
 def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Tensor]) -> list[float]:
-    """Of one thread's processor time, so that what else the machine does counts for little: with two threads, one of
-    which waits for the other, a busy machine turned ratios of 0.6 into 2. Windows counts that time in 1/64 s, which is
-    longer than a probe."""
+    """Least seconds of each route, as one thread's processor time, so that other load counts for little: with two
+    threads, of which one waits for the other, a busy machine turned ratios of 0.6 into 2. Windows counts that time in
+    steps of 1/64 s, longer than a probe, so wall time is used there."""
     clock = time.perf_counter if sys.platform == "win32" else time.thread_time
     least = [float("inf")] * len(routes)
     with _on_one_thread():
@@ -82,7 +83,8 @@ def least_seconds(routes: Sequence[Callable[..., Tensor]], operands: Sequence[Te
 
 @contextmanager
 def _on_one_thread() -> Iterator[None]:
-    """MKL's setting is the process's: another thread's products may slow down for as long as a probe takes."""
+    """Context with one torch thread. MKL's setting is process-wide: other threads' products may slow down during a
+    probe."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -92,13 +94,13 @@ def _on_one_thread() -> Iterator[None]:
 
 
 def drawn(dtype: torch.dtype, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Normal numbers of some shapes, the same in every process."""
+    """Normally distributed tensors of some shapes, the same in every process."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def of_layer(dtype: torch.dtype, given: Sequence[int], weight: Sequence[int]) -> list[Tensor]:
-    """What a layer is given, its weight (O, ...) and bias (O,), for a result near 1."""
+    """A layer's input, weight (O, ...) and bias (O,), scaled for a result near 1."""
     operands = drawn(dtype, (given, weight, weight[:1]))
     operands[1].div_(operands[1][0].numel() ** 0.5)
     return operands

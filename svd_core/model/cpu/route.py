@@ -1,4 +1,4 @@
-"""Which way a layer's product takes on a CPU."""
+"""Choice of how a layer's product runs on a CPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .wide import IN_FLOAT32
 
 @cache
 def deriving_linear(linear: type[nn.Module]) -> type[nn.Module]:
-    """A host's `Linear` whose product may take another way. Deriving keeps the host's casting, offloading and patching
-    of weights: only the `torch.nn.functional.linear` that they end in is looked at."""
+    """A subclass of a host's `Linear` whose product may take another route. Deriving keeps the host's casting,
+    offloading and patching of weights: only the `torch.nn.functional.linear` call that they end in is redirected."""
 
     class Linear(linear):
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -28,7 +28,8 @@ def deriving_linear(linear: type[nn.Module]) -> type[nn.Module]:
 
 
 def by_chosen_route(tokens: Any) -> AbstractContextManager[object]:
-    """A context in which linear layers and 2-D convolutions of such tokens or images run as those of the networks."""
+    """Context in which linear layers and 2-D convolutions of such tokens or images take the same routes as the
+    networks'."""
     if not may_replace(tokens):
         return nullcontext()
     return IN_FLOAT32 if tokens.dtype in HALF else by_onednn(tokens)

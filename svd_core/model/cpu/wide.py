@@ -1,8 +1,8 @@
-"""Products of 16-bit numbers that a CPU computes in float32, where its own take longer.
+"""Products of 16-bit numbers, computed in float32 on CPUs where that is faster.
 
-Few CPUs multiply 16-bit numbers faster than float32 ones. On the others torch's products of them take up to eight times
-as long, so operands are widened, a part at a time, and a result is rounded once: a network of half the memory that is
-hardly slower than in float32. Class: rounding, with no more of it than torch's own.
+Few CPUs multiply 16-bit numbers faster than float32 ones. On the others torch's 16-bit products take up to eight times
+as long, so operands are widened, a part at a time, and a result is rounded once: a network takes half the memory and is
+hardly slower than in float32. Class: rounding, no more than torch's own.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ PROBE_SHAPES = {
     torch.conv2d: ((1, 128, 64, 96), (128, 128, 3, 3)),
     _ATTENTION: ((1, 5, 960, 64), (1, 5, 960, 64), (1, 5, 960, 64)),
 }
-"""Of the operands: a projection of the released UNet's second level, a convolution of the decoder's finest, attention
-within a frame of 320x192."""
+"""Shapes of the operands: a projection of the released UNet's second level, a convolution of the decoder's finest,
+attention within a frame of 320x192."""
 
 FEW_TOKENS = 128
-"""Below which attention stays as it is: the tokens of a pixel in all frames take longer to widen than to attend."""
+"""Token count below which attention is not widened: the tokens of a pixel in all frames take longer to widen than to
+attend."""
 
 AT_MOST = 0.85
-"""Of torch's time, for widening to be taken. Where it pays it takes 0.7 or less, else 0.95 or more, so that a noisy
-probe does not change the choice, and with it bits, from one run to the next."""
+"""Largest share of torch's time at which widening is chosen. Where it pays it takes 0.7 or less, else 0.95 or more, so
+that a noisy probe does not change the choice, and with it bits, from one run to the next."""
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -58,8 +59,8 @@ def convolution(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """`torch.conv2d` of images (N, C, H, W) in 16 bits -> (N, O, h, w) in 16 bits, channels last. An image is widened
-    whole, which no plan counts, as it counts none of what oneDNN holds."""
+    """`torch.conv2d` of images (N, C, H, W) in 16 bits -> (N, O, h, w) in 16 bits, channels last. Each image is widened
+    whole; no plan counts that, nor what oneDNN holds."""
     how = [_both(number) for number in (stride, padding, dilation)]
     sides = [_side(*of_axis) for of_axis in zip(images.shape[2:], weight.shape[2:], *how, strict=True)]
     result = images.new_empty(len(images), *sides, len(weight)).movedim(-1, 1)
@@ -73,7 +74,7 @@ def _both(number: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _side(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """What a convolution makes of a height or a width."""
+    """Output height or width of a convolution."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -87,14 +88,14 @@ def frame_convolution(clips: Tensor, weight: Tensor, bias: Tensor | None = None)
 
 
 def _convolve_frames(result: Tensor, clips: Tensor, kernel: Tensor, bias: Tensor | None) -> None:
-    """Pixels stand alone, so some go together where a whole clip would be too much."""
+    """Convolve some pixels at a time, as a whole clip might be too large; pixels are independent."""
     for part in _parts(clips.shape[-1], max(clips[..., 0].numel(), result[..., 0].numel())):
         result[..., part] = torch.conv2d(clips[..., part].float(), kernel, bias, padding=(1, 0))
 
 
 def doubled_smooth(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`kernels.smoothed_by_corner` of images (N, C, H, W) in 16 bits -> (N, O, 2H, 2W) in 16 bits, channels last; the
-    sums of weights are not rounded at all."""
+    sums of weights stay in float32."""
     count, channels, height, width = images.shape
     result = images.new_empty(count, 2 * height, 2 * width, len(weight)).movedim(-1, 1)
     for outputs in _parts(len(weight), 16 * channels):
@@ -103,8 +104,8 @@ def doubled_smooth(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`kernels.geglu`'s reference: tokens (..., C), weight (2H, C), bias (2H,) in 16 bits -> (..., H), rounded once in
-    place of four times."""
+    """`kernels.geglu`'s reference: tokens (..., C), weight (2H, C), bias (2H,) in 16 bits -> (..., H), rounded once
+    instead of four times."""
     rows, half = tokens.reshape(-1, tokens.shape[-1]), len(weight) // 2
     result = rows.new_empty(len(rows), half)
     for part in _parts(len(rows), len(weight)):
@@ -125,7 +126,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _fill(result: Tensor, given: Tensor, operation: Callable[..., Tensor], *operands: Any) -> None:
-    """`operation(given, *operands)` into a result, some of its rows or images at a time."""
+    """Write `operation(given, *operands)` to `result`, some rows or images at a time, each widened to float32."""
     for part in _parts(len(given), max(given[0].numel(), result[0].numel())):
         result[part] = operation(given[part].float(), *operands)
 
@@ -136,7 +137,8 @@ def _product(rows: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _parts(count: int, values: int) -> list[slice]:
-    """Equal parts of `count` things of so many values each, of up to BLOCK_VALUES where one does not have more."""
+    """Slices that divide `count` items of `values` values each into equal parts of up to BLOCK_VALUES values, or one
+    item."""
     number = -(-count // max(1, BLOCK_VALUES // values))
     size = -(-count // number)
     return [slice(first, first + size) for first in range(0, count, size)]
@@ -147,7 +149,8 @@ def _widened(weight: Tensor, bias: Tensor | None, outputs: slice) -> tuple[Tenso
 
 
 def may_widen(route: Callable[..., Tensor], *operands: Tensor | None) -> bool:
-    """Whether one of `_ROUTES` of such operands, the first one `probe.may_replace`, is quicker in float32 here."""
+    """Whether a function of `_ROUTES` is faster in float32 here for these operands, the first of which must pass
+    `probe.may_replace`."""
     dtype = operands[0].dtype
     given = [operand for operand in operands if operand is not None]
     plain = all(type(part) in PLAIN and part.is_cpu and part.dtype == dtype and part.numel() > 0 for part in given)
@@ -155,7 +158,7 @@ def may_widen(route: Callable[..., Tensor], *operands: Tensor | None) -> bool:
 
 
 def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `attention` serves these better than torch's, which does more."""
+    """Whether `attention`, which covers fewer cases than torch's, can take these and is faster."""
     if not may_replace(q):
         return False
     rows, heads, length, width = q.shape
@@ -166,7 +169,7 @@ def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 @cache
 def chosen(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether such products of such numbers are computed in float32 here; found once in a process, and logged."""
+    """Whether such products of this dtype are computed in float32 here; determined once per process and logged."""
     taken = _probe_agrees(route, dtype)
     logger.info("%s of %s on the CPU: %s", route.__name__, dtype, "in float32" if taken else "torch's own")
     return taken
@@ -174,7 +177,7 @@ def chosen(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _probe_agrees(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether the wide form takes less time, and comes as close to the true numbers, as it always does."""
+    """Whether the widened form is faster (`AT_MOST`) and, as it always should be, as accurate."""
     operands = drawn(dtype, PROBE_SHAPES[route])
     if route is torch.conv2d:
         operands[0] = operands[0].contiguous(memory_format=torch.channels_last)
@@ -189,7 +192,7 @@ _ROUTES: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
 
 
 class _InFloat32(TorchFunctionMode):
-    """Redirects linear layers and 2-D convolutions, as the networks' layers call them, of plain tensors."""
+    """Redirects linear layers and 2-D convolutions of plain tensors, called as the networks' layers call them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -203,8 +206,8 @@ class _InFloat32(TorchFunctionMode):
 
 
 def _is_usual(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a convolution is of several images, given by place with weight and bias, of all channels together, and
-    its padding in numbers."""
+    """Whether a convolution has batched images, one group and numeric padding, with images, weight and bias passed by
+    position."""
     groups = args[6] if len(args) == 7 else kwargs.get("groups", 1)
     padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
     return len(args) >= 3 and args[0].ndim == 4 and groups == 1 and not isinstance(padding, str)

@@ -1,4 +1,4 @@
-"""Stable Video for ComfyUI. `nodes/__init__.py` lists the nodes; nothing happens before ComfyUI asks for them."""
+"""Stable Video for ComfyUI. `nodes/__init__.py` lists the nodes; nothing runs until ComfyUI asks for them."""
 
 from .nodes import comfy_entrypoint as comfy_entrypoint
 

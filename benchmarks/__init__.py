@@ -1,1 +1,1 @@
-"""Measurements that a person runs on purpose: `python -m benchmarks`. A speed or a peak is never a timed test."""
+"""Benchmarks, run by hand: `python -m benchmarks`. Tests never assert speed or peak memory."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every measurement in turn, each in a process of its own so that peaks do not mix."""
+"""`python -m benchmarks`: run all measurements, each in its own process so that memory peaks do not mix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BIG_FILE = Path(".bench/svd_random_fp16.safetensors")
 
 
 def main() -> int:
-    """Returns the number of measurements that missed their limit or failed."""
+    """Run all measurements. Returns the number that missed their limit or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small cases, and no run at real size")
     parser.add_argument("--big-file", type=Path, default=BIG_FILE, help="where the 4.78 GB random checkpoint lies")

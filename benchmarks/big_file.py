@@ -1,4 +1,4 @@
-"""A file of the released size and names, filled with random weights, for runs at real size without released weights."""
+"""A random checkpoint with the released names and sizes, for full-size runs without released weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 0
 
 
 def write_big_file(path: Path) -> int:
-    """Write svd's 2,446 tensors as fp16 (4.78 GB), a tensor at a time, unless the file is there; returns its bytes."""
+    """Write svd's 2,446 tensors as fp16 (4.78 GB), one at a time, unless the file exists. Returns its size in bytes."""
     shapes = {name: tuple(entry.shape) for name, entry in inventory(ModelConfig()).items()}
     header, size = _header(shapes)
     if path.exists() and path.stat().st_size == len(header) + size:
@@ -34,7 +34,7 @@ def write_big_file(path: Path) -> int:
 
 
 def _header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
-    """The safetensors header for fp16 tensors laid end to end, and the bytes that follow it."""
+    """The safetensors header for contiguous fp16 tensors, and the number of bytes that follow it."""
     entries, start = {}, 0
     for name, shape in shapes.items():
         end = start + 2 * _count(shape)
@@ -50,10 +50,10 @@ def _count(shape: Iterable[int]) -> int:
 
 
 def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Matrices with variance 1 / fan-in, vectors around 1: activations keep their size through the network.
+    """Random weights that keep the scale of activations: matrices of variance 1 / fan-in, vectors around 1.
 
-    The file's two encoders are one function, as they are believed to be in the released files (spec 2.1): the same
-    weights, and nothing in the conditioner's `quant_conv`. So implementations that read either can be compared.
+    The file's two encoders are the same function, as they are believed to be in the released files (spec 2.1): equal
+    weights, and an identity `quant_conv` in the conditioner. So implementations that read either can be compared.
     """
     if name.startswith(CONDITIONER_VAE + "quant_conv."):
         return torch.eye(shape[0]).reshape(shape).half() if len(shape) > 1 else torch.zeros(shape).half()

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.controls`: what control over motion achieves on the demo model, against fixed bars.
+"""`python -m benchmarks.controls`: effect of the motion controls on the demo model, against fixed thresholds.
 
-Every figure is measured from decoded frames of held-out drawn scenes that are taken as they come; nothing is picked.
-Writes one JSON file for each part and prints the table of all parts there are. Some 20 minutes on two cores.
+Every figure is measured on decoded frames of consecutive held-out synthetic scenes, without cherry-picking. Writes one
+JSON file per part and prints a table of all finished parts. Takes about 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from training.world import HELD_OUT_SEEDS, Scene, draw_scene
 from .device_bytes import device_bytes
 
 FIRST_SEED = 4000
-"""Held-out scenes from here on are no other measurement's."""
+"""Index of the first held-out scene; no other measurement uses the scenes from here on."""
 
 TAKE = 100
-"""Frames of a Long Take."""
+"""Number of frames of a Long Take."""
 
 GUIDED_TAKE = 50
 
 WAYS = (("in turns", False), ("fusion", True))
-"""Of making a Long Take: what the node calls it, and whether its windows are fused."""
+"""Methods of making a Long Take: the node's name for it, and whether its windows are fused."""
 
 UNGUIDED = {"min_guidance": 1.0, "max_guidance": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value, and the bar it is held to from below (`least`) or above (`most`), if any."""
+    """One measured value, and its lower (`least`) or upper (`most`) threshold, if any."""
 
     name: str
     value: float
@@ -78,14 +78,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """The model, and how many scenes each figure is taken on."""
+    """The model, and the number of scenes for each figure."""
 
     svd: StableVideo
     scenes: int
     steps: int | None
 
     def scene(self, number: int, frames: int | None = None) -> Scene:
-        """Of the model's own number of frames, unless told otherwise."""
+        """A held-out scene; `frames` defaults to the model's own number."""
         variant = self.svd.config.variant
         size = {"frames": frames or variant.frames, "width": variant.width, "height": variant.height}
         return draw_scene(HELD_OUT_SEEDS[FIRST_SEED + number], **size)
@@ -101,7 +101,7 @@ class Bench:
 
 
 def brush(bench: Bench) -> Iterable[Figure]:
-    """The half of the picture in which more truly moves is free, the other stands still."""
+    """Brush with the half of the picture that moves more in the drawn scene free, and the other half held still."""
     equal, ratios = [], []
     for number in range(bench.scenes):
         scene = bench.scene(number)
@@ -115,7 +115,7 @@ def brush(bench: Bench) -> Iterable[Figure]:
 
 
 def _busier_half(frames: np.ndarray) -> np.ndarray:
-    """(H, W): 1 in the half, left or right, in which the drawn scene moves more."""
+    """Mask (H, W): 1 in the left or right half, whichever moves more in the drawn scene."""
     flow = np.linalg.norm(optical_flow(frames), axis=-1).mean(axis=0)
     middle = flow.shape[1] // 2
     free = np.zeros(flow.shape, np.float32)
@@ -124,7 +124,7 @@ def _busier_half(frames: np.ndarray) -> np.ndarray:
 
 
 def between(bench: Bench) -> Iterable[Figure]:
-    """From the first to the last frame of the drawn scene."""
+    """In-between from the first to the last frame of the drawn scene."""
     for name, sequential in (("fusion", False), ("in turns", True)):
         ends, spreads = [], []
         for number in range(bench.scenes):
@@ -138,14 +138,14 @@ def between(bench: Bench) -> Iterable[Figure]:
 
 
 def spread(flow: np.ndarray) -> float:
-    """How evenly flow (T - 1,) is spread over a clip: the number of equal steps of the same entropy, over T - 1."""
+    """How evenly flow (T - 1,) is spread over a clip: the number of equal steps with the same entropy, over T - 1."""
     part = flow / flow.sum()
     entropy = -float((part * np.log(np.maximum(part, 1e-12))).sum())
     return float(np.exp(entropy) / len(flow))
 
 
 def loop(bench: Bench) -> Iterable[Figure]:
-    """The seam, and how much moves beside the plain clip of the same seed."""
+    """Seam of a loop, and its motion compared with the plain clip of the same seed."""
     for name, sequential in (("fusion", False), ("in turns", True)):
         seams, moving = [], []
         for number in range(bench.scenes):
@@ -161,8 +161,8 @@ def loop(bench: Bench) -> Iterable[Figure]:
 
 
 def long_take(bench: Bench) -> Iterable[Figure]:
-    """A hundred frames, without guidance, both ways. Plain clips say how much the model's steps differ where there is
-    no border, and the drawn scenes how much true ones do over so many frames."""
+    """A hundred frames, without guidance, by both methods. For comparison, plain clips show how much the model's steps
+    vary without window borders, and the drawn scenes how much true steps vary over as many frames."""
     for name, fused in WAYS:
         borders = take_borders(Windows.of(bench.svd.config.variant.frames, fused), fused)
         most, least, drifts, kept = [], [], [], []
@@ -188,7 +188,7 @@ def long_take(bench: Bench) -> Iterable[Figure]:
 
 
 def guided_take(bench: Bench) -> Iterable[Figure]:
-    """Whether a longer clip holds together under the model's own guidance: one that dissolves changes ever more."""
+    """Whether a longer clip stays stable under the model's own guidance: in one that dissolves, steps keep growing."""
     for name, fused in WAYS:
         grown = []
         for number in range(bench.scenes):
@@ -199,14 +199,14 @@ def guided_take(bench: Bench) -> Iterable[Figure]:
 
 
 def _last_over_first(values: np.ndarray, parts: int) -> float:
-    """Means of the last and the first of so many parts of a clip."""
+    """Mean of the last part of a clip over that of the first, of `parts` equal parts."""
     pieces = np.array_split(values, parts)
     return float(pieces[-1].mean() / pieces[0].mean())
 
 
 def take_borders(windows: Windows, fused: bool) -> list[int]:
-    """Frames before which the windows that cover a frame change. In turns the frame that two share is the first one's.
-    Fused, those of windows that begin with the clip; at single noise levels they begin elsewhere."""
+    """Frames before which the set of windows that cover a frame changes. In turns, a frame shared by two windows counts
+    as the first one's. Fused, for the windows that start with the clip; at some noise levels they are shifted."""
     starts = windows.starts(TAKE)
     if not fused:
         return [start + 1 for start in starts[1:]]
@@ -220,14 +220,14 @@ def _unevenness(frames: np.ndarray) -> float:
 
 
 def colour_drift(frames: np.ndarray) -> float:
-    """The furthest that a colour channel's mean goes from the first frame's, as a part of its range."""
+    """Largest departure of a colour channel's mean from that of the first frame, as a share of the range [0, 1]."""
     means = frames.mean(axis=(1, 2))
     return float(np.abs(means - means[0]).max())
 
 
 def memory(bench: Bench) -> Iterable[Figure]:
-    """One sampling step of a Long Take and one of a clip: all tensors alive at once, the host's latents included. And
-    what the decoder holds on a device of its own."""
+    """Memory of one sampling step of a Long Take compared with one of a clip, on the device and with the host's latents
+    included, and the device memory of the decoder."""
     clips = _step_bytes(bench)
     for way, fused in WAYS:
         takes = _step_bytes(bench, Windows.of(bench.svd.config.variant.frames, fused), fused)
@@ -242,7 +242,7 @@ def memory(bench: Bench) -> Iterable[Figure]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metered:
-    """A denoiser that notes the most bytes it held, but for what it was given: what lies on the device."""
+    """A denoiser that records its peak bytes, excluding its inputs: the memory on the device."""
 
     denoise: ClipDenoiser
     live: LiveBytes
@@ -263,8 +263,8 @@ class Metered:
 
 
 def _step_bytes(bench: Bench, windows: Windows | None = None, fused: bool = False) -> tuple[int, int]:
-    """Of one step with guidance, of a clip or of a long one in windows: in the network alone, and of everything with
-    the state that it starts from."""
+    """Peak bytes of one guided step of a clip, or of a long one in windows: in the network alone, and in total with the
+    initial state."""
     svd = bench.svd
     usual = svd.config.variant.frames
     pixels = as_pixels(bench.scene(0).still)
@@ -299,8 +299,8 @@ def _decode_bytes(svd: StableVideo, frames: int) -> int:
 
 
 def unstick(bench: Bench) -> Iterable[Figure]:
-    """Of three times as many scenes and seeds the third that moves least, at strength 1, and with the motion bucket
-    alone."""
+    """Un-stick at strength 1, and its motion bucket alone, on the third of the scenes and seeds that moves least; three
+    times the usual number are tried."""
     candidates = [(bench.scene(number), number) for number in range(3 * bench.scenes)]
     plain = [float(flow_magnitude(bench.render(scene, seed=seed)).mean()) for scene, seed in candidates]
     frozen = sorted(range(len(candidates)), key=plain.__getitem__)[: bench.scenes]
@@ -317,7 +317,7 @@ def unstick(bench: Bench) -> Iterable[Figure]:
 
 
 def curves(bench: Bench) -> Iterable[Figure]:
-    """How flow follows a motion bucket that rises along the clip, and one that falls."""
+    """How the flow follows a motion bucket that rises or falls along the clip."""
     for name, points in (("rising", [(0, 16), (1, 240)]), ("falling", [(0, 240), (1, 16)])):
         follows = []
         for number in range(bench.scenes):
@@ -339,7 +339,7 @@ PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "brush": brush,
     "memory": memory,
 }
-"""The longest first, so that processes share them well."""
+"""Longest first, so that processes share them evenly."""
 
 
 def _each(values: Sequence[float]) -> str:
@@ -347,7 +347,7 @@ def _each(values: Sequence[float]) -> str:
 
 
 def measure(part: str, checkpoint: Path, scenes: int, steps: int | None, folder: Path) -> None:
-    """One part, on one thread, into its file."""
+    """Measure one part on one thread, and write its file."""
     torch.set_num_threads(1)
     bench = Bench(load_checkpoint(checkpoint), scenes, steps)
     figures = [{**asdict(figure), "verdict": figure.verdict} for figure in PARTS[part](bench)]
@@ -356,7 +356,7 @@ def measure(part: str, checkpoint: Path, scenes: int, steps: int | None, folder:
 
 
 def table(folder: Path) -> str:
-    """All parts that lie there, as Markdown."""
+    """All parts found in the folder, as a Markdown table."""
     lines = ["| what | measured | bar | | seen |", "|---|---|---|---|---|"]
     for part in PARTS:
         path = folder / f"{part}.json"

@@ -1,8 +1,8 @@
-"""The exact decoder beside the plain one, diffusers and ComfyUI: `python -m benchmarks.decode`.
+"""Compare the exact decoder with the plain one, diffusers and ComfyUI: `python -m benchmarks.decode`.
 
-Two tables, printed and written to output/: the memory that each would hold at the released size, counted on the meta
-device; and what a smaller clip takes on this CPU, with the same random weights in all. Each decode that is measured has
-a process of its own, so that peaks do not mix.
+Two tables, printed and written to output/: the memory of each at the released size, counted on the meta device; and
+time and memory of a smaller clip on this CPU, with the same random weights for all. Each measured decode runs in its
+own process, so that peaks do not mix.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from tools.random_weights import relative
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "output"
 WARM_UP = (2, 2, 3)
-"""Frames, h and w of a clip that is decoded first: libraries set themselves up at their first call."""
+"""Frames, h and w of a clip that is decoded first, because libraries initialise at their first call."""
 
 TIME_LIMIT, DIFFERENCE_LIMIT = 1.15, 1e-5
-"""Allowed to the exact decoder: times the plain one's seconds where both fit, and distance from its pixels."""
+"""Limits for the exact decoder: seconds as a multiple of the plain decoder's, and distance from its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ RELEASED, SMALL, QUICK = Size(25, 1024, 576), Size(25, 320, 192), Size(5, 64, 64
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Bytes on the device beside weights and latents; None where `calls` says why there are none."""
+    """Peak bytes on the device, excluding weights and latents; None if not counted, and `calls` then says why."""
 
     name: str
     peak_bytes: int | None
@@ -73,8 +73,8 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One decode, or the middle of several. `times_plain` compares seconds of the same round, `difference` is the
-    relative L2 distance of the pixels from the plain decoder's. All None where `calls` says why."""
+    """One decode, or the median of several. `times_plain` compares seconds of the same round, `difference` is the
+    relative L2 distance of the pixels from the plain decoder's. All None if not measured; `calls` then says why."""
 
     name: str
     seconds: float | None
@@ -85,16 +85,16 @@ class Measured:
     calls: str
 
 
-# In a process of its own
+# In a child process
 
 
 def count_each(size: Size) -> list[Counted]:
-    """Counts do not mix, so one process is enough for all."""
+    """Count all contestants in one process; counts, unlike peaks, do not mix."""
     return [_counted(each, size) for each in COUNTED]
 
 
 def _counted(contestant: Contestant, size: Size) -> Counted:
-    """In float16. Libraries' own workspaces are not seen, for nobody."""
+    """Count one contestant in float16. Workspaces of libraries are not counted, for any contestant."""
     try:
         network, decode = contestant.build(None, torch.float16)
         z = torch.empty(size.latents, dtype=torch.float16, device="meta")
@@ -106,7 +106,7 @@ def _counted(contestant: Contestant, size: Size) -> Counted:
 
 
 def measure_one(contestant: Contestant, folder: Path) -> dict[str, Any]:
-    """Seconds and peak memory beside what was there after the warm-up; leaves the pixels in the folder."""
+    """Seconds, and peak memory above that after the warm-up. Saves the pixels in the folder."""
     network, decode = contestant.build(load_file(folder / "weights.safetensors"), torch.float32)
     z = load_file(folder / "latents.safetensors")["z"]
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def measure_one(contestant: Contestant, folder: Path) -> dict[str, Any]:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention holds what a fused kernel holds, whoever calls it: on the meta device torch would count the matrix of
+    """Count attention as a fused kernel for every contestant: on the meta device torch would count the matrix of
     scores."""
 
     def __torch_function__(
@@ -135,7 +135,8 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def calls_of(network: nn.Module) -> Iterator[list[int]]:
-    """How many frames the network's decoder is given at each call. The streamed form calls its layers instead."""
+    """Record the number of frames of each call of the network's decoder. The streamed form calls its layers instead, so
+    it records none."""
     calls: list[int] = []
     hook = network.decoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     try:
@@ -152,7 +153,7 @@ def _pixels(folder: Path, name: str) -> Path:
     return folder / f"{''.join(letter if letter.isalnum() else '_' for letter in name)}.safetensors"
 
 
-# All of them
+# All contestants
 
 
 def count_all(size: Size) -> list[Counted]:
@@ -161,7 +162,7 @@ def count_all(size: Size) -> list[Counted]:
 
 
 def measure_all(size: Size, repeat: int) -> list[Measured]:
-    """Round after round, each begun by another contestant, so that a busy spell of the machine meets all alike."""
+    """Measure in rounds, each starting with another contestant, so that a busy spell of the machine affects all."""
     with tempfile.TemporaryDirectory(prefix="decode-") as name:
         folder = Path(name)
         save_file(random_weights(), folder / "weights.safetensors")
@@ -176,7 +177,7 @@ def measure_all(size: Size, repeat: int) -> list[Measured]:
 
 
 def _measured(contestant: Contestant, folder: Path) -> dict[str, Any]:
-    """What its process printed, or that one's last words as `calls`."""
+    """The result printed by the child process, or the last line of its error as `calls`."""
     try:
         ran = _child("measure", contestant.name, str(folder))
     except subprocess.CalledProcessError as error:
@@ -205,7 +206,7 @@ def _summary(name: str, rounds: Sequence[dict[str, dict[str, Any]]], folder: Pat
     return Measured(name, seconds, cpu_seconds, ratio, peak, relative(pixels, plain), calls)
 
 
-# What is told of it
+# Reports
 
 
 def markdown(counted: Sequence[Counted], measured: Sequence[Measured], facts: dict[str, Any]) -> str:
@@ -251,7 +252,7 @@ def facts_of(counted: Size, measured: Size, rounds: int) -> dict[str, Any]:
 
 
 def misses(measured: Sequence[Measured], *, timed: bool) -> list[str]:
-    """Where the exact decoder is beyond its limits, in words; the time counts only where the size means something."""
+    """Sentences about limits that the exact decoder exceeds; times count only if the size is large enough (`timed`)."""
     found = []
     for row in measured:
         if row.name.startswith("exact"):
@@ -280,7 +281,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_child(what: str, *how: str) -> None:
-    """Prints one line of JSON."""
+    """Run in a child process; prints one line of JSON."""
     if what == "count":
         print(json.dumps([asdict(row) for row in count_each(Size(**json.loads(how[0])))]))
     else:
@@ -290,7 +291,7 @@ def run_child(what: str, *how: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 where the exact decoder is beyond a limit."""
+    """Returns 1 if the exact decoder exceeds a limit."""
     given = parsed(arguments)
     if given.child:
         run_child(*given.child)

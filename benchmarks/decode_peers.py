@@ -1,8 +1,8 @@
-"""The contestants of `benchmarks.decode`: one decoder with the same weights in every implementation, called as each
-project calls its own.
+"""The contestants of `benchmarks.decode`: the same decoder and weights in every implementation, called as each project
+calls its own.
 
-`build` makes a contestant from official names (`decoder.conv_in.weight`), or on the meta device, where weights have no
-values and calculations only count. It imports what it needs, so that a process holds one implementation.
+`build` takes weights under official names (`decoder.conv_in.weight`), or none on the meta device, where only memory is
+counted. It imports what it needs, so that a process loads a single implementation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tools.random_weights import random_like
 
 GIB = 2**30
 CONFIG = VAEConfig(encoder_quant=False)
-"""The temporal first stage as the released files have it."""
+"""The temporal first stage of the released files."""
 
 Weights = Mapping[str, Tensor]
 Decode = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class Contestant:
 
 
 def random_weights(seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
-    """Every weight of the autoencoder in float32, so scaled that activations keep their size."""
+    """Every weight of the autoencoder in float32, scaled so that activations keep their size."""
     generator = torch.Generator(device).manual_seed(seed)
     state = VideoVAE(CONFIG, backend=Backend(device="meta")).state_dict()
     return {name: random_like(name, like, generator) for name, like in state.items()}
@@ -54,7 +54,7 @@ def random_weights(seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def plain() -> Contestant:
-    """The whole clip at once, layer by layer: what the others are compared to."""
+    """The whole clip at once, layer by layer; the reference for the others."""
     return _ours("plain full clip", lambda vae, z: vae.decode_whole(z, len(z)))
 
 
@@ -81,7 +81,7 @@ def _cast(weights: Weights, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def diffusers(chunk: int | None) -> Contestant:
-    """By its pipeline's own method. `decode_chunk_size` is the whole clip there where nothing is said."""
+    """diffusers, by its pipeline's own method, whose default `decode_chunk_size` is the whole clip."""
 
     def build(weights: Weights | None, dtype: torch.dtype) -> tuple[nn.Module, Decode]:
         from diffusers import StableVideoDiffusionPipeline
@@ -99,7 +99,8 @@ def diffusers(chunk: int | None) -> Contestant:
 
 
 def _diffusers_vae(weights: Weights | None, dtype: torch.dtype) -> nn.Module:
-    """The encoder stays on the meta device: its quant_conv has no counterpart here, and nothing is encoded."""
+    """diffusers' VAE. Its encoder stays on the meta device: nothing is encoded, and its quant_conv has no counterpart
+    here."""
     from diffusers import AutoencoderKLTemporalDecoder
 
     with torch.device("meta"):
@@ -107,17 +108,17 @@ def _diffusers_vae(weights: Weights | None, dtype: torch.dtype) -> nn.Module:
             down_block_types=("DownEncoderBlock2D",) * len(CONFIG.channel_mult),
             block_out_channels=CONFIG.level_channels,
             layers_per_block=CONFIG.res_blocks,
-            scaling_factor=1.0,  # latents come unscaled
+            scaling_factor=1.0,  # latents are unscaled
         )
     if weights is not None:
         vae.decoder.load_state_dict(_diffusers_names(vae, _cast(weights, dtype)), strict=True, assign=True)
         return vae.to(dtype).eval()
-    return vae.to("meta", dtype).eval()  # some parameters are made on the CPU whatever the context says
+    return vae.to("meta", dtype).eval()  # some parameters are created on the CPU despite the device context
 
 
 def _diffusers_names(vae: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """The decoder's weights, renamed by the map that reads diffusers' folders, backwards. Where ours has 1x1
-    convolutions in the attention, theirs has linear layers."""
+    """The decoder's weights under diffusers' names, by inverting the map that reads diffusers' folders. Its attention
+    has linear layers in place of our 1x1 convolutions."""
     shapes = {name: value.shape for name, value in vae.state_dict().items()}
     renamed = {}
     for key, recipe in diffusers_vae(shapes).items():
@@ -131,7 +132,7 @@ def _diffusers_names(vae: nn.Module, weights: Weights) -> dict[str, Tensor]:
 
 
 def comfyui() -> Contestant:
-    """By its VAE object, as its node VAE Decode calls it: as many frames at a time as it believes to fit."""
+    """ComfyUI's VAE object, called as by its node VAE Decode: as many frames at a time as it estimates to fit."""
 
     def build(weights: Weights | None, dtype: torch.dtype) -> tuple[nn.Module, Decode]:
         vae = _comfyui_vae(weights, dtype)
@@ -142,8 +143,8 @@ def comfyui() -> Contestant:
 
 
 def comfyui_on_card(free_gib: int) -> Contestant:
-    """Its network in the batches that its VAE object would choose on a card with so much memory free. They go to the
-    host one by one."""
+    """ComfyUI's network with the batches that its VAE object would choose with this much free GPU memory. Results move
+    to the host batch by batch."""
 
     def build(weights: Weights | None, dtype: torch.dtype) -> tuple[nn.Module, Decode]:
         vae = _comfyui_vae(weights, dtype)
@@ -163,12 +164,12 @@ def comfyui_on_card(free_gib: int) -> Contestant:
 
 
 def _comfyui_vae(weights: Weights | None, dtype: torch.dtype) -> Any:
-    """comfy.sd.VAE, which tells the kind by the names. It cannot be made on the meta device, only moved there."""
+    """comfy.sd.VAE, which detects its kind from names. It cannot be created on the meta device, only moved there."""
     path = str(newest_comfyui())
     sys.path.insert(0, path)  # first, because its modules say `import nodes` and mean its own
     import comfy.cli_args
 
-    # Read when comfy.model_management is first imported. Attention is that of cards, which is the quickest here too.
+    # Read when comfy.model_management is first imported. PyTorch attention is used as on GPUs; it is fastest here too.
     comfy.cli_args.args.cpu = comfy.cli_args.args.use_pytorch_cross_attention = True
     import comfy.sd
 
@@ -199,4 +200,4 @@ MEASURED = (
     diffusers(8),
     comfyui(),
 )
-"""On a CPU, so without the ways that need two memories."""
+"""Contestants on a CPU, so without plans that need both device and host memory."""

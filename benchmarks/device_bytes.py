@@ -1,4 +1,4 @@
-"""Counts what a device holds, on the meta device: a peak without the memory."""
+"""Peak memory of a device, counted on the meta device without allocating it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from svd_core.meter import LiveBytes
 
 @contextmanager
 def device_bytes(network: nn.Module | None = None) -> Iterator[LiveBytes]:
-    """Counts all but what the host's memory holds, though the meta device is its own host."""
+    """Count all tensors except those in host memory, which is the meta device too."""
     live = LiveBytes(network)
     allocate = places.host_memory
 

@@ -1,9 +1,8 @@
-"""The UNet and the decoder beside diffusers and ComfyUI, in time: `python -m benchmarks.forward`.
+"""Speed of the UNet and the decoder compared with diffusers and ComfyUI: `python -m benchmarks.forward`.
 
-By the protocol that makes such a comparison fair: one process and the same weights for all that are compared; equality
-proved before anything is timed; rounds that begin with another contestant each time, the first discarded; processor
-time and wall time; ratios of the same round. Each case has a process of its own. Results are printed and written to
-output/bench/, as JSON and as a Markdown table.
+For a fair comparison: one process and the same weights for all contestants; equality checked before timing; rounds that
+start with another contestant each time, the first discarded; CPU time and wall time; ratios within the same round. Each
+case runs in its own process. Results are printed and written to output/bench/, as JSON and as a Markdown table.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ from tools.random_weights import relative
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "output" / "bench"
 ERROR_LIMIT = 2.0
-"""Allowed to our error, in units of the smallest of the others'."""
+"""Limit on our error, as a multiple of the smallest error of the others."""
 
 Run = Callable[[], Tensor]
 
 RELEASED = UNetConfig()
 NARROW = UNetConfig(model_channels=64, channel_mult=(1, 2, 4, 4), context_dim=256, vector_dim=96)
-"""So narrow that the released number of tokens fits a CPU: attention, norms and copies weigh more."""
+"""Narrow enough for a CPU to run the released number of tokens; attention, norms and copies weigh more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Who competes, and the reference that all are compared with before they are timed; it is dropped then."""
+    """The contestants, and the reference that all are compared with before they are timed."""
 
     runs: Mapping[str, Run]
     reference: Callable[[], Tensor]
@@ -64,8 +63,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant in one case. Ratios are its time over ours in the same round: above 1 we are faster. The first
-    call, in wall seconds, counts for none of them: it chooses kernels, and compiles what is compiled."""
+    """One contestant in one case. Ratios are its time over ours in the same round: above 1 we are faster.
+    `first_seconds` is the wall time of the first call, which chooses kernels and compiles; no other field includes it.
+    """
 
     case: str
     dtype: str
@@ -86,7 +86,7 @@ class Row:
 
 
 def unet_field(config: UNetConfig, size: tuple[int, int, int], names: Sequence[str]) -> Callable[[torch.dtype], Field]:
-    """Whole forwards of clips (T, h, w)."""
+    """Complete forward passes of clips (T, h, w)."""
 
     def field(dtype: torch.dtype) -> Field:
         weights = random_weights(config, dtype)
@@ -104,8 +104,8 @@ def unet_field(config: UNetConfig, size: tuple[int, int, int], names: Sequence[s
 
 
 def level_field(size: tuple[int, int, int], names: Sequence[str]) -> Callable[[torch.dtype], Field]:
-    """The first residual block and transformer of the released size, on images (T, 320, h, w). Compiled ones compete
-    where there is a C++ compiler."""
+    """The first residual block and transformer of the released size, on images (T, 320, h, w). Compiled contestants
+    need a C++ compiler."""
 
     def field(dtype: torch.dtype) -> Field:
         weights = random_weights(RELEASED, dtype, only="input_blocks.1.")
@@ -127,7 +127,7 @@ def level_field(size: tuple[int, int, int], names: Sequence[str]) -> Callable[[t
 
 
 def sampling_field(config: UNetConfig, size: tuple[int, int, int], steps: int) -> Callable[[torch.dtype], Field]:
-    """Whole samplings of a clip (T, h, w): loop, guidance and what lies between forwards count too."""
+    """Complete sampling of a clip (T, h, w), including the loop, guidance and everything between forward passes."""
 
     def field(dtype: torch.dtype) -> Field:
         weights = random_weights(config, dtype)
@@ -145,7 +145,7 @@ def sampling_field(config: UNetConfig, size: tuple[int, int, int], steps: int) -
 
 
 def decode_field(size: tuple[int, int, int]) -> Callable[[torch.dtype], Field]:
-    """Latents (T, 4, h, w) of one clip to pixels, all frames at once in the others: in parts they give other pixels."""
+    """Decoding latents (T, 4, h, w) of one clip. The others decode all frames at once: chunks change their pixels."""
 
     def field(dtype: torch.dtype) -> Field:
         weights = {name: value.to(dtype) for name, value in decode_peers.random_weights().items()}
@@ -160,7 +160,7 @@ def decode_field(size: tuple[int, int, int]) -> Callable[[torch.dtype], Field]:
         runs = {name: lambda decode=decode: decode(z) for name, (_, decode) in built.items()}
 
         def reference() -> Tensor:
-            # The plain decoder, because diffusers' casts to the dtype of its weights half way.
+            # The plain decoder, because diffusers' casts to the dtype of its weights midway.
             network, _ = decode_peers.plain().build(weights, dtype)
             with precise(network.decoder, _finer(dtype)):
                 return network.decoder(z.to(_finer(dtype)), size[0])
@@ -176,8 +176,8 @@ def _finer(dtype: torch.dtype) -> torch.dtype:
 
 @contextmanager
 def precise(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While entered, each layer's weights are in a finer dtype as long as it runs, and only then: the exact function of
-    the same weights, without a second copy of them."""
+    """Context in which each layer's weights are cast to a finer dtype while it runs: the exact function of the same
+    weights, without a second copy of them."""
 
     def refine(layer: nn.Module, _: Any) -> None:
         kept[layer] = [parameter.data for parameter in layer.parameters(recurse=False)]
@@ -216,13 +216,13 @@ CASES = (
 )
 
 
-# In a process of its own
+# In a child process
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Rows, and our work by class. Raises ValueError where we are not as exact as the others."""
+    """Rows, and our work by class of operation. Raises ValueError if our error exceeds its limit."""
     field = case.field(case.dtype)
-    with torch.no_grad():  # inference mode would forbid the reference's visiting weights
+    with torch.no_grad():  # inference mode would not allow `precise` to swap weights
         reference = field.reference()
     with torch.inference_mode():
         return _timed(case, field, reference, rounds)
@@ -238,7 +238,7 @@ def _timed(case: Case, field: Field, reference: Tensor, rounds: int) -> dict[str
     print(f"{case.name}, {_dtype(case)}: errors {errors}", file=sys.stderr)
     _check(errors)
     times = [_round(field.runs, number) for number in range(rounds + 1)][1:]
-    with torch.inference_mode(False), torch.no_grad(), Work() as work:  # inference mode hides what calls are made of
+    with torch.inference_mode(False), torch.no_grad(), Work() as work:  # inference mode hides the dispatched operations
         field.runs["ours"]()
     rows = [asdict(_row(case, name, errors[name], first_seconds[name], times)) for name in field.runs]
     return {"rows": rows, "work": {name: asdict(tally) for name, tally in work.classes.items()}}
@@ -252,7 +252,7 @@ def _check(errors: Mapping[str, float]) -> None:
 
 
 def _round(runs: Mapping[str, Run], number: int) -> dict[str, tuple[float, float]]:
-    """Processor and wall seconds of each, beginning with another one each time."""
+    """CPU and wall seconds of each contestant; each round starts with another one."""
     first = number % len(runs)
     order = list(runs)[first:] + list(runs)[:first]
     times = {}
@@ -290,11 +290,11 @@ def _dtype(case: Case) -> str:
     return str(case.dtype).removeprefix("torch.")
 
 
-# All of them
+# All cases
 
 
 def measure_all(cases: Sequence[Case], rounds: int, threads: int) -> list[dict[str, Any]]:
-    """What each case's process printed; a case that failed says why on the error output and is left out."""
+    """Results of each case's process; a case that failed reports to stderr and is left out."""
     results = []
     for case in cases:
         command = [sys.executable, "-m", "benchmarks.forward", "--child", str(CASES.index(case))]
@@ -306,8 +306,8 @@ def measure_all(cases: Sequence[Case], rounds: int, threads: int) -> list[dict[s
 
 
 def peaks(dtype: torch.dtype, edge: int = 2048) -> tuple[float, float]:
-    """FLOP/s of a large product, of such numbers or of float32, whichever is quicker, and bytes/s of a copy: what this
-    machine can do at best."""
+    """This machine's peak FLOP/s, of a large product in `dtype` or float32, whichever is faster, and bytes/s, of a
+    copy."""
     drawn = [torch.randn(edge, edge) for _ in range(2)]
     own = [operand.to(dtype) for operand in drawn]
     product = min(_least(lambda: torch.nn.functional.linear(*own)), _least(lambda: onednn.onednn_linear(*drawn)))
@@ -325,7 +325,7 @@ def _least(run: Callable[[], Any], repeat: int = 5) -> float:
     return min(times)
 
 
-# What is told of it
+# Reports
 
 
 def markdown(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -382,7 +382,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 where a case failed, for example because its contestants do not agree."""
+    """Returns 1 if a case failed, for example because its contestants do not agree."""
     given = parsed(arguments)
     torch.set_num_threads(given.threads)
     if given.child is not None:

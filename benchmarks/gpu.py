@@ -1,7 +1,8 @@
-"""One UNet step, the decoder and a whole clip on a CUDA device: `python -m benchmarks.gpu` (performance notes 5.3).
+"""One UNet step, the decoder and a whole clip on a CUDA device: `python -m benchmarks.gpu`.
 
-Every contestant computes with the same weights in the same process; its error against float32 is told before its time.
-Rounds are interleaved and begin with another contestant each time. Times are CUDA events', ratios are of one round.
+All contestants use the same weights in the same process; each one's error against float32 is measured before its time.
+Rounds are interleaved and start with another contestant each time. Times come from CUDA events; ratios are within one
+round.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ from tools.random_weights import relative
 OUTPUT = Path(__file__).resolve().parents[1] / "output"
 GIB = 2**30
 PEAKS = {(8, 0): 312e12, (8, 6): 71e12, (8, 9): 165e12, (9, 0): 790e12}
-"""Dense bf16 FLOP a second with float32 sums, by compute capability: what an A100, an RTX 3090 and an RTX 4090 are
-sold with, and what an H200 was found to reach (performance notes 0)."""
+"""Dense bf16 FLOP/s with float32 accumulation, by compute capability: data sheet values of an A100, an RTX 3090 and an
+RTX 4090, and what a large product can reach on an H200 (776e12 measured: docs/LOG.md, 2026-11-26)."""
 
 DECODERS = (
     exact_decode("all kept", "device"),
@@ -64,12 +65,12 @@ DECODERS = (
 )
 
 UNSEEN = "our kernels, and gaps"
-"""What a step takes beyond the operations that torch dispatches, and the FLOPs that none of them did."""
+"""Time of a step outside the operations that torch dispatches, and the FLOPs that none of them did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One size of the UNet's input: `clips` 2 is a step with both guidance branches."""
+    """One size of the UNet's input; `clips` is 2 for a step with both guidance branches."""
 
     frames: int
     clips: int
@@ -85,8 +86,8 @@ CASES = tuple(Case(frames, clips, 72, 128) for frames in (14, 25) for clips in (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`error` is the relative L2 distance from float32; `times_ours` compares seconds of the same round; `of_peak` is
-    FLOP a second over the device's peak. None where `note` says why."""
+    """One contestant in one case. `error` is the relative L2 distance from float32; `times_ours` compares seconds of
+    the same round; `of_peak` is FLOP/s over the device's peak. None if not measured; `note` then says why."""
 
     case: str
     name: str
@@ -100,7 +101,7 @@ class Row:
 
 
 def process_seconds(run: Callable[[], object]) -> float:
-    """For the CPU, where this file's own test runs it."""
+    """CPU seconds, for the test of this file, which runs on the CPU."""
     start = time.process_time()
     run()
     return time.process_time() - start
@@ -139,7 +140,7 @@ def unet_rows(
 
 
 def _in_float32(config: UNetConfig, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """The plain network in float32, a clip at a time; on the device, where the weights fit twice."""
+    """Output of our network in float32, one clip at a time; the device must hold a second copy of the weights."""
     run = OURS.build(config, {name: weight.float() for name, weight in weights.items()})
     parts = [tensor.float().split(batch.frames) for tensor in (batch.x, batch.c_noise, batch.context, batch.vector)]
     with _exact_sums():
@@ -148,7 +149,7 @@ def _in_float32(config: UNetConfig, weights: Mapping[str, Tensor], batch: Batch)
 
 @contextmanager
 def _exact_sums() -> Iterator[None]:
-    """While entered, float32 means float32, and no kernel of ours runs."""
+    """Context without cuDNN's TF32 and without our own kernels."""
     made = choices()
     incapable, made.incapable = made.incapable, lambda _device: "this is what kernels are compared to"
     try:
@@ -163,7 +164,7 @@ class _InFull(BlockHooks):
 
 
 def unet_flops(case: Case, config: UNetConfig) -> int:
-    """Of the published graph, cross-attention in full, counted on the meta device: the same for all contestants."""
+    """FLOPs of the published graph, with full cross-attention, counted on the meta device; the same for all."""
     unet = VideoUNet(config, backend=Backend(device="meta"))
     batch = random_batch(config, unet.state_dict(), case.clips, case.frames, (case.height, case.width))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -171,7 +172,7 @@ def unet_flops(case: Case, config: UNetConfig) -> int:
     return counter.get_total_flops()
 
 
-@torch.no_grad()  # in inference mode torch does not say what calls are made of
+@torch.no_grad()  # inference mode hides the dispatched operations
 def unet_roofline(
     case: Case,
     config: UNetConfig,
@@ -181,11 +182,11 @@ def unet_roofline(
     *,
     seconds: Seconds = cuda_seconds,
 ) -> list[str]:
-    """Our step by class of operation, each operation timed alone. What is left of `step_seconds` is Triton's kernels,
-    which torch does not dispatch, and waiting; operations timed alone may also come to more than the step."""
+    """Our step by class of operation, each operation timed alone. The rest of `step_seconds` is Triton kernels, which
+    torch does not dispatch, and idle time; operations timed alone may also add up to more than the step."""
     batch = random_batch(config, weights, case.clips, case.frames, (case.height, case.width))
     run = OURS.build(config, weights)
-    run(batch)  # probes and first calls
+    run(batch)  # warm up: kernel probes and first calls
     with Work(seconds) as work:
         run(batch)
     seen, like = work.total, next(iter(weights.values()))
@@ -195,7 +196,7 @@ def unet_roofline(
 
 
 def _asked(case: Case, config: UNetConfig, dtype: torch.dtype) -> Tally:
-    """What a step asks for without kernels of ours, counted on the meta device."""
+    """Work of a step without our own kernels, counted on the meta device."""
     unet = VideoUNet(config, backend=Backend(attention=fused_attention, dtype=dtype, device="meta"))
     batch = random_batch(config, unet.state_dict(), case.clips, case.frames, (case.height, case.width))
     with torch.no_grad(), Work() as work:
@@ -206,7 +207,7 @@ def _asked(case: Case, config: UNetConfig, dtype: torch.dtype) -> Tally:
 def measured_peaks(
     device: str, dtype: torch.dtype, *, edge: int = 8192, values: int = 2**29, seconds: Seconds = cuda_seconds
 ) -> Peaks:
-    """Of a square matrix product and of a copy, the best of ten each."""
+    """Peaks measured with a square matrix product and a copy, the best of ten each."""
     one, other = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     product = min(seconds(lambda: one @ other) for _ in range(10))
     source = torch.zeros(values, dtype=dtype, device=device)
@@ -230,7 +231,7 @@ def decode_rows(
     seconds: Seconds = cuda_seconds,
     rounds: int = 5,
 ) -> list[Row]:
-    """Ours, exact, beside the plain form of it and beside the others. More of this: `make bench-decode`."""
+    """Our exact decoder compared with the plain one and the others; `make bench-decode` measures more."""
     weights = {name: value.to(device) for name, value in (weights or vae_weights(device=device)).items()}
     z = torch.randn(frames, 4, *size, generator=torch.Generator().manual_seed(1)).to(device)
     case = f"decode, {frames} frames of {8 * size[1]}x{8 * size[0]}"
@@ -257,7 +258,7 @@ def decode_rows(
 def interleaved(
     runs: Mapping[str, Callable[[], object]], seconds: Seconds, rounds: int, warm_up: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round; the rounds that warm up do not count."""
+    """Seconds of each run in each round, without the warm-up rounds."""
     names = list(runs)
     timed: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
@@ -296,7 +297,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-# What is told of it
+# Reports
 
 
 def markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
@@ -324,7 +325,7 @@ def facts_of(device: int = 0) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 2, after one line, where there is no CUDA device."""
+    """Returns 2, after one line of explanation, if there is no CUDA device."""
     given = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("no CUDA device here: run make bench-gpu on a machine with one; nothing was measured", file=sys.stderr)
@@ -357,7 +358,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _unets(given: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Every case, and a roofline of the last, in which alone one contestant is compiled: it takes minutes a shape."""
+    """Rows of every case, and a roofline of the last. Only the last includes a compiled contestant, because compiling
+    takes minutes per shape."""
     config = UNetConfig()
     weights = random_unet_weights(config, "cuda", torch.bfloat16)
     peak = PEAKS.get(torch.cuda.get_device_capability())

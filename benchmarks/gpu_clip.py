@@ -1,5 +1,5 @@
-"""Whole clips at the released size on a CUDA device, of random weights: how long each stage takes, and what the same
-clip does where only part of the card's memory is left."""
+"""Complete clips at the released size on a CUDA device, with random weights: the time of each stage, and the behaviour
+with only part of the GPU's memory available."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tools.random_weights import random_like
 
 GIB = 2**30
 CARDS = (24, 12, 8, 6, 4)
-"""GiB of the cards that are stood in for."""
+"""Memory in GiB of the simulated GPUs."""
 
 STAGES = ("condition", "sample", "decode")
 
 
 @dataclass(frozen=True, slots=True)
 class ClipTime:
-    """Seconds of each stage, the median of several clips, and of the whole."""
+    """Seconds of each stage and of the whole, the median of several clips."""
 
     case: str
     stages: Mapping[str, float]
@@ -42,8 +42,8 @@ class ClipTime:
 
 @dataclass(frozen=True, slots=True)
 class OnCard:
-    """One clip with so much of the card's memory left: what was planned, what was taken, and whether the frames are
-    those of the roomy card to the last bit."""
+    """One clip with limited GPU memory: planned and actual peak memory, and whether the frames are bit-identical to
+    those with all memory available."""
 
     card_gib: float
     planned_gib: float
@@ -57,7 +57,7 @@ class OnCard:
 def random_model(
     device: str, dtype: torch.dtype, config: ModelConfig | None = None, unet_device: str | None = None
 ) -> StableVideo:
-    """As `load_checkpoint` gives it."""
+    """A model with random weights, set up as by `load_checkpoint`."""
     config = config or ModelConfig(variant=VARIANTS["svd_xt"])
     backend = Backend(device="meta", dtype=dtype)
     unet = _filled(VideoUNet(config.unet, backend=backend), device).to(unet_device or device)
@@ -83,7 +83,7 @@ def still(height: int, width: int) -> np.ndarray:
 
 
 def clip_time(svd: StableVideo, steps: int, clips: int = 2) -> ClipTime:
-    """Wall time; a short clip goes before, which probes and warms up."""
+    """Wall time per stage, after a short clip for kernel probes and warm-up."""
     variant = svd.config.variant
     svd.render(still(variant.height, variant.width), Settings(steps=2))
     times = [_stages(svd, steps) for _ in range(clips)]
@@ -93,7 +93,7 @@ def clip_time(svd: StableVideo, steps: int, clips: int = 2) -> ClipTime:
 
 
 def _stages(svd: StableVideo, steps: int) -> dict[str, float]:
-    """Every stage ends with its result on the host, so its end is the device's too."""
+    """Seconds of each stage. Every stage ends with its result on the host, so no explicit synchronisation is needed."""
     variant = svd.config.variant
     ends = [time.perf_counter()]
 
@@ -102,14 +102,14 @@ def _stages(svd: StableVideo, steps: int) -> dict[str, float]:
             ends.append(time.perf_counter())
 
     svd.render(still(variant.height, variant.width), Settings(steps=steps), callback=note)
-    ends[-1] = time.perf_counter()  # the frames' way into an array belongs to the decode
+    ends[-1] = time.perf_counter()  # copying the frames to an array counts as decoding
     return {name: end - start for name, (start, end) in zip(STAGES, pairwise(ends), strict=True)}
 
 
 @contextmanager
 def smaller_card(gib: float, resident: int) -> Iterator[int]:
-    """While entered, all but `gib` GiB of the card are taken, the `resident` bytes that are there already among them.
-    Gives the bytes that stand in the way."""
+    """Context that blocks all but `gib` GiB of the GPU's memory; the `resident` bytes already in use count towards
+    `gib`. Yields the number of blocked bytes."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     taken = max(0, free + resident - int(gib * GIB))
@@ -124,7 +124,7 @@ def smaller_card(gib: float, resident: int) -> Iterator[int]:
 def card_rows(
     svd: StableVideo, cards: Sequence[float] = CARDS, steps: int = 1, tell: Callable[[OnCard], None] = print
 ) -> list[OnCard]:
-    """The UNet's weights begin on the host, as for a file that was loaded with `stream_weights`."""
+    """One row per GPU size. The UNet's weights start on the host, as for a file loaded with `stream_weights`."""
     settings = Settings(steps=steps)
     expected = _render(svd, settings)
     rows = []

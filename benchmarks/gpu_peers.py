@@ -1,4 +1,4 @@
-"""The UNets of `benchmarks.gpu`: one set of random weights, shared by every implementation, on one device."""
+"""The contestants of `benchmarks.gpu`: UNets that share one set of random weights on one device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """x (N, 8, h, w), c_noise (N,), context (N, 1, D), vector (N, V), N = clips * frames."""
+    """Inputs of one forward: x (N, 8, h, w), c_noise (N,), context (N, 1, D), vector (N, V), N = clips * frames."""
 
     x: Tensor
     c_noise: Tensor
@@ -67,7 +67,7 @@ def random_batch(config: UNetConfig, weights: Weights, clips: int, frames: int, 
 
 
 def ours(config: UNetConfig, weights: Weights, store: Callable[[nn.Module], None] = STORES["whole"]) -> Run:
-    """With convolutions' weights laid out as our loader does, which copies them."""
+    """Our UNet, with convolution weights in the memory layout of our loader, which copies them."""
     unet = VideoUNet(config, backend=Backend(device="meta")).eval()
     unet.load_state_dict({name: laid_out(weight) for name, weight in weights.items()}, strict=True, assign=True)
     store(unet)
@@ -79,8 +79,8 @@ def diffusers_eager(config: UNetConfig, weights: Weights) -> Run:
 
 
 def diffusers_channels_last(config: UNetConfig, weights: Weights) -> Run:
-    """A copy of the 2-D convolutions' weights: the memory format is a property of the storage. As a whole the network
-    cannot take the format, because its 3-D convolutions have no such."""
+    """diffusers' UNet with channels-last copies of the 2-D convolution weights: the memory format is a property of the
+    storage. The network as a whole cannot be converted, because its 3-D convolutions do not support the format."""
     model = _diffusers(config, weights)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -89,7 +89,7 @@ def diffusers_channels_last(config: UNetConfig, weights: Weights) -> Run:
 
 
 def diffusers_compiled(mode: str) -> Contestant:
-    """Whole, for the one shape that it is given: another shape is another compilation."""
+    """diffusers' whole UNet compiled for a single shape; another shape needs another compilation."""
 
     def build(config: UNetConfig, weights: Weights) -> Run:
         model = _diffusers(config, weights)
@@ -118,13 +118,13 @@ def _diffusers(config: UNetConfig, weights: Weights) -> nn.Module:
     model.load_state_dict(renamed, strict=True, assign=True)
     for name, module in model.named_modules():
         if isinstance(module, nn.GroupNorm) and "res_block" in name:
-            module.eps = 1e-5  # the reference's, so that all compute the same
+            module.eps = 1e-5  # the reference's value, so that all compute the same function
     return model.eval()
 
 
 class _Given(nn.Module):
-    """Stands where diffusers embeds three ids for itself, and gives the vector that they would have become. One module
-    for all calls: a compiled network that met another each time would be compiled each time."""
+    """Replaces diffusers' embedding of the three ids, and returns the vector that they would give. One module is used
+    for all calls, because a compiled network would be recompiled for every new module."""
 
     vector: Tensor
 
@@ -147,10 +147,10 @@ def _diffusers_run(model: nn.Module) -> Run:
 
 
 def comfyui(config: UNetConfig, weights: Weights) -> Run:
-    """Its own network, built with the layers that it uses where nothing is offloaded."""
+    """ComfyUI's own network, built with the layers that it uses without offloading."""
     path = str(newest_comfyui())
     if path not in sys.path:
-        sys.path.insert(0, path)  # first, because its modules say `import nodes` and mean its own
+        sys.path.insert(0, path)  # first, so that its `import nodes` finds its own module
     import comfy.cli_args
 
     comfy.cli_args.args.use_pytorch_cross_attention = True

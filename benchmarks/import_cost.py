@@ -1,7 +1,7 @@
-"""What the pack adds to ComfyUI's own start: `python -m benchmarks.import_cost`.
+"""Start-up time that the pack adds to ComfyUI: `python -m benchmarks.import_cost`.
 
-Each round is a process of its own: ComfyUI's nodes are imported first, as when it starts, then its loader imports the
-pack, and only that is timed. One round before the timed ones compiles the Python files.
+Each round is a separate process: ComfyUI's nodes are imported first, as at its start, then its loader imports the pack,
+and only that is timed. A first round, not counted, compiles the Python files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tools.fetch_comfyui import comfyui_paths
 
 ROUNDS = 5
 LIMIT = 0.3
-"""Seconds allowed."""
+"""Allowed seconds."""
 
 ROUND = """
 import asyncio, json, sys, time
@@ -38,7 +38,7 @@ print(json.dumps({"loaded": loaded, "seconds": seconds, "others": others}))
 
 
 def measure(comfyui: Path, base: Path) -> dict[str, object]:
-    """One round -> whether the pack loaded, the seconds, and the packages that it alone brought in."""
+    """One round: whether the pack loaded, the seconds, and the packages that only it imported."""
     pack = base / "custom_nodes" / PACK_FOLDER
     command = [sys.executable, "-c", ROUND, str(comfyui), str(pack), "--cpu", f"--base-directory={base}"]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=base)

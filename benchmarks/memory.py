@@ -1,4 +1,4 @@
-"""Peak memory of this process: what it owns alone, beside file pages that the system may drop at will."""
+"""Peak anonymous memory of this process: without file pages, which the system can drop at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def anonymous_bytes() -> int:
 
 
 class PeakMemory:
-    """Samples anonymous memory while the block runs; `peak` is in bytes, above zero and not above the start."""
+    """Samples anonymous memory while the block runs; `peak` is the total in bytes, not the increase since the start."""
 
     def __enter__(self) -> PeakMemory:
         self.start = self.peak = anonymous_bytes()

@@ -1,4 +1,4 @@
-"""The full 1.5 B network, from a file of the released size to frames, on the CPU, with the memory that it took."""
+"""Peak memory of the full 1.5 B network on the CPU, from a file of the released size to frames."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.memory import PeakMemory
 
 FRAMES, WIDTH, HEIGHT, STEPS = 4, 192, 128, 2
 LIMIT = 1.25
-"""Peak anonymous memory allowed, in units of the file's size."""
+"""Allowed peak anonymous memory, as a multiple of the file's size."""
 
 
 def main(path: Path) -> int:
-    """Load the file in bf16, render a short clip, print one JSON object; 1 above the limit. Meant for a process of its
-    own."""
+    """Load the file in bf16, render a short clip and print one JSON object; returns 1 above the limit. Run it in its
+    own process."""
     size = write_big_file(path)
     image = np.linspace(0, 1, HEIGHT * WIDTH * 3, dtype=np.float32).reshape(HEIGHT, WIDTH, 3)
     with PeakMemory() as memory:

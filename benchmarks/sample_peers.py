@@ -1,6 +1,6 @@
-"""Whole samplings of `benchmarks.forward`: the same noise, picture, levels and guidance through each project's loop.
+"""Complete sampling for `benchmarks.forward`: the same noise, picture, levels and guidance in each project's loop.
 
-Conditioning is given as it leaves the encoders, and latents are compared before they are decoded.
+Conditioning is given as encoder outputs, and latents are compared before decoding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Sample = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """noise (T, 4, h, w) unit normal, context (1, 1, D), first (1, 4, h, w) unscaled, and a number of steps."""
+    """Inputs of one sampling: noise (T, 4, h, w) unit normal, context (1, 1, D), first (1, 4, h, w) unscaled, steps."""
 
     noise: Tensor
     context: Tensor
@@ -53,7 +53,7 @@ class Shot:
 
 
 def ours(config: UNetConfig, weights: Weights, shot: Shot, dtype: torch.dtype) -> Sample:
-    """As `StableVideo.sample`, without its inference mode, in which torch does not say what calls are made of."""
+    """`StableVideo.sample` without its inference mode, which hides the dispatched operations."""
     return sampling_of(Ours.build(config, weights, dtype).unet, config, shot, dtype)
 
 
@@ -67,7 +67,7 @@ def sampling_of(network: Network, config: UNetConfig, shot: Shot, dtype: torch.d
 
 
 def network_of_diffusers(unet: nn.Module) -> Network:
-    """diffusers' UNet as our loop calls one, in whatever dtype it is handed."""
+    """diffusers' UNet with our loop's call signature, in the dtype of its inputs."""
 
     def network(x: Tensor, c_noise: Tensor, context: Tensor, _vector: Tensor, num_frames: int) -> Tensor:
         clips, first = x.unflatten(0, (-1, num_frames)), slice(None, None, num_frames)
@@ -78,7 +78,7 @@ def network_of_diffusers(unet: nn.Module) -> Network:
 
 
 def diffusers(config: UNetConfig, weights: Weights, shot: Shot, dtype: torch.dtype) -> Sample:
-    """Its pipeline, with what its encoders would say in their place."""
+    """diffusers' pipeline, with its encoders replaced by their outputs."""
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 
     scheduler = EulerDiscreteScheduler(
@@ -115,12 +115,12 @@ def diffusers(config: UNetConfig, weights: Weights, shot: Shot, dtype: torch.dty
 
 
 def _after_zeros(given: Tensor) -> Tensor:
-    """The unconditional row, then the conditional one."""
+    """A zero (unconditional) row, followed by the conditional one."""
     return torch.cat([torch.zeros_like(given), given])
 
 
 def comfyui(config: UNetConfig, weights: Weights, shot: Shot, dtype: torch.dtype) -> Sample:
-    """Its SVD model, its guider with the guidance of its node Video Linear CFG, and its Euler sampler."""
+    """ComfyUI's SVD model, its guider with the guidance of its node Video Linear CFG, and its Euler sampler."""
     import_comfyui()
     import comfy.model_base
     import comfy.model_patcher
@@ -129,7 +129,7 @@ def comfyui(config: UNetConfig, weights: Weights, shot: Shot, dtype: torch.dtype
     from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 
     settings = comfy.supported_models.SVD_img2vid(comfyui_settings(config))
-    settings.unet_config["num_head_channels"] = config.head_channels  # it says 64 whatever it is given
+    settings.unet_config["num_head_channels"] = config.head_channels  # ComfyUI always sets 64
     settings.set_inference_dtype(dtype, None)
     cpu = torch.device("cpu")
     model = comfy.model_base.SVD_img2vid(settings, device=cpu)

@@ -1,9 +1,9 @@
 """Whether Seed Scout's cheap clips rank seeds as full ones do, on the demo model: `python -m benchmarks.scout`.
 
-For each of a few held-out scenes the same seeds are rendered twice, in full and cheaply, from the same noise and the
-same conditioning. Both are scored alike, and the two orders are compared by Spearman's rank correlation, scene by
-scene; the figure is the mean over scenes, for each wish that the scout knows. Clips are kept in output/scout, and a run
-that was ended goes on from there; `--fresh` begins anew, as does another model or another way of sampling.
+For each of a few held-out scenes the same seeds are rendered twice, in full and cheaply, from the same noise and
+conditioning. Both are scored the same way, and the two rankings are compared by Spearman's rank correlation; the figure
+is the mean over scenes, for each of the scout's ranking criteria. Clips are cached in output/scout, from which an
+interrupted run resumes; `--fresh`, another model or other sampling settings clear the cache.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from training.world import HELD_OUT_SEEDS, Scene, draw_scene
 
 OUTPUT = Path("output/scout")
 SCENES = (("rocket", 6000), ("pan", 6001), ("clouds", 6002))
-"""Kind, and which of the held-out seeds; chosen before anything was rendered."""
+"""Kind and index of the held-out seed of each scene; chosen before anything was rendered."""
 
 SEEDS = tuple(range(8))
 LEAST = 0.7
-"""The bar of every correlation."""
+"""Threshold for every correlation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
-    """One way to sample: its name and settings, the variant's own where they are None."""
+    """A named set of sampling settings; None takes the variant's own value."""
 
     name: str
     settings: Settings
@@ -56,8 +56,8 @@ CHEAP = Way("cheap", Settings(steps=CHEAP_STEPS, schedule=CHEAP_SCHEDULE, sample
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A wish's mean correlation over scenes, those of the scenes, and how much of the best seed's full score the seed
-    that the scout chose has, mean over scenes, in percent."""
+    """A criterion's mean correlation over scenes, that of each scene, and `kept`, the full score of the scout's chosen
+    seed in percent of the best seed's, mean over scenes."""
 
     wish: str
     value: float
@@ -77,7 +77,7 @@ class Figure:
 
 
 class Renderer:
-    """Clips of one scene by seed, from its still alone; each is kept as a file and made once."""
+    """Clips of one scene by seed, generated from its still; each is rendered once and cached as a file."""
 
     def __init__(self, svd: StableVideo, scene: Scene, way: Way, folder: Path) -> None:
         self.svd, self.way, self.folder, self.kind = svd, way, folder, scene.kind
@@ -103,7 +103,7 @@ class Renderer:
 
 
 def compare(svd: StableVideo, scenes: Sequence[tuple[str, int]], seeds: Sequence[int], folder: Path) -> list[Figure]:
-    """Every wish's figure."""
+    """One figure for every criterion."""
     pairs = []
     for kind, place in scenes:
         variant = svd.config.variant
@@ -135,7 +135,7 @@ def save_sheet(found: Scouted, path: Path) -> None:
 
 
 def calls(svd: StableVideo, way: Way) -> int:
-    """Passes through the network for one clip, counted on one frame."""
+    """Number of network evaluations for one clip, counted on one frame."""
     counted = []
     hook = svd.unet.register_forward_hook(lambda *_: counted.append(1))
     settings = dataclasses.replace(way.settings.for_variant(svd.config.variant), frames=1)
@@ -147,7 +147,7 @@ def calls(svd: StableVideo, way: Way) -> int:
 
 
 def cleared(folder: Path, *, fresh: bool) -> Path:
-    """The folder, empty where what it holds was made otherwise."""
+    """The folder, emptied if `fresh` or if its clips were made with other settings."""
     made_by = json.dumps(
         {
             "model": hashlib.sha256(DEMO_MODEL.read_bytes()).hexdigest(),
@@ -170,7 +170,7 @@ def facts_of(svd: StableVideo, scenes: int, seeds: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 where a figure misses its bar."""
+    """Returns 1 if a figure misses its threshold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scout", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="render every clip anew")
     parser.add_argument("--scenes", type=int, default=len(SCENES), help="how many of the scenes")

@@ -1,8 +1,8 @@
-"""What the approximate shortcuts save and how far they lead, on the demo model: `python -m benchmarks.shortcuts`.
+"""Speed-up and error of the approximate shortcuts on the demo model: `python -m benchmarks.shortcuts`.
 
-The same held-out scenes and seeds are rendered exactly and with each shortcut. Time is the processor's, of sampling
-alone; rounds begin with another way each time. How far a clip is from the exact one is told in latents and in frames,
-beside the distance of a clip from another seed.
+The same held-out scenes and seeds are rendered exactly and with each shortcut. Time is CPU time of sampling alone;
+rounds start with another method each time. The distance from the exact clip is measured in latents and in frames, and
+compared with that of a clip from another seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.world import HELD_OUT_SEEDS, draw_scene
 
 OUTPUT = Path("output/bench")
 SCENES = (("rocket", 6000), ("pan", 6001), ("clouds", 6002))
-"""Kind, and which of the held-out seeds."""
+"""Kind and index of the held-out seed of each scene."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Row:
 
 
 def rendered(svd: StableVideo, still: np.ndarray, way: Way) -> tuple[Clip, float]:
-    """The clip, and processor seconds from the first step to the last."""
+    """The clip, and CPU seconds from the first step to the last."""
     marks: list[float] = []
 
     def watch(progress: Progress) -> None:
@@ -126,7 +126,7 @@ def measure(say: Callable[[str], None] = print, scenes: Sequence[tuple[str, int]
         say(f"{kind} {place}")
         still = draw_scene(HELD_OUT_SEEDS[place], kind=kind, **size).still
         if number == 0:
-            rendered(models["whole"], still, EXACT)  # first calls choose kernels
+            rendered(models["whole"], still, EXACT)  # warm up: first calls choose kernels
         rounds.append(scene_rounds(models, still, number, WAYS))
     return rows_of(rounds)
 

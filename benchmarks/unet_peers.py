@@ -1,8 +1,8 @@
 """The contestants of `benchmarks.forward`: one video UNet with the same weights in every implementation.
 
-All live in one process and share the storage of the weights, so that memory does not forbid the full size; those of
-convolutions are there once more for a contestant that wants their channels last. Each is called as its own project
-calls it, with attention by torch's own function and no rounding that the others lack.
+All run in one process and share the storage of the weights, so that the full size fits in memory; convolution weights
+are copied for contestants that need them channels last. Each is called as in its own project, with torch's attention
+and the same rounding as the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward reads. x (T, 8, h, w), c_noise (1,), context (1, 1, D), ids (1, 3): fps - 1, bucket, noise."""
+    """Inputs of one forward: x (T, 8, h, w), c_noise (1,), context (1, 1, D), ids (1, 3): fps - 1, bucket, noise."""
 
     x: Tensor
     c_noise: Tensor
@@ -48,15 +48,15 @@ class Batch:
         return cls(x, torch.tensor([0.3]), context, torch.tensor([[6.0, 127.0, 0.02]]))
 
     def to(self, dtype: torch.dtype) -> Batch:
-        """The latents and the embedding in the network's dtype; noise level and ids are embedded in float32."""
+        """Cast latents and context to the network's dtype; noise level and ids are embedded in float32."""
         return replace(self, x=self.x.to(dtype), context=self.context.to(dtype))
 
     def vector(self, width: int) -> Tensor:
-        """(1, V): the embedded ids."""
+        """The embedded ids (1, V)."""
         return sinusoid(self.ids, width // self.ids.shape[1]).flatten(1)
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """One row for each frame."""
+        """The tensor repeated to one row per frame."""
         return tensor.expand(len(self.x), *tensor.shape[1:])
 
 
@@ -64,18 +64,18 @@ class Network(Protocol):
     """One implementation, filled with weights."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """-> (T, 4, h, w)."""
+        """The output (T, 4, h, w)."""
 
     def level(self, images: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """The first residual block and transformer: images (T, C, h, w), emb (1, E), context (1, 1, D) -> images."""
 
 
 Builder = Callable[[UNetConfig, Weights, torch.dtype], Network]
-"""Makes a network in a dtype around weights of that dtype, without copying more than it must."""
+"""Builds a network around weights of the given dtype, copying as little as possible."""
 
 
 def random_weights(config: UNetConfig, dtype: torch.dtype, only: str = "", seed: int = 0) -> dict[str, Tensor]:
-    """Every weight whose name starts with `only`, so scaled that activations keep their size."""
+    """Every weight whose name starts with `only`, scaled so that activations keep their size."""
     generator = torch.Generator().manual_seed(seed)
     state = VideoUNet(config, backend=Backend(device="meta")).state_dict()
     return {name: random_like(name, like, generator).to(dtype) for name, like in state.items() if name.startswith(only)}
@@ -90,7 +90,7 @@ class Ours:
 
     @classmethod
     def build(cls, config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Ours:
-        own = {name: laid_out(weight) for name, weight in weights.items()}  # as the released files are loaded
+        own = {name: laid_out(weight) for name, weight in weights.items()}  # as our loader does for released files
         return cls(_filled(VideoUNet(config, backend=Backend(device="meta", dtype=dtype)), own))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -108,7 +108,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Diffusers:
-    """Its own defaults: attention by torch's function; activations in the layout that they come in."""
+    """diffusers' defaults: torch's attention, and activations in the layout of the input."""
 
     unet: Any
     channels_last: bool = False
@@ -127,7 +127,7 @@ class Diffusers:
                 renamed[name] = weights[key.removeprefix(UNET)]
         for name, module in unet.named_modules():
             if isinstance(module, nn.GroupNorm) and "res_block" in name:
-                module.eps = 1e-5  # the reference's; diffusers' own 1e-6 is another function
+                module.eps = 1e-5  # the reference's value; diffusers' own 1e-6 is a different function
         return cls(_filled(unet, renamed))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -145,14 +145,14 @@ class Diffusers:
 
 
 def diffusers_channels_last(config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Diffusers:
-    """With images channels last, which convolutions pass on, and their weights laid out for that."""
+    """With channels-last images, a layout that convolutions preserve, and channels-last convolution weights."""
     turned = {name: laid_out(weight) for name, weight in weights.items()}
     return Diffusers(Diffusers.build(config, turned, dtype).unet, channels_last=True)
 
 
 def diffusers_compiled(config: UNetConfig, weights: Weights, dtype: torch.dtype) -> Diffusers:
-    """With the first level's two layers given to torch.compile, by the method that their classes have for it. They
-    are compiled at their first call, so `forward`, which runs the others too, is not for this one."""
+    """With the first level's two layers compiled by their own `compile` method, at their first call. Only for `level`:
+    `forward` would also run layers that are not compiled."""
     built = Diffusers.build(config, weights, dtype)
     block = built.unet.down_blocks[0]
     for layer in (block.resnets[0], block.attentions[0]):
@@ -181,7 +181,7 @@ def _diffusers_settings(config: UNetConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ComfyUI:
-    """Its SVD network with the layers and the attention that it takes for weights in the dtype they compute in."""
+    """ComfyUI's SVD network with the layers and attention that it uses for weights stored in the compute dtype."""
 
     unet: Any
     vector_dim: int
@@ -197,7 +197,7 @@ class ComfyUI:
         return cls(_filled(unet, weights), config.vector_dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        vector = batch.vector(self.vector_dim).to(batch.x.dtype)  # as its model's `apply_model` does
+        vector = batch.vector(self.vector_dim).to(batch.x.dtype)  # as in its model's `apply_model`
         rows = map(batch.rows, (batch.c_noise, batch.context, vector))
         return self.unet(batch.x, *rows, num_video_frames=len(batch.x))
 
@@ -210,10 +210,10 @@ class ComfyUI:
 
 
 def import_comfyui() -> ModuleType:
-    """ComfyUI's package, set to the CPU and to torch's own attention, the quickest it has there."""
+    """ComfyUI's package, set to the CPU and to torch's attention, its fastest there."""
     path = str(newest_comfyui())
     if path not in sys.path:
-        sys.path.insert(0, path)  # first, because its modules say `import nodes` and mean its own
+        sys.path.insert(0, path)  # first, so that its `import nodes` finds its own module
     import comfy.cli_args
 
     # Read when comfy.model_management is first imported.
@@ -222,7 +222,7 @@ def import_comfyui() -> ModuleType:
 
 
 def comfyui_settings(config: UNetConfig) -> dict[str, Any]:
-    """What ComfyUI detects in the released file (its supported_models.SVD_img2vid), with our sizes."""
+    """The settings that ComfyUI detects in the released file (its supported_models.SVD_img2vid), with our sizes."""
     levels = len(config.channel_mult)
     depths = [config.transformer_depth * wanted for wanted in config.attention]
     return {
@@ -251,7 +251,7 @@ def comfyui_settings(config: UNetConfig) -> dict[str, Any]:
 
 
 def _filled(network: nn.Module, weights: Weights) -> Any:
-    """The weights themselves, not copies. Those that are not given stay on the meta device, where nothing may run."""
+    """Assign the given weights without copying. Missing ones stay on the meta device, so their layers must not run."""
     known = network.state_dict().keys()
     unknown = sorted(weights.keys() - known)
     if unknown:
@@ -268,4 +268,4 @@ CONTESTANTS: dict[str, Builder] = {
     COMPILED: diffusers_compiled,
     "ComfyUI": ComfyUI.build,
 }
-"""The first is what the others are compared with."""
+"""Contestants by name; the others are compared with the first."""

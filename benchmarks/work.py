@@ -1,5 +1,5 @@
-"""What a network asks of a device: launches, bytes and FLOPs, by class of operation; on the meta device for nothing,
-and elsewhere with the time that each class takes, and how far that is from what the machine can do.
+"""Work of a network by class of operation: launches, bytes and FLOPs, counted on the meta device at no cost, and on
+other devices also the time of each class, compared with the machine's peak.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CLASSES = {
     "native_group_norm": NORM,
     "native_layer_norm": NORM,
 }
-"""Operations of torch, by class; any other is all else: sums, products, activations and copies."""
+"""Class of torch operations; others are sums, elementwise products, activations and copies."""
 
 Seconds = Callable[[Callable[[], object]], float]
-"""Runs something and says how long it took."""
+"""Runs a function and returns the seconds that it took."""
 
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias"}
-"""These start nothing on a device."""
+"""Operations that launch nothing on a device."""
 
 
 @dataclass(slots=True)
@@ -55,15 +55,15 @@ class Tally:
 
 
 def wall_seconds(run: Callable[[], object]) -> float:
-    """Wall time, which means something on a CPU alone, where calls do not return early."""
+    """Wall time; meaningful on a CPU only, where calls do not return early."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 class Work(TorchDispatchMode):
-    """Tallies what runs while it is entered. Bytes are those that an operation reads and writes, each tensor once;
-    `seconds` times each operation alone. Kernels that torch does not dispatch, such as Triton's, are not seen."""
+    """Tallies the operations that run in its context. Bytes are those that an operation reads and writes, each tensor
+    once; `seconds` times each operation alone. Kernels that torch does not dispatch, such as Triton's, are missed."""
 
     def __init__(self, seconds: Seconds = wall_seconds) -> None:
         super().__init__()
@@ -96,18 +96,18 @@ class Work(TorchDispatchMode):
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The most that a machine was seen to do: FLOP/s of a large product, bytes/s of a large copy."""
+    """A machine's measured peaks: FLOP/s of a large product, bytes/s of a large copy."""
 
     flops: float
     bytes: float
 
     def floor(self, tally: Tally) -> float:
-        """Seconds that no form of this work can take less than, were it one operation."""
+        """Lower bound on the seconds of this work, if it were a single operation."""
         return max(tally.flops / self.flops, tally.bytes / self.bytes)
 
 
 def roofline(title: str, classes: Mapping[str, Tally], peaks: Peaks) -> list[str]:
-    """Lines of a Markdown table: how far each class of operation is from what the machine can do."""
+    """Lines of a Markdown table that compares each class of operation with the machine's peaks."""
     lines = [
         f"{title}: peaks {peaks.flops / 1e9:.0f} GFLOP/s and {peaks.bytes / 1e9:.1f} GB/s.",
         "",
@@ -125,7 +125,7 @@ def roofline(title: str, classes: Mapping[str, Tally], peaks: Peaks) -> list[str
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One launch, as a GPU has it; torch's own function falls apart on the meta device."""
+    """Attention as one launch, as on a GPU; torch's own function decomposes on the meta device."""
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 

@@ -1,4 +1,4 @@
-"""The one list of nodes, in the order data flows."""
+"""The list of all nodes, in the order data flows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .shortcuts import StableVideoShortcuts
 
 
 class StableVideoExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The extension through which ComfyUI obtains the nodes."""
 
     async def on_load(self) -> None:
         await register_replacements()

@@ -1,4 +1,4 @@
-"""Checkpoint in, native MODEL, CLIP_VISION and VAE out."""
+"""The node that loads a checkpoint as native MODEL, CLIP_VISION and VAE."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..svd_core.errors import CheckpointError
 from .bridge.loader import load
 
 FROM_FILE = "from file"
-"""Choice of `variant` that believes the checkpoint."""
+"""Choice of `variant` that takes the variant from the checkpoint."""
 
 DIFFUSERS_PARTS = ("unet", "vae", "image_encoder")
-"""Folders that tell a diffusers checkpoint of an image-to-video model."""
+"""Folders that identify a diffusers checkpoint of an image-to-video model."""
 
 FOLDERS = ("checkpoints", "diffusers")
-"""Where ComfyUI keeps files and folders of this kind; their content is what the loader offers."""
+"""ComfyUI's kinds of models folder in which the loader looks for diffusers folders."""
 
 
 class StableVideoCheckpointLoader(io.ComfyNode):
-    """Loads any Stable Video Diffusion checkpoint, told by its contents."""
+    """Loads any Stable Video Diffusion checkpoint, recognised by its contents."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -70,13 +70,13 @@ class StableVideoCheckpointLoader(io.ComfyNode):
 
 
 def checkpoint_names() -> list[str]:
-    """What the loader offers: the demo model, then files, then diffusers folders, by their path in a models folder."""
+    """Names that the loader offers: the demo model, then files, then diffusers folders, by path in a models folder."""
     files = folder_paths.get_filename_list("checkpoints")
     return [DEMO_NAME, *files, *sorted(_diffusers_folders())]
 
 
 def find_checkpoint(name: str) -> Path:
-    """The path of a name from `checkpoint_names`. Raises CheckpointError where it is gone."""
+    """The path of a name from `checkpoint_names`. Raises CheckpointError if it no longer exists."""
     if name == DEMO_NAME:
         return DEMO_MODEL
     folders = _diffusers_folders()

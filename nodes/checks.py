@@ -1,4 +1,4 @@
-"""What several nodes check, and how they say it on the node."""
+"""Checks shared by several nodes, and messages shown on the node."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verdict(check: Callable[[], object]) -> bool | str:
-    """What `validate_inputs` answers, before the workflow runs: True, or the message of the InputError raised."""
+    """The result for `validate_inputs`, before the workflow runs: True, or the message of the InputError raised."""
     try:
         check()
     except InputError as error:
@@ -27,8 +27,8 @@ def verdict(check: Callable[[], object]) -> bool | str:
 
 
 def show(node: type[io.ComfyNode], *sentences: str) -> None:
-    """Print text on the running node in the artist's window; nowhere when no window shows it."""
-    server = getattr(PromptServer, "instance", None)  # set by ComfyUI's own start, absent where nodes run without it
+    """Show text on the running node in the front end; does nothing without one."""
+    server = getattr(PromptServer, "instance", None)  # absent if nodes run without ComfyUI's server
     if sentences and server is not None and node.hidden is not None and node.hidden.unique_id:
         server.send_progress_text("\n".join(sentences), node.hidden.unique_id)
 
@@ -44,7 +44,7 @@ def require_latents(samples: Tensor) -> None:
 
 
 def require_vae(vae: VAE) -> None:
-    """Raise InputError for an autoencoder whose latents are not this model's, before it is loaded."""
+    """Raise InputError, before it is loaded, for an autoencoder with a different kind of latents."""
     if (vae.latent_channels, vae.latent_dim) != (LATENT_CHANNELS, 2):
         raise InputError(
             f"this VAE makes latents of {vae.latent_channels} channels, Stable Video needs {LATENT_CHANNELS}: "
@@ -53,7 +53,7 @@ def require_vae(vae: VAE) -> None:
 
 
 def whole_clips(frames: int, num_frames: int) -> int:
-    """How many clips of num_frames are in a batch of frames. Raises InputError for a part of one."""
+    """The number of clips of num_frames in a batch of frames. Raises InputError if it is not whole."""
     if num_frames < 1 or frames < 1 or frames % num_frames:
         raise InputError(
             f"the latent holds {frames} frames, which is not a whole number of clips of {num_frames}: "
@@ -63,6 +63,6 @@ def whole_clips(frames: int, num_frames: int) -> int:
 
 
 def damaged_frames(frames: Tensor) -> list[int]:
-    """Which of (N, ...) hold NaN or infinity, counted from 0."""
+    """Indices, from 0, of the frames (N, ...) that hold NaN or infinity."""
     finite = torch.isfinite(frames.flatten(1)).all(1)
     return (~finite).nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""Studying clips: many seeds or settings side by side, and what moves in one, as numbers."""
+"""Nodes that compare clips of many seeds or settings, and measure the motion in a clip."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from .bridge.guider import Weights
 
 NO_AXIS = "none"
-"""Choice of `y_setting` that makes a single row."""
+"""Choice of `y_setting` for a single row."""
 
 
 class StableVideoSeedScout(io.ComfyNode):
-    """Tries seeds cheaply, and hands on the best one."""
+    """Tries seeds cheaply, and outputs the best one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -194,7 +194,7 @@ class StableVideoSweep(io.ComfyNode):
         y_setting: str | None = None,
         y_values: str | None = None,
     ) -> bool | str:
-        if None in (x_setting, x_values, y_setting, y_values):  # linked, and not known yet
+        if None in (x_setting, x_values, y_setting, y_values):  # linked, so not known yet
             return True
         return verdict(lambda: axes(x_setting, x_values, y_setting, y_values))
 
@@ -233,7 +233,7 @@ class StableVideoSweep(io.ComfyNode):
 
 
 class StableVideoMotionMeter(io.ComfyNode):
-    """What moves in a clip, and what is wrong with it, as numbers and curves."""
+    """Measures motion and defects of a clip, as numbers and curves."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -280,7 +280,7 @@ class StableVideoMotionMeter(io.ComfyNode):
 
 
 def _clip_inputs() -> list[io.Input]:
-    """What Stable Video Sampler takes, and the VAE."""
+    """The inputs of Stable Video Sampler that define the clip, and the VAE."""
     return [
         io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's."),
         io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning, of one picture."),
@@ -313,7 +313,7 @@ def _values_input(name: str, default: str, tooltip: str) -> io.String.Input:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
-    """How a clip is sampled: weights for its frames, sigmas (n + 1,), and the name of one of ComfyUI's samplers."""
+    """How a clip is sampled: guidance weights, sigmas (n + 1,), and the name of one of ComfyUI's samplers."""
 
     weights: Weights
     sigmas: Tensor
@@ -325,13 +325,13 @@ class Way:
 
 
 class SharedProgress:
-    """One progress bar for many clips in turn."""
+    """One progress bar for several clips made one after another."""
 
     def __init__(self, patcher: ModelPatcher, steps: int, num_frames: int) -> None:
         self.shown, self.steps, self.begun = ProgressCallback(patcher, steps, num_frames), steps, 0
 
     def part(self, steps: int) -> Callback:
-        """The callback of the next clip."""
+        """The callback of the next clip, which takes `steps` steps."""
         start, self.begun = self.begun, self.begun + steps
 
         def step_done(step: int, x0: Tensor, x: Tensor, _total: int) -> None:
@@ -342,7 +342,7 @@ class SharedProgress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Take:
-    """Everything that the clips of a study share."""
+    """The inputs that all clips of a study share."""
 
     model: ModelPatcher
     positive: list
@@ -351,8 +351,8 @@ class Take:
     vae: VAE
 
     def check(self, ways: Sequence[Way]) -> int:
-        """The number of frames of each clip, which are sampled in these ways. Raises InputError, before anything is
-        loaded, for what does not go together and for a batch of clips."""
+        """The number of frames of each clip. Raises InputError, before anything is loaded, for inputs that do not go
+        together or with one of `ways`, and for a batch of clips."""
         require_vae(self.vae)
         clips = ClipGuider(self.model, self.positive, self.negative, ways[0].weights).clips(self.latent["samples"])
         if clips.count != 1:
@@ -365,7 +365,7 @@ class Take:
         return clips.num_frames
 
     def render(self, way: Way, seed: int, progress: SharedProgress) -> np.ndarray:
-        """Frames (T, H, W, 3) in [0, 1]. Cancels between steps, as the sampler does, and before the decode."""
+        """Frames (T, H, W, 3) in [0, 1]. Can be cancelled between steps, as in the sampler, and before the decode."""
         guider = ClipGuider(self.model, self.positive, self.negative, way.weights)
         sampler = comfy.samplers.sampler_object(way.sampler)
         samples = run(guider, sampler, way.sigmas, self.latent, seed, add_noise=True, callback=progress.part(way.steps))
@@ -375,11 +375,11 @@ class Take:
 
 
 def _untold(*_sentences: str) -> None:
-    """The plan of each decode, which would hide what the study has found so far."""
+    """Discard the plan of each decode, which would hide the study's results so far."""
 
 
 class Telling:
-    """Prints on the node what has been found so far."""
+    """Shows the results so far on the node."""
 
     def __init__(self, node: type[io.ComfyNode], count: int, steps: int = 0) -> None:
         self.node, self.count, self.lines = node, count, []
@@ -401,7 +401,7 @@ class Telling:
 
 
 def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
-    """The first picture (H, W, 3) of a batch. Raises InputError unless it has the size of the clip."""
+    """The first picture (H, W, 3) of a batch. Raises InputError unless it has the clip's size."""
     height, width = (side * PIXELS_PER_LATENT for side in samples.shape[-2:])
     if tuple(image.shape[1:3]) != (height, width):
         raise InputError(
@@ -415,9 +415,9 @@ def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
 
 
 def axes(x_setting: str, x_values: str, y_setting: str, y_values: str) -> tuple[Axis, Axis | None]:
-    """Raises InputError for values that cannot be."""
+    """The axes of a sweep, y None for a single row. Raises InputError for impossible values."""
     for each in (x_setting, x_values, y_setting, y_values):
-        if not isinstance(each, str):  # ComfyUI leaves what we validate to us
+        if not isinstance(each, str):  # ComfyUI does not check the inputs that validate_inputs names
             raise InputError(f"{str(each)[:40]!r} is no text: give a setting, and values with commas between")
     x = Axis.parse(x_setting, x_values)
     y = None if y_setting == NO_AXIS else Axis.parse(y_setting, y_values)
@@ -428,11 +428,11 @@ def axes(x_setting: str, x_values: str, y_setting: str, y_values: str) -> tuple[
 
 
 NAMED = {"sampler": comfy.samplers.KSAMPLER_NAMES, "schedule": list(SCHEDULES), "guidance_curve": list(CURVES)}
-"""Settings that are words, and the words."""
+"""Settings whose values are names, and their allowed values."""
 
 
 def require_choice(choice: Choice) -> None:
-    """Raise InputError for values out of range; samplers are ComfyUI's own here."""
+    """Raise InputError for unknown or out-of-range values; samplers are ComfyUI's."""
     for name, known in NAMED.items():
         if name in choice and choice[name] not in known:
             raise InputError(f"{name} {choice[name]!r} is not known: choose one of {', '.join(known)}")
@@ -441,14 +441,14 @@ def require_choice(choice: Choice) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """The clips of a sweep: what they share, and the settings that a cell does not choose."""
+    """The clips of a sweep: their shared inputs, and the settings that are not swept."""
 
     take: Take
     base: dict[str, Any]
     image: Tensor | None
 
     def check(self, x: Axis, y: Axis | None) -> None:
-        """Raise InputError for what does not go together, before the first clip."""
+        """Raise InputError, before the first clip, for inputs and settings that do not go together."""
         self.take.check([self._way(choice) for choice in choices(x, y)])
         if "augmentation" in {axis.setting for axis in (x, y) if axis is not None}:
             if self.image is None:
@@ -456,7 +456,7 @@ class Cells:
             require_still(self.image, self.take.latent["samples"])
 
     def renderer(self, x: Axis, y: Axis | None) -> Callable[[Choice], np.ndarray]:
-        """Choice -> frames, with one progress bar for all of them."""
+        """A function choice -> frames, with one progress bar for all clips."""
         ways = [self._way(choice) for choice in choices(x, y)]
         progress = SharedProgress(self.take.model, sum(way.steps for way in ways), self.take.check(ways))
 
@@ -472,7 +472,7 @@ class Cells:
         return Way(weights, SCHEDULES[chosen["schedule"]](chosen["steps"] or variant.steps), chosen["sampler"])
 
     def _take(self, choice: Choice) -> Take:
-        """What is shared, with the numbers about motion as the cell chooses them, and the picture's noise."""
+        """The shared inputs with the cell's motion settings and, if augmentation is swept, its noise on the picture."""
         numbers = {NUMBERS[name]: value for name, value in choice.items() if name in NUMBERS}
         positive, negative = (changed(entries, numbers) for entries in (self.take.positive, self.take.negative))
         if "augmentation" in choice:
@@ -483,9 +483,9 @@ class Cells:
 
 
 NUMBERS = {"motion_bucket": "motion_bucket_id", "fps": "fps", "augmentation": "augmentation_level"}
-"""What ComfyUI calls them in CONDITIONING."""
+"""Setting -> its key in ComfyUI's CONDITIONING."""
 
 
 def changed(entries: list, numbers: dict[str, Any]) -> list:
-    """CONDITIONING with other numbers; the given one is left as it was."""
+    """A copy of CONDITIONING with the given numbers replaced."""
     return [[context, {**held, **numbers}] for context, held in entries]

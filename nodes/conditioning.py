@@ -1,4 +1,4 @@
-"""A picture in, native CONDITIONING and LATENT out."""
+"""The node that turns a picture into native CONDITIONING and LATENT."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class StableVideoConditioning(io.ComfyNode):
 
 
 def _length_inputs() -> list[io.Input]:
-    """How many frames, and how far apart."""
+    """Widgets for the number of frames and the frame rate."""
     return [
         io.Int.Input(
             "frames",
@@ -148,7 +148,7 @@ def _length_inputs() -> list[io.Input]:
 
 
 def _motion_inputs() -> list[io.Input]:
-    """How much moves."""
+    """Widgets for the amount of motion."""
     return [
         io.Int.Input(
             "motion_bucket",
@@ -193,9 +193,9 @@ def in_half(augmentation: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """Where implementations differ (spec 10): look, how CLIP sees images (B, H, W, 3) in [0, 1]; noise, standard
-    deviations of pixel noise on the [-1, 1] scale for each unit of augmentation; told, the augmentation as the network
-    is told of it."""
+    """Differences between implementations (spec 10): look, how CLIP embeds images (B, H, W, 3) in [0, 1]; noise, the
+    standard deviation of pixel noise on the [-1, 1] scale per unit of augmentation; told, augmentation -> the level
+    passed to the network."""
 
     look: Callable[[ClipVisionModel, Tensor], Tensor] = whole_frame
     noise: float = 1.0
@@ -207,14 +207,15 @@ NUMERICS: dict[str, Numerics] = {
     "diffusers": Numerics(told=in_half),
     "comfyui": Numerics(look=middle_square, noise=2.0),
 }
-"""What a person may call them. ComfyUI adds its noise on the [0, 1] scale, where one is twice as much."""
+"""User-facing names. ComfyUI adds its noise on the [0, 1] scale, where the same deviation is twice as strong."""
 
 
 # Pictures
 
 
 def require_picture(image: Tensor) -> None:
-    """Raise InputError unless image (B, H, W, C) has a size that the autoencoder keeps."""
+    """Raise InputError unless image (B, H, W, C) is finite, has 3 or more channels and a size that the autoencoder
+    preserves."""
     height, width = image.shape[1:3]
     if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT or min(height, width) < SIZE_MULTIPLE:
         raise InputError(
@@ -228,7 +229,7 @@ def require_picture(image: Tensor) -> None:
 
 
 def advice(micro: MicroConditioning, image: Tensor, trained: Variant) -> list[str]:
-    """Sentences for the artist about settings far from those that the model was trained on."""
+    """Sentences for the user about settings far from those that the model was trained on."""
     height, width = image.shape[1:3]
     sentences = warnings_for(micro, height, width, trained)
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
@@ -237,14 +238,14 @@ def advice(micro: MicroConditioning, image: Tensor, trained: Variant) -> list[st
 
 
 def embedding(embedded: Tensor | None) -> Tensor:
-    """What the image encoder said, (B, D), as context (B, 1, D). Raises InputError where it is of another kind."""
+    """The image embedding (B, D) as context (B, 1, D). Raises InputError for an embedding of another kind."""
     if embedded is None or embedded.ndim != 2:
         raise InputError("this CLIP_VISION gives no projected embedding: connect that of the video checkpoint")
     return embedded.float()[:, None]
 
 
 def noisy_image(image: Tensor, amount: float, seed: int) -> Tensor:
-    """Images (B, H, W, 3) in [0, 1] with noise of `amount` standard deviations on the [-1, 1] scale."""
+    """Images (B, H, W, 3) in [0, 1] plus noise of standard deviation `amount` on the [-1, 1] scale."""
     pixels = image.movedim(-1, 1) * 2 - 1
     noisy = augment(pixels, amount, draw_noise(pixels.shape, seed))
     return ((noisy + 1) / 2).movedim(1, -1)
@@ -254,14 +255,14 @@ def noisy_image(image: Tensor, amount: float, seed: int) -> Tensor:
 
 
 def entry(context: Tensor, first: Tensor, num_frames: int, numbers: dict[str, Any]) -> list[Any]:
-    """One entry of CONDITIONING as ComfyUI's SVD model reads it; of several clips, a row for every frame."""
+    """One entry of CONDITIONING as ComfyUI's SVD model reads it; for several clips it has one row per frame."""
     if first.shape[0] > 1:
         context, first = (rows.repeat_interleave(num_frames, dim=0) for rows in (context, first))
     return [context, {**numbers, "concat_latent_image": first}]
 
 
 def empty_latent(first: Tensor, num_frames: int) -> dict[str, Any]:
-    """LATENT for a clip of each picture; it carries the length of one, which native samplers hand on."""
+    """An empty LATENT with one clip per picture. It carries the length of one clip, which native samplers pass on."""
     frames = first.shape[0] * num_frames
     samples = torch.zeros(frames, *first.shape[1:])
     return {"samples": samples, "num_video_frames": num_frames}

@@ -1,4 +1,4 @@
-"""LATENT in, frames out."""
+"""The node that decodes a LATENT into frames."""
 
 from __future__ import annotations
 
@@ -67,18 +67,19 @@ class StableVideoDecode(io.ComfyNode):
 def decode_finished(
     vae: VAE, samples: Tensor, num_frames: int, latent: dict[str, Any], tell: Callable[..., None]
 ) -> tuple[Tensor, list[str]]:
-    """What `decode` gives, finished as the LATENT says that the samples come from, and sentences about that."""
+    """Images from `decode`, finished as the LATENT asks (see `finish`), and sentences about them. `latent` is the one
+    that the samples come from."""
     loop = is_loop(latent)
     if loop:
-        samples, num_frames = samples[:-1], num_frames - 1  # the last frame is the first one again
+        samples, num_frames = samples[:-1], num_frames - 1  # the last frame repeats the first
     images = decode(vae, samples, num_frames, tell, circular=loop)
     require_finite_images(images)
     return finished(images, latent)
 
 
 def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None], *, circular: bool = False) -> Tensor:
-    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3); a native VAE takes a batch for one clip, and no
-    clip for a loop. `tell` gets the plan before, and once more with what had to be decoded again."""
+    """Latents (B * T, 4, h, w), unscaled -> images (B * T, H, W, 3). A native VAE decodes clip by clip and ignores
+    `circular`. `tell` gets the plan before the work, and again with any frames that had to be decoded again."""
     if not isinstance(vae, StableVideoVAE):
         return torch.cat([vae.decode(clip) for clip in samples.split(num_frames)])
     said: list[str] = []
@@ -96,7 +97,7 @@ def decode(vae: VAE, samples: Tensor, num_frames: int, tell: Callable[..., None]
 
 
 def require_whole_loop(frames: int, clips: int) -> None:
-    """Raise InputError for what is not one loop."""
+    """Raise InputError unless the latent is one clip that can loop."""
     if clips > 1:
         raise InputError(f"the latent holds {clips} clips and is marked as a loop: decode one loop at a time")
     require_loop(frames)

@@ -1,4 +1,4 @@
-"""What a clip needs once it is decoded, carried by its LATENT from the nodes that know to the one that decodes."""
+"""Post-processing of decoded clips, requested through the LATENT by the nodes before the decoder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LOOP, STILL, HOLD = "loop", "still", "hold"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Still:
-    """What stands still: the picture (H, W, 3) in [0, 1] and the clip's opacity over it, (T or 1, H, W)."""
+    """The motion brush's still picture (H, W, 3) in [0, 1] and the clip's opacity over it, (T or 1, H, W)."""
 
     picture: Tensor
     opacity: Tensor
 
     def over(self, images: Tensor) -> Tensor:
-        """The frames (T, H, W, 3) over the picture. Raises InputError for another size or number."""
+        """The frames (T, H, W, 3) composited over the picture. Raises InputError if size or count do not match."""
         opacity = self.opacity[: len(images)] if len(self.opacity) > 1 else self.opacity
         if images.shape[1:3] != self.picture.shape[:2] or len(opacity) not in (1, len(images)):
             if len(opacity) not in (1, len(images)):
@@ -43,7 +43,7 @@ class Still:
 
 
 def finishing(latent: dict[str, Any], what: str, how: object) -> dict[str, Any]:
-    """The LATENT with one more thing to do after decoding."""
+    """A copy of the LATENT with one more post-processing request."""
     return {**latent, KEY: {**latent.get(KEY, {}), what: how}}
 
 
@@ -52,7 +52,7 @@ def is_loop(latent: dict[str, Any]) -> bool:
 
 
 def finished(images: Tensor, latent: dict[str, Any]) -> tuple[Tensor, list[str]]:
-    """The decoded frames as they are meant to be seen, and sentences about them."""
+    """The decoded frames with all requested post-processing applied, and sentences about them."""
     hold, still = (latent.get(KEY, {}).get(what) for what in (HOLD, STILL))
     if hold:
         images = torch.from_numpy(hold_colours(images.cpu().numpy(), hold)).to(images)

@@ -1,4 +1,4 @@
-"""Pictures of any size into the size of a clip, and clips back to the part that shows the picture."""
+"""Fit pictures of any size to the size of a clip, and crop clips back to the part that shows the picture."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLUR = 32
-"""The blurred background keeps one pixel in so many: shapes are gone, light and colour stay."""
+"""Downscaling factor of the blurred background: large enough to remove shapes, while light and colour stay."""
 
 FULL_SIZE = ("image_width", "image_height")
-"""Added to ComfyUI's bounding box: the size of the picture that it lies in, so that it still fits after an upscaler."""
+"""Keys added to ComfyUI's bounding box: the full picture's size, so that the box still fits after an upscaler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The size to fit a picture into, in pixels; focus (x, y), each 0 to 1, is what a crop keeps in view; background is
-    red, green and blue of 0 to 255."""
+    """The size to fit a picture into, in pixels; focus is the point (x, y), each in [0, 1], that a crop keeps in view;
+    background is red, green and blue, each 0 to 255."""
 
     width: int
     height: int
@@ -40,7 +40,7 @@ class Frame:
 
 
 class StableVideoImageFit(io.ComfyNode):
-    """Brings pictures to the size of a clip."""
+    """Fits pictures to the size of a clip."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -139,7 +139,7 @@ class StableVideoImageUnfit(io.ComfyNode):
 
 
 def _size_inputs() -> list[io.Input]:
-    """Of the clip."""
+    """Widgets for the clip's width and height."""
     return [
         io.Int.Input(
             "width",
@@ -164,7 +164,7 @@ def _size_inputs() -> list[io.Input]:
 
 
 def _focus_inputs() -> list[io.Input]:
-    """What a crop keeps in view."""
+    """Widgets for the point that a crop keeps in view."""
     return [
         io.Float.Input(
             "focus_x",
@@ -189,7 +189,7 @@ def _focus_inputs() -> list[io.Input]:
 
 
 def chosen_size(picture: np.ndarray, width: int, height: int) -> tuple[int, int]:
-    """(width, height) in multiples of 64, where 0 leaves the choice to the picture (H, W, 3)."""
+    """(width, height) in multiples of 64; a given 0 is derived from the picture (H, W, 3). Raises InputError."""
     rows, columns = picture.shape[:2]
     if not width and not height:
         return default_size(picture, VARIANTS["svd"])
@@ -203,7 +203,7 @@ def chosen_size(picture: np.ndarray, width: int, height: int) -> tuple[int, int]
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
-    """Red, green and blue of 0 to 255, from #rrggbb or a colour's name. Raises InputError."""
+    """Red, green and blue, each 0 to 255, from #rrggbb or a colour's name. Raises InputError."""
     try:
         return ImageColor.getrgb(text)[:3]
     except (ValueError, TypeError, AttributeError) as error:
@@ -214,7 +214,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 
 def crop(picture: np.ndarray, frame: Frame) -> Fitted:
-    """Fills the frame, keeping the focus as near to its middle as the picture's edges allow."""
+    """Fill the frame, keeping the focus as near to its middle as the picture's edges allow."""
     rows, columns = picture.shape[:2]
     scale = max(frame.width / columns, frame.height / rows)
     around = picture[
@@ -228,7 +228,8 @@ def pad(picture: np.ndarray, frame: Frame) -> Fitted:
 
 
 def blurred_pad(picture: np.ndarray, frame: Frame) -> Fitted:
-    """Bars that continue the picture's light and colour, so that they stay calm while the clip moves."""
+    """Pad with a blurred copy of the picture: its light and colour continue into the bars, which stay calm while the
+    clip moves."""
     fitted = pad(picture, frame)
     left, top, right, bottom = fitted.box
     canvas = _blurred(crop(picture, frame).image)
@@ -246,12 +247,12 @@ FITS: dict[str, Callable[[np.ndarray, Frame], Fitted]] = {
     "blurred pad": blurred_pad,
     "stretch": stretch,
 }
-"""What a person may call them: picture (H, W, 3) in [0, 1] and frame -> fitted."""
+"""User-facing names of the functions (picture (H, W, 3) in [0, 1], frame) -> fitted."""
 
 
 def _centred(length: int, kept: float, focus: float) -> slice:
-    """The longest part of an axis in whose middle a crop of `kept` pixels shows the focus. A crop that would leave the
-    picture stays at its edge; a focus in the middle keeps the whole axis."""
+    """The longest slice of an axis whose central crop of `kept` pixels is centred on the focus, as far as the
+    picture's edges allow; a focus in the middle keeps the whole axis."""
     spare = length - kept
     before = min(max(focus * length - kept / 2, 0.0), max(spare, 0.0))
     shift = round(2 * before - spare)
@@ -259,7 +260,7 @@ def _centred(length: int, kept: float, focus: float) -> slice:
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) in [0, 1], the same at a small part of the detail."""
+    """The image (H, W, 3) in [0, 1], blurred by scaling it down and up again."""
     height, width = image.shape[:2]
     small = fit_image(image, max(1, width // BLUR), max(1, height // BLUR), "stretch").image
     pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
@@ -271,7 +272,7 @@ def _blurred(image: np.ndarray) -> np.ndarray:
 
 
 def bounding_box(fitted: Fitted) -> dict[str, int]:
-    """ComfyUI's bounding box of what shows the picture, with the size of the whole beside it."""
+    """ComfyUI's bounding box of the part that shows the picture, plus the size of the whole image."""
     left, top, right, bottom = fitted.box
     height, width = fitted.image.shape[:2]
     box = {"x": left, "y": top, "width": right - left, "height": bottom - top}

@@ -1,7 +1,7 @@
-"""What comes into a node, checked against the node's own schema.
+"""Checks of a node's inputs against its schema.
 
-ComfyUI checks widgets by their ranges, but lets NaN through, leaves out what `validate_inputs` names, and takes what
-comes over a wire as it is.
+ComfyUI checks widgets against their ranges, but lets NaN through, skips the inputs that `validate_inputs` names, and
+does not check values that come over a link.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Execute = Callable[..., io.NodeOutput]
 
 
 def checked(execute: Execute) -> Execute:
-    """An `execute` that raises InputError for the first input that is not what its schema says."""
+    """Wrap `execute` so that it raises InputError for the first input that violates its schema."""
 
     wanted = signature(execute)
 
@@ -37,7 +37,7 @@ def checked(execute: Execute) -> Execute:
 
 
 def require(wanted: io.Input, value: Any) -> None:
-    """Raise InputError unless a value may stand at this input."""
+    """Raise InputError unless the value is valid for this input."""
     if value is None:
         raise InputError(f"{wanted.id} holds nothing: connect it to a node that gives one")
     check = _CHECKS.get(wanted.get_io_type())
@@ -52,7 +52,7 @@ def _whole_number(wanted: io.Input, value: Any) -> str:
 
 
 def _number(wanted: io.Input, value: Any) -> str:
-    """One without a range may be a list, which its node reads itself."""
+    """An input without a range may hold a list, which its node checks itself."""
     if wanted.min is None:
         return ""
     fits = isinstance(value, Real) and wanted.min <= value <= wanted.max
@@ -78,7 +78,7 @@ def _masks(wanted: io.Input, value: Any) -> str:
 def _latent(wanted: io.Input, value: Any) -> str:
     samples = value.get("samples") if isinstance(value, Mapping) else None
     if isinstance(samples, Tensor) and (samples.is_nested or _is_filled(samples, *range(1, 8))):
-        return ""  # how many sides and channels is said by the node, which knows what for
+        return ""  # dimensions and channels are checked by the node
     return "a LATENT with samples"
 
 
@@ -94,7 +94,7 @@ def _box(wanted: io.Input, value: Any) -> str:
 
 
 def _is_filled(value: Any, *sides: int) -> bool:
-    """Whether a value is a tensor of fractions with so many sides, none of them empty."""
+    """Whether a value is a non-empty floating-point tensor whose number of dimensions is in `sides`."""
     return isinstance(value, Tensor) and value.ndim in sides and value.numel() > 0 and value.is_floating_point()
 
 
@@ -115,4 +115,4 @@ _CHECKS: dict[str, Callable[[io.Input, Any], str]] = {
     "CONDITIONING": _conditioning,
     "BOUNDING_BOX": _box,
 }
-"""By the type that ComfyUI gives an input: what was needed where a value does not fit, or nothing where it does."""
+"""Checks by ComfyUI input type. Each returns what is needed if the value does not fit, else an empty string."""

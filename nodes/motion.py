@@ -1,6 +1,6 @@
-"""Control over what moves, where and for how long: each node sets up a MODEL, and a LATENT where the clip changes.
+"""Nodes that control what moves, where and for how long: each patches a MODEL, and a LATENT if the clip changes.
 
-They can follow one another in any order, and any sampler runs what comes out.
+They can be chained in any order, and work with any sampler.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 MAX_FEATHER = 256
 
 FUSION, IN_TURNS = "fusion", "in turns"
-"""Ways to join what the model makes apart: blended at every step, or one after the other."""
+"""Methods of joining separate model results: blended at every step, or made one after the other."""
 
 
 class StableVideoMotionBrush(io.ComfyNode):
-    """Paint what moves."""
+    """Limits motion to painted parts of the picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -107,7 +107,7 @@ class StableVideoMotionBrush(io.ComfyNode):
 
 
 class StableVideoInBetween(io.ComfyNode):
-    """From one picture to another."""
+    """Makes a clip from one picture to another."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -141,7 +141,7 @@ class StableVideoInBetween(io.ComfyNode):
 
 
 class StableVideoLoop(io.ComfyNode):
-    """A clip that ends where it begins."""
+    """Makes a clip that ends with its first frame."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -171,7 +171,7 @@ class StableVideoLoop(io.ComfyNode):
 
 
 class StableVideoLongTake(io.ComfyNode):
-    """Clips longer than the model's own."""
+    """Makes clips longer than the model's own length."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -237,13 +237,13 @@ class StableVideoLongTake(io.ComfyNode):
         in_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
         longer = {**latent, "samples": samples, "num_video_frames": frames}
-        longer.pop("batch_index", None)  # of the short clip's frames
+        longer.pop("batch_index", None)  # it numbers the short clip's frames
         held = finishing(longer, HOLD, colour_hold)
         return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
 
 
 class StableVideoUnstick(io.ComfyNode):
-    """One control against clips that stand still."""
+    """A single control for more motion in clips that stand still."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -350,10 +350,10 @@ class StableVideoCurves(io.ComfyNode):
         return io.NodeOutput(with_method(model, CurveMethod(*(curve_of(*each) for each in drawn))))
 
 
-# Sockets and widgets that several nodes have
+# Sockets and widgets shared by several nodes
 
 CURVED = {"guidance": "0:1, 0.5:3, 1:2", "motion_bucket": "0:20, 0.5:80, 1:200", "augmentation": "0:0.02, 1:0.1"}
-"""Settings that change along the clip, and points that suit each."""
+"""Settings that can change along the clip, and example points for each."""
 
 
 def _model_input() -> io.Model.Input:
@@ -434,11 +434,11 @@ def _curve_inputs(name: str, points: str) -> list[io.Input]:
     ]
 
 
-# What nodes make
+# Checks and values for the nodes
 
 
 def one_clip(model: ModelPatcher, latent: dict[str, Any]) -> int:
-    """Frames of the one clip that a LATENT holds. Raises InputError for several, and for what is no video."""
+    """Number of frames of the one clip in a LATENT. Raises InputError for several clips or the wrong model."""
     require_video_model(model)
     samples = latent["samples"]
     require_latents(samples)
@@ -450,13 +450,13 @@ def one_clip(model: ModelPatcher, latent: dict[str, Any]) -> int:
 
 
 def require_for_frames(model: ModelPatcher, latent: dict[str, Any], frames: int) -> None:
-    """Raise InputError for masks for each frame of another clip than one of so many frames."""
+    """Raise InputError if per-frame masks do not match a clip of `frames` frames."""
     height, width = (side * PIXELS_PER_LATENT for side in latent["samples"].shape[-2:])
     for method in methods_of(model):
         if isinstance(method, BrushMethod):
             method.brush.check(frames, height, width)
     mask = latent.get("noise_mask")
-    masked = 1 if mask is None else mask.shape[:-2].numel()  # ComfyUI takes all sides but two for a count
+    masked = 1 if mask is None else mask.shape[:-2].numel()  # ComfyUI counts all dimensions but two as frames
     if masked not in (1, frames):
         raise InputError(
             f"a noise mask for {masked} frames and a Long Take of {frames}: give one mask, or set it on the "
@@ -465,7 +465,7 @@ def require_for_frames(model: ModelPatcher, latent: dict[str, Any], frames: int)
 
 
 def require_one_picture(image: Tensor, height: int, width: int) -> None:
-    """Raise InputError unless there is one picture of the clip's size."""
+    """Raise InputError unless image is one picture of the clip's size."""
     if image.shape[0] != 1 or image.shape[1:3] != (height, width):
         count, given_height, given_width = image.shape[:3]
         raise InputError(
@@ -475,7 +475,7 @@ def require_one_picture(image: Tensor, height: int, width: int) -> None:
 
 
 def end_conditioning(end: list, samples: Tensor) -> Conditioning:
-    """The end picture as the model is told of it. Raises InputError where it does not fit the clip."""
+    """Conditioning for the end picture. Raises InputError if it does not fit the clip."""
     context, numbers = end[0]
     first = numbers.get("concat_latent_image")
     if first is None:
@@ -498,7 +498,7 @@ def bounded(model: ModelPatcher, end: Conditioning | None, method: str) -> Model
 
 
 def windows_for(length: int, method: str, overlap: int, frames: int) -> Windows:
-    """Raises InputError where windows do not fit the clip."""
+    """Windows for a clip of `frames` frames. Raises InputError if they do not fit it."""
     windows = Windows.of(length, method == FUSION, overlap)
     windows.starts(frames)
     return windows
@@ -521,7 +521,7 @@ def for_frames(conditioning: list, frames: int) -> list:
 
 
 def curve_of(points: str, values: Any) -> float | list | None:
-    """What a curve's two inputs say, None where both are empty. Raises InputError."""
+    """A curve from its two inputs, None if both are empty; values take precedence. Raises InputError."""
     if values is not None:
         listed = values.tolist() if isinstance(values, torch.Tensor) else values
         curve_values(listed, len(listed) if isinstance(listed, list | tuple) else 1)

@@ -1,4 +1,4 @@
-"""Frames that say they were generated, and frames that nobody should see."""
+"""Nodes that add and detect the watermark of generated frames, and run content filters."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StableVideoWatermarkDetect(io.ComfyNode):
 
 
 class StableVideoContentFilter(io.ComfyNode):
-    """Asks the checkers that the user has installed."""
+    """Runs the content filters that the user has installed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -112,12 +112,12 @@ class StableVideoContentFilter(io.ComfyNode):
 
 
 def as_frames(images: Tensor) -> np.ndarray:
-    """Images (N, H, W, 3 or 4) as frames (N, H, W, 3) in [0, 1]; opacity is dropped, as the writers of clips do."""
+    """Images (N, H, W, 3 or 4) as frames (N, H, W, 3) in [0, 1]; alpha is dropped, as when clips are saved."""
     return images[..., :3].detach().float().cpu().clamp(0, 1).numpy()
 
 
 def verdict_in_words(content_filter: ContentFilter, checked: Checked) -> str:
-    """One sentence. Raises InputError where the filter objects to frames and has not blurred them."""
+    """The verdict as one sentence. Raises InputError if the filter flags frames without blurring them."""
     if not checked.flagged:
         return f"{content_filter.name}: nothing to object to"
     which = ", ".join(map(str, checked.flagged))

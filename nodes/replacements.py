@@ -1,7 +1,7 @@
-"""What a workflow made for an abandoned pack turns into, where one node of ours does all that theirs did.
+"""Replacements for nodes of abandoned packs, where one of our nodes does everything that theirs did.
 
-ComfyUI offers these on its page when such a node is missing, and applies them to prompts from scripts; a pack that is
-installed keeps its own nodes. docs/migration.md says what to do where several nodes take the place of one.
+ComfyUI offers them in its front end when such a node is missing, and applies them to prompts from scripts; an installed
+pack keeps its own nodes. docs/migration.md covers nodes that take several of ours to replace.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from server import PromptServer
 
 
 async def register_replacements() -> None:
-    """Tell ComfyUI of them; nothing where nodes run without its server."""
-    if getattr(PromptServer, "instance", None) is None:  # set by ComfyUI's own start
+    """Register the replacements with ComfyUI; does nothing if nodes run without its server."""
+    if getattr(PromptServer, "instance", None) is None:  # set when ComfyUI starts
         return
     for replacement in replacements():
         await ComfyAPI().node_replacement.register(replacement)
@@ -23,7 +23,7 @@ def replacements() -> tuple[io.NodeReplace, ...]:
 
 
 def _resizer() -> io.NodeReplace:
-    """ShmuelRonen's ComfyUI-SVDResizer. It distorts unless `keep_proportion` is on, and then breaks multiples of 64."""
+    """ShmuelRonen's ComfyUI-SVDResizer: it distorts unless `keep_proportion` is on, and then breaks multiples of 64."""
     return io.NodeReplace(
         new_node_id="StableVideoImageFit",
         old_node_id="SVDRsizer",
@@ -42,7 +42,7 @@ def _resizer() -> io.NodeReplace:
 
 
 def _loader() -> io.NodeReplace:
-    """thecooltechguy's ComfyUI-Stable-Video-Diffusion. Frames and steps are chosen in later nodes here."""
+    """thecooltechguy's ComfyUI-Stable-Video-Diffusion; here later nodes choose frames and steps."""
     return io.NodeReplace(
         new_node_id="StableVideoCheckpointLoader",
         old_node_id="SVDModelLoader",

@@ -1,4 +1,4 @@
-"""Conditioned noise in, LATENT out; and the same in parts, for ComfyUI's own advanced sampler."""
+"""Sampling nodes: one that does it all, and separate sigmas and guider for ComfyUI's SamplerCustomAdvanced."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MAX_GUIDANCE = 100.0
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
-"""What a person may call them: number of steps -> sigmas (steps + 1,)."""
+"""User-facing names of the functions number of steps -> sigmas (steps + 1,)."""
 
 
 def _constant(num_frames: int, minimum: float, maximum: float) -> Tensor:
@@ -56,11 +56,11 @@ CURVES: dict[str, Callable[[int, float, float], Tensor]] = {
     "triangle": triangle_guidance,
     "trapezoid": trapezoid_guidance,
 }
-"""What a person may call them: number of frames, minimum, maximum -> weights (T,)."""
+"""User-facing names of the functions (number of frames, minimum, maximum) -> weights (T,)."""
 
 
 class StableVideoSampler(io.ComfyNode):
-    """Everything between conditioning and decode."""
+    """Samples a clip: everything between conditioning and decoding."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -142,7 +142,7 @@ class StableVideoSampler(io.ComfyNode):
         variant = model_variant(model)
         weights = guidance(variant, min_guidance, max_guidance, guidance_curve, guidance_points)
         guider = ClipGuider(model, positive, negative, weights)
-        clips = guider.clips(latent["samples"])  # what does not fit is said before anything is shown
+        clips = guider.clips(latent["samples"])  # report mismatched inputs before showing anything
         sampler = comfy.samplers.sampler_object(sampler_name)
         guider.require(sampler, clips)
         show(cls, *sampling_in_words(model, latent["samples"]))
@@ -261,7 +261,7 @@ class StableVideoGuider(io.ComfyNode):
         return io.NodeOutput(ClipGuider(model, positive, negative, weights))
 
 
-# Widgets that several nodes have
+# Widgets shared by several nodes
 
 
 OWN_STEPS = "More is slower and cleaner. 0 takes the checkpoint's own: 25 for SVD, 30 for SVD-XT."
@@ -373,20 +373,20 @@ def _level_input(name: str, default: float, tooltip: str) -> io.Float.Input:
 
 
 def denoised_part(schedule: Callable[[int], Tensor], steps: int, denoise: float) -> Tensor:
-    """The last `steps` steps of a schedule that is longer by 1 / denoise, as ComfyUI's KSampler means it."""
+    """The last `steps` steps of a schedule of steps / denoise steps, as in ComfyUI's KSampler."""
     return schedule(int(steps / denoise))[-(steps + 1) :]
 
 
 def parse_levels(text: str | None) -> Tensor | None:
-    """A schedule from numbers between commas or spaces, None from no text. Raises InputError."""
+    """A schedule from numbers separated by commas or spaces; None for empty text. Raises InputError."""
     words = _words(text)
     return sigmas_from_list([_number(word, "levels") for word in words]) if words else None
 
 
 def require_order(start_step: int | None, end_step: int | None) -> None:
-    """Raise InputError where steps that are known before the run are none (None is not known yet)."""
+    """Raise InputError if the start and end steps select no steps; None means not known before the run."""
     if not all(isinstance(step, int | None) for step in (start_step, end_step)):
-        return  # no number at all, as ComfyUI has said
+        return  # not integers, which ComfyUI has already reported
     start, end = start_step or 0, end_step or 0
     if start < 0 or end < 0 or (end_step and start >= end):
         raise InputError(
@@ -398,7 +398,7 @@ def require_order(start_step: int | None, end_step: int | None) -> None:
 
 
 def guidance(variant: Variant, minimum: float, maximum: float, curve: str, points: str) -> Weights:
-    """How the weights of a clip follow from its length; 0 is the checkpoint's own. Raises InputError."""
+    """Function from a clip's length to its weights; 0 takes the checkpoint's own. Raises InputError."""
     drawn = parse_points(points)
     if drawn:
         return lambda num_frames: curve_guidance(num_frames, drawn)
@@ -407,7 +407,7 @@ def guidance(variant: Variant, minimum: float, maximum: float, curve: str, point
 
 
 def parse_points(text: str | None) -> list[tuple[float, float]]:
-    """Points (position, weight) from `0:1, 1:3`. Raises InputError for what is no curve."""
+    """Points (position, weight) from `0:1, 1:3`. Raises InputError if they do not form a curve."""
     points = []
     for word in _words(text):
         position, colon, weight = word.partition(":")
@@ -420,7 +420,7 @@ def parse_points(text: str | None) -> list[tuple[float, float]]:
 
 
 def _words(text: str | None) -> list[str]:
-    """Between commas or spaces. ComfyUI lets a widget's value be a list."""
+    """The words separated by commas or spaces. Raises InputError for a list, which ComfyUI lets a widget hold."""
     if not isinstance(text, str | None):
         raise InputError(f"{str(text)[:40]!r} is no text: write numbers with commas between")
     return (text or "").replace(",", " ").split()
@@ -445,8 +445,8 @@ def run(
     add_noise: bool,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Latents (B * T, 4, h, w), unscaled, from a LATENT. Noise is drawn on the CPU. `callback` takes the place of a
-    progress bar for this run alone. Raises InputError."""
+    """Sample a LATENT into latents (B * T, 4, h, w), unscaled. Noise is drawn on the CPU. `callback` replaces the
+    progress bar of this run. Raises InputError."""
     samples = latent["samples"]
     clips = guider.clips(samples)
     require_start(samples, add_noise)
@@ -467,7 +467,7 @@ def run(
 
 
 def require_noise(noise: Tensor, samples: Tensor) -> None:
-    """Raise InputError where the latent's batch_index does not number its frames."""
+    """Raise InputError if the latent's batch_index does not match its number of frames."""
     if noise.shape != samples.shape:
         raise InputError(
             f"the latent's batch_index numbers {len(noise)} of {len(samples)} frames: take the frames again, or start "
@@ -476,7 +476,7 @@ def require_noise(noise: Tensor, samples: Tensor) -> None:
 
 
 def require_start(samples: Tensor, add_noise: bool) -> None:
-    """Raise InputError for a latent that nothing can come of."""
+    """Raise InputError for a latent that holds NaN or infinity, or is empty with no noise to add."""
     bad = damaged_frames(samples)
     if bad:
         raise InputError(f"the latent's frames {bad} hold NaN or infinity: make it again, or start from an empty one")

@@ -1,4 +1,4 @@
-"""Less time for a clip that differs a little: approximate, and off unless this node is put in."""
+"""The node for approximate speed-ups: clips differ slightly. Off unless this node is used."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class StableVideoShortcuts(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, guidance_low: float | None = 0.0, guidance_high: float | None = SIGMA_MAX) -> bool | str:
         if not all(isinstance(each, (int, float)) for each in (guidance_low, guidance_high)):
-            return True  # None comes over a wire; ComfyUI itself refuses text, and asks here all the same
+            return True  # None is a linked input; ComfyUI itself rejects text, but still calls this
         return verdict(lambda: GuidanceInterval(guidance_low, guidance_high))
 
     @classmethod

@@ -1,8 +1,32 @@
 """Stable Video Diffusion in plain PyTorch: a still in, a clip out.
 
-Read in the order data flows: `checkpoint/`, `conditioning.py`, `model/`, `sampling/`, `decode/`, joined in
-`pipeline.py`. The names below are imported when they are first used (PEP 562), so that importing the package loads
-nothing heavy.
+The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 of docs/model.md.
+
+    config.py        sizes of the networks, released variants
+    settings.py      everything that decides the pixels of one clip
+    checkpoint/      files and folders -> filled networks
+    conditioning.py  still, fps, motion bucket, augmentation -> what the network is told
+    sinusoid.py      the one embedding of numbers
+    model/           the networks: UNet, autoencoder, CLIP image encoder
+    kernels/         fused operations: a torch expression, a Triton kernel, the choice between them
+    sampling/        schedules, preconditioning, guidance, samplers
+    motion/          control over motion and length: wrappers of a denoiser
+    decode/          exact decoding and encoding in little memory
+    media/           pictures in, clips out: files, sizes, colours, watermark
+    pipeline.py      all of the above joined: `load_checkpoint`, `StableVideo.animate`
+    controls.py      the pipeline with the methods of motion/
+    planning.py      memory and way of a render, before it runs
+    meter.py         counts the memory of a calculation on the meta device
+    device_memory.py free memory of a device and of the host
+    recipe.py        what made a clip, stored in its file
+    measure/         motion, flicker and drift of a clip, from its pixels
+    cli/             `python -m svd_core`
+    demo/            a small model, trained by training/
+    errors.py        errors in one line, for people
+    strict_json.py   JSON into frozen dataclasses
+
+The public names below are imported when they are first used (PEP 562), so that importing the package loads nothing
+heavy.
 """
 
 __version__ = "0.1.0"
@@ -10,37 +34,26 @@ __version__ = "0.1.0"
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .checkpoint import inspect_checkpoint
-    from .conditioning import Conditioning, MicroConditioning
-    from .config import VARIANTS, ModelConfig
-    from .controls import Controls, render_controlled
-    from .errors import CheckpointError, InputError, OutputError, StableVideoError
-    from .pipeline import Clip, Progress, StableVideo, load_checkpoint
-    from .sampling import align_your_steps_sigmas, edm_sigmas, linear_guidance
-    from .settings import Settings
-
-__all__ = [
-    "VARIANTS",
-    "CheckpointError",
-    "Clip",
-    "Conditioning",
-    "Controls",
-    "InputError",
-    "MicroConditioning",
-    "ModelConfig",
-    "OutputError",
-    "Progress",
-    "Settings",
-    "StableVideo",
-    "StableVideoError",
-    "align_your_steps_sigmas",
-    "edm_sigmas",
-    "inspect_checkpoint",
-    "linear_guidance",
-    "load_checkpoint",
-    "render_controlled",
-]
+if TYPE_CHECKING:  # the same names for type checkers and editors; `X as X` marks a name as public
+    from .checkpoint import inspect_checkpoint as inspect_checkpoint
+    from .conditioning import Conditioning as Conditioning
+    from .conditioning import MicroConditioning as MicroConditioning
+    from .config import VARIANTS as VARIANTS
+    from .config import ModelConfig as ModelConfig
+    from .controls import Controls as Controls
+    from .controls import render_controlled as render_controlled
+    from .errors import CheckpointError as CheckpointError
+    from .errors import InputError as InputError
+    from .errors import OutputError as OutputError
+    from .errors import StableVideoError as StableVideoError
+    from .pipeline import Clip as Clip
+    from .pipeline import Progress as Progress
+    from .pipeline import StableVideo as StableVideo
+    from .pipeline import load_checkpoint as load_checkpoint
+    from .sampling import align_your_steps_sigmas as align_your_steps_sigmas
+    from .sampling import edm_sigmas as edm_sigmas
+    from .sampling import linear_guidance as linear_guidance
+    from .settings import Settings as Settings
 
 _HOMES = {
     "VARIANTS": "config",
@@ -63,7 +76,9 @@ _HOMES = {
     "load_checkpoint": "pipeline",
     "render_controlled": "controls",
 }
-"""Which module each public name comes from."""
+"""Public name -> its module; `__all__`, `__dir__` and `__getattr__` read this table."""
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

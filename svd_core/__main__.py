@@ -8,8 +8,8 @@ from .cli import BY_SIGNAL, main
 
 if __name__ == "__main__":
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt but Python's own end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only Python's own shutdown is left to interrupt
     if code > BY_SIGNAL:
         sys.stderr.flush()
-        os._exit(code)  # Python would end with the signal's status if it came while a library ran `exec`
+        os._exit(code)  # Python would exit with the signal's status if it arrived during a library's `exec`
     raise SystemExit(code)

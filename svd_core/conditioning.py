@@ -1,4 +1,4 @@
-"""What the network is told about the clip: the still, and three numbers about how the clip should move (spec 4)."""
+"""Conditioning of the network: the still, and three numbers that say how the clip should move (spec 4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINED_MOTION_BUCKET = 255
 """The highest motion bucket seen in training (spec 8.1)."""
 
 TRAINED_FPS = (6, 31)
-"""Slowest and fastest playback that the reference takes without a warning: fps_id 5 to 30 (spec 6)."""
+"""Slowest and fastest playback that the reference accepts without a warning: fps_id 5 to 30 (spec 6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class MicroConditioning:
     """Three numbers about the clip: fps, frames per second as played (at least 1); motion_bucket, 0 to 1023, higher
     moves more; augmentation, standard deviation (0 to 10) of the noise on the still, on the [-1, 1] scale.
 
-    Raises InputError for what is no number, and for a number outside its range.
+    Raises InputError for a value that is not a number or is out of range.
     """
 
     fps: float = 7
@@ -59,8 +59,8 @@ class MicroConditioning:
     def vector(self, width: int = 768) -> Tensor:
         """(1, width) float32: the sinusoids of (fps - 1, motion_bucket, augmentation), a third of the width each.
 
-        The network was trained on fps - 1, which is subtracted here and nowhere else. Raises InputError where three
-        does not divide the width.
+        The network was trained on fps - 1; the subtraction happens only here. Raises InputError unless the width is a
+        multiple of 3.
         """
         if width < 1 or width % 3:
             raise InputError(f"a vector of width {width} has no room for three equal parts: use a multiple of 3")
@@ -69,17 +69,17 @@ class MicroConditioning:
 
 
 def _is_number(value: object) -> bool:
-    """One of Python's, NumPy's or torch's; a word of digits is none."""
+    """True for a Python, NumPy or 0-d torch number; a numeric string does not count."""
     return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
-    """What one forward pass is conditioned on, a row for each of B clips (or of N frames, after `repeat_frames`).
+    """Conditioning of one forward pass, one row for each of B clips (or of N frames, after `repeat_frames`).
 
     context (B, L, D) is the still's embedding, L = 1 in released models; first (B, 4, h, w) the still's latent,
-    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning, or (B, T, V) where it changes
-    from frame to frame. Raises InputError where ranks or rows disagree.
+    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning, or (B, T, V) if it changes
+    from frame to frame. Raises InputError if ranks or rows disagree.
     """
 
     context: Tensor
@@ -98,24 +98,24 @@ class Conditioning:
         return self.first.shape[0]
 
     def unconditional(self) -> Conditioning:
-        """The same clip without its still: context and first are zero, the vector stays (spec 4)."""
+        """The conditioning without the still: context and first are zero, the vector is kept (spec 4)."""
         return Conditioning(torch.zeros_like(self.context), torch.zeros_like(self.first), self.vector)
 
     def followed_by(self, other: Conditioning) -> Conditioning:
-        """The rows of this one, then those of the other."""
+        """This conditioning's rows followed by the other's."""
         pairs = ((self.context, other.context), (self.first, other.first), (self.vector, other.vector))
         return Conditioning(*(torch.cat(pair) for pair in pairs))
 
     def repeat_frames(self, num_frames: int) -> Conditioning:
         """B rows -> N = B * T rows, frame-major: all frames of the first clip, then those of the next.
 
-        Raises InputError where the vector has a row a frame and these are not num_frames.
+        Raises InputError if the vector has one row per frame and their number is not num_frames.
         """
         context, first = (tensor.repeat_interleave(num_frames, dim=0) for tensor in (self.context, self.first))
         return Conditioning(context, first, self._vector_of_frames(num_frames))
 
     def _vector_of_frames(self, num_frames: int) -> Tensor:
-        """(B * T, V)."""
+        """The vector repeated or flattened to one row per frame, (B * T, V)."""
         if self.vector.ndim == 2:
             return self.vector.repeat_interleave(num_frames, dim=0)
         if self.vector.shape[1] != num_frames:
@@ -125,13 +125,13 @@ class Conditioning:
         return self.vector.flatten(0, 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """All three tensors on another device, in another dtype, or both."""
+        """All three tensors moved to a device, converted to a dtype, or both."""
         tensors = (self.context, self.first, self.vector)
         return Conditioning(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
 
 
 def seeded_generator(seed: int) -> torch.Generator:
-    """A generator on the CPU. Raises InputError for a seed that is not whole, or outside -2**63 to 2**64 - 1."""
+    """A CPU generator. Raises InputError for a seed that is not an integer from -2**63 to 2**64 - 1."""
     if not is_whole(seed):
         raise InputError(f"seed {seed!r} is not a whole number: choose one from 0 to {2**64 - 1}")
     seed = operator.index(seed)
@@ -143,8 +143,8 @@ def seeded_generator(seed: int) -> torch.Generator:
 def draw_noise(shape: Sequence[int], source: int | torch.Generator) -> Tensor:
     """Unit normal noise, float32, from a seed (-2**63 to 2**64 - 1) or the next draw of a generator.
 
-    Always drawn on the CPU, so that one seed means the same clip on every device. Raises InputError for another
-    device's generator and for a seed out of range.
+    Always drawn on the CPU, so that a seed gives the same clip on every device. Raises InputError for a generator of
+    another device and for a seed out of range.
     """
     generator = source if isinstance(source, torch.Generator) else seeded_generator(source)
     if generator.device.type != "cpu":
@@ -155,7 +155,7 @@ def draw_noise(shape: Sequence[int], source: int | torch.Generator) -> Tensor:
 def augment(pixels: Tensor, amount: float, noise: Tensor) -> Tensor:
     """pixels (n, 3, H, W) in [-1, 1] plus `amount` standard deviations of unit noise of the same shape; not clamped.
 
-    Raises InputError where the shapes differ.
+    Raises InputError if the shapes differ.
     """
     if noise.shape != pixels.shape:
         given = f"noise of shape {tuple(noise.shape)} for pixels of shape {tuple(pixels.shape)}"
@@ -164,9 +164,9 @@ def augment(pixels: Tensor, amount: float, noise: Tensor) -> Tensor:
 
 
 def warnings_for(micro: MicroConditioning, height: int, width: int, trained: Variant = VARIANTS["svd"]) -> list[str]:
-    """Advice, one sentence each, about settings that the models were not trained on (spec 6); empty if there is none.
+    """Warnings, one sentence each, about settings outside what the models were trained on (spec 6); may be empty.
 
-    height and width in pixels; upright and wide pictures of the size that `trained` names are both fine.
+    height and width are in pixels; the size in `trained` is accepted in portrait and in landscape orientation.
     """
     slowest, fastest = TRAINED_FPS
     advice = {

@@ -1,7 +1,7 @@
-"""What a Stable Video Diffusion model looks like: frozen configurations and the table of released variants.
+"""Model configurations as frozen dataclasses, and the table of released variants.
 
-The defaults are the released models (spec 1.1, 2.1, 3). A small model differs only in these numbers; everything else
-in the package reads them from here.
+The defaults describe the released models (spec 1.1, 2.1, 3). A small model differs only in these numbers, which the
+rest of the package reads from here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LATENT_SCALE = 0.18215
 
 LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8
-"""Edge of the square of pixels that one latent cell stands for."""
+"""Pixels along each side of one latent cell."""
 
 GROUPS = 32
 """Groups of every GroupNorm (spec 1.6)."""
@@ -22,8 +22,8 @@ EMBEDDING_WIDTH_FACTOR = 4
 """Width of the time and vector embedding, in units of the model's channels (spec 1.2)."""
 
 JOINT_GUIDANCE_CELLS = 2**15
-"""Latent cells (frames x height x width) up to which both guidance branches share one pass. They give the same result
-either way; above this the kernels are full and a joint pass only doubles the memory (performance notes 2.5)."""
+"""Latent cells (frames x height x width) up to which both guidance branches share one pass. The result is the same
+either way; above this the GPU is saturated and a joint pass only doubles the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class UNetConfig:
 
 @dataclass(frozen=True, slots=True)
 class VAEConfig:
-    """The f8 autoencoder (spec 2). `temporal` tells the video decoder from the frame-wise image decoder."""
+    """The f8 autoencoder (spec 2). `temporal` selects the video decoder over the frame-wise image decoder."""
 
     channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -84,8 +84,8 @@ class CLIPVisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What shapes cannot say about a released model: how many frames it was trained on and how it is meant to be run
-    (spec 6)."""
+    """What tensor shapes do not reveal about a released model: its trained number of frames and its recommended
+    settings (spec 6)."""
 
     name: str
     frames: int

@@ -1,8 +1,8 @@
-"""Clips with control over what moves, where and for how long: the pipeline with the methods of `motion` in it.
+"""Clips with control over what moves, where and for how long: the pipeline combined with the methods of `motion`.
 
     clip = render_controlled(svd, picture, Settings(seed=3), Controls(brush=mask, unstick=0.5))
 
-Controls can be combined, with two exceptions that are named when they are met.
+Most controls can be combined; an InputError explains those that cannot.
 """
 
 from __future__ import annotations
@@ -58,20 +58,21 @@ from .sampling import Sampler, noisy_start
 from .settings import Settings
 
 Curve = float | Sequence[float] | Sequence[tuple[float, float]]
-"""What `motion.curve_values` takes."""
+"""The input of `motion.curve_values`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Controls:
     """What to control; the defaults control nothing.
 
-    brush: mask (H, W) or (T, H, W) in [0, 1] at the clip's size, 0 is still; feather: pixels over which the clip rises
-    beside still ones. end: the picture to end on, of the size of the first. loop: end on the first picture and drop its
-    repetition, which leaves a frame less. sequential: reach the end in turns (ViBiDSampler) instead of blending (TRF).
-    window: frames of the windows that a clip longer than the model's own is made in, one after the other; 0 takes the
-    model's number. fused: windows that share `overlap` frames, 0 is half of them, blended at every step instead.
-    colour_hold: 0 to 1. continued: a clip (T, H, W, 3) in [0, 1] to go on from, whose last frame begins the new one, or
-    as many as `overlap` if fused. unstick: strength 0 to 1. guidance, motion_bucket, augmentation: curves.
+    brush: mask (H, W) or (T, H, W) in [0, 1] at the clip's size, 0 is still. feather: pixels over which the clip fades
+    in next to still regions. end: the picture to end on, of the clip's size. loop: end on the first picture and drop
+    its repetition, which leaves one frame less. sequential: alternate between both ends (ViBiDSampler) instead of
+    blending (TRF). window: frames per window for clips longer than the model's own, made one window after the other; 0
+    is the model's number. fused: instead blend windows that share `overlap` frames (0: half a window) at every step.
+    colour_hold: 0 to 1, how firmly windows keep the first frame's colours. continued: a clip (T, H, W, 3) in [0, 1] to
+    continue, whose last frame (or last `overlap` frames if fused) begins the new one. unstick: strength 0 to 1.
+    guidance, motion_bucket, augmentation: curves.
     """
 
     brush: Any | None = None
@@ -120,8 +121,8 @@ def render_controlled(
     budget: int | None = None,
     callback: ProgressFn | None = None,
 ) -> Clip:
-    """`StableVideo.render` under controls; without any, the same bits. Raises InputError for controls that do not fit
-    the clip, before any network runs where that can be known."""
+    """`StableVideo.render` with controls; without any, the same bits. Raises InputError for controls that do not fit
+    the clip, if possible before any network runs."""
     report = callback or (lambda _: None)
     shot = _Shot.of(svd, image, settings, controls)
     size = (shot.settings.frames - controls.loop, shot.settings.height, shot.settings.width)
@@ -140,7 +141,7 @@ def render_controlled(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shot:
-    """One clip being made: what was asked for, checked, with every default filled in."""
+    """One clip being made: the request, checked, with every default filled in."""
 
     svd: StableVideo
     controls: Controls
@@ -236,14 +237,14 @@ class _Shot:
         return sample_sequential if self.controls.sequential and self.controls.bounded else self.settings.sampler
 
     def _encoded(self, pixels: Tensor) -> Tensor:
-        """Pictures (n, 3, H, W) in [-1, 1] -> clean latents in sampler units, on the CPU."""
+        """Encode pictures (n, 3, H, W) in [-1, 1] -> clean latents in sampler units, on the CPU."""
         with torch.inference_mode():
             return torch.cat(
                 [self.svd.vae.encode(one.to(self.svd.device)).float().cpu() for one in pixels.split(1)]
             ) * (LATENT_SCALE)
 
     def _wraps(self, cond: Conditioning, still: Tensor) -> list[Wrap]:
-        """From the inside out."""
+        """The denoiser wrappers to apply, innermost first."""
         made = []
         if self.controls.bounded:
             made.append(self._between(cond, still))
@@ -284,7 +285,7 @@ def _all(wraps: Sequence[Wrap]) -> Wrap:
 
 
 def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
-    """Checked against the clip's length."""
+    """The windows, checked against the clip's length; None without `window`."""
     if controls.window is None:
         return None
     length = controls.window or trained
@@ -294,19 +295,19 @@ def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
 
 
 def _guidance(controls: Controls, settings: Settings, frames: int) -> Tensor:
-    """(frames,) for as many as the network sees at once."""
+    """Guidance scales (frames,), where frames is the number that the network sees at once."""
     if controls.guidance is not None:
         return curve_values(controls.guidance, frames)
     return plan_sampling(dataclasses.replace(settings, frames=frames)).guidance
 
 
 def _end_pixels(svd: StableVideo, controls: Controls, settings: Settings) -> Tensor | None:
-    """The end picture (1, 3, H, W). Raises InputError where it would have to be fitted, unlike the first."""
+    """The end picture (1, 3, H, W), or None. Raises InputError unless it already has the clip's size."""
     return None if controls.end is None else _of_its_size(svd, "the end picture", controls.end, settings)
 
 
 def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, windows: Windows | None) -> Tensor | None:
-    """The frames (n, 3, H, W) of a clip to go on from that the first window holds."""
+    """The frames (n, 3, H, W) of the clip to continue that the first window starts with, or None."""
     if controls.continued is None:
         return None
     frames = _array("the clip to go on from", controls.continued)
@@ -319,12 +320,12 @@ def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, wind
 def _array(name: str, given: Any) -> np.ndarray:
     try:
         return np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors of a device
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
         raise InputError(f"{name} is no array ({type(given).__name__}): give one of NumPy") from error
 
 
 def _of_its_size(svd: StableVideo, name: str, picture: Any, settings: Settings) -> Tensor:
-    """A picture (1, 3, H, W) that needs no fitting."""
+    """A picture (1, 3, H, W) in [-1, 1]. Raises InputError unless it has the clip's size."""
     shape = _array(name, picture).shape
     if shape[:2] != (settings.height, settings.width):
         given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"

@@ -1,4 +1,4 @@
-"""Errors meant for people: one line that says what was given, what was needed, and what to do."""
+"""Errors with user-facing messages: one line that says what was given, what was needed and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class StableVideoError(ValueError):
     """Base of every error this package raises on purpose. The command line prints it and exits with code 2.
 
-    Its message is one line, and holds nothing that a terminal would obey, whatever names a file put into it."""
+    Its message is one line without control characters, even when it quotes names from a file."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -30,11 +30,11 @@ class OutputError(StableVideoError):
 
 
 MOST_CHARACTERS = 2000
-"""Of a message: more comes from a file that puts a novel where a name should be."""
+"""Length at which messages are cut; only absurdly long names from a file make longer ones."""
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes such as \\x1b for what cannot be shown, and cut where it is endless."""
+    """The text on one line, with unprintable characters escaped (such as \\x1b), cut after MOST_CHARACTERS."""
     line = " ".join(text.splitlines())
     line = line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}..."
     if line.isprintable():
@@ -43,21 +43,21 @@ def printable(text: str) -> str:
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch's allocators say where there is no class to tell: on a GPU, on the CPU, and on the CPU of Windows."""
+"""Messages of torch's allocators that have no exception class of their own: GPU, CPU, and CPU on Windows."""
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the host, could not give memory: by the class that CUDA has for it, or in words."""
+    """Whether a device or the host ran out of memory, judged by the exception's class (CUDA) or its message."""
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class PrecisionWarning(UserWarning):
-    """Something was worked out again in higher precision: the result is right and took longer."""
+    """Something was recomputed in higher precision: the result is right but took longer."""
 
 
 @contextmanager
 def precision_notices(tell: Callable[[str], object]) -> Iterator[None]:
-    """While entered, our own warnings go to `tell`, each time; others go where they went."""
+    """Send every PrecisionWarning to `tell`, repeats included, while entered; other warnings are unaffected."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 

@@ -1,4 +1,4 @@
-"""Counts the memory of a calculation without doing it: the real code on torch's meta device."""
+"""Counts the memory of a computation without performing it, by running the real code on torch's meta device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors alive at once, of those that are made while it is entered. `network` was there
-    before, and views of its weights are none of them. `counting` False leaves out what is made. More than `limit`
-    bytes at once is a torch.OutOfMemoryError, as from a device of that size."""
+    """Counts the live bytes of tensors created while entered, now and at the peak. Views of the weights of `network`,
+    which existed before, are not counted, nor are tensors created while `counting` is False. Exceeding `limit` bytes
+    raises torch.OutOfMemoryError, as a device of that size would."""
 
     def __init__(self, network: nn.Module | None = None) -> None:
         super().__init__()

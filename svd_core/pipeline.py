@@ -1,4 +1,4 @@
-"""From a picture to a clip, without any host: checkpoint -> conditioning -> sampling -> decode."""
+"""The pipeline from a picture to a clip, without any host: checkpoint -> conditioning -> sampling -> decode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint import load_modules
 from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
 from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
-from .decode.places import free_bytes, has_own_memory, release_unused, spare_bytes
+from .device_memory import free_bytes, has_own_memory, release_unused, spare_bytes
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
 from .model.attention_kinds import attention_named
@@ -74,11 +74,11 @@ ProgressFn = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A finished clip and everything that decided it.
+    """A finished clip and everything that determined it.
 
     frames (T, H, W, 3) float32 in [0, 1]; latents (T, 4, h, w) float32 in sampler units; settings with every default
-    filled in; sigmas as sampled; fit_report says in words what was done to the picture's size, reuse_report what was
-    approximated, "" where nothing was.
+    filled in; sigmas as sampled; fit_report says in words how the picture was resized, reuse_report what was
+    approximated ("" if nothing was).
     """
 
     frames: np.ndarray
@@ -91,7 +91,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class StableVideo:
-    """A loaded model. Its parts are ordinary modules; the methods join them in the reference's order (spec 0)."""
+    """A loaded model. Its parts are ordinary modules, which the methods run in the reference's order (spec 0)."""
 
     config: ModelConfig
     unet: VideoUNet
@@ -100,7 +100,7 @@ class StableVideo:
     device: torch.device
     dtype: torch.dtype
     variant_note: str = ""
-    """One sentence where the checkpoint does not say which variant it is, and one was assumed."""
+    """One sentence if the variant had to be assumed or the caller overrode the checkpoint's; else empty."""
 
     @torch.inference_mode()
     def condition(
@@ -114,11 +114,11 @@ class StableVideo:
         *,
         budget: int | None = None,
     ) -> Conditioning:
-        """Embed stills: pixels (B, 3, H, W) in [-1, 1], H and W multiples of 8, one still a clip (spec 4).
+        """Embed stills: pixels (B, 3, H, W) in [-1, 1], H and W multiples of 8, one still per clip (spec 4).
 
         `augmentation` is the standard deviation of the pixel noise, on the [-1, 1] scale; `noise` (B, 3, H, W), unit
-        normal, wins over `seed`. CLIP sees the clean still, the autoencoder the noisy one. `budget` (bytes) bounds the
-        encoder's memory and changes no bit. Raises InputError for settings or sizes out of range.
+        normal, takes precedence over `seed`. CLIP sees the clean still, the autoencoder the noisy one. `budget` (bytes)
+        bounds the encoder's memory and changes no bit. Raises InputError for settings or sizes out of range.
         """
         micro = MicroConditioning(fps, motion_bucket, augmentation)
         noise = draw_noise(pixels.shape, seed) if noise is None else noise
@@ -130,13 +130,13 @@ class StableVideo:
         return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
 
     def _free_for_encoding(self, stills: Tensor) -> int | None:
-        """What is free is an estimate, which is no reason to refuse: never less than the leanest way takes."""
+        """The encoder's budget. Free memory is only an estimate, so it never drops below the leanest plan."""
         spare = spare_bytes(self.device)
         return spare and max(spare, self.vae.least_encode_plan(stills.shape, self.device).device_bytes)
 
     def _chunk_that_fits(self, shape: tuple[int, ...], circular: bool) -> int | None:
-        """How much a decode of one clip's latents (T, 4, h, w) may keep of what is free in the host's memory, for a
-        device that works there. A chunk and no budget, for what is decoded again in float32 needs more than any."""
+        """The chunk that fits the host's free memory when decoding latents (T, 4, h, w); None for a device with its own
+        memory. A chunk rather than a budget, which decoding again in float32 after an overflow could exceed."""
         spare = None if has_own_memory(self.device) else spare_bytes(self.device)
         if spare is None:
             return None
@@ -156,7 +156,7 @@ class StableVideo:
     ) -> Tensor:
         """Turn unit-normal noise (B * T, 4, h, w) into latents of the same shape, float32, in sampler units.
 
-        As `sample_from`, which says what else there is and what is raised, from noise scaled as the reference does.
+        Scales the noise as the reference does, then calls `sample_from`; see there for `how` and for what is raised.
         """
         check_sigmas(sigmas, may_rise=True)
         start = noisy_start(noise.to(self.device), sigmas)
@@ -183,16 +183,16 @@ class StableVideo:
     ) -> Tensor:
         """Sample from a state x (B * T, 4, h, w) at the level sigmas[0], in sampler units; it stays on its device.
 
-        sigmas (n + 1,) decreasing to 0, or to where it stops early; guidance (T,) is one scale a frame; `sampler` is an
-        entry of `SAMPLERS` or a function like those, k-diffusion's among them; `seed` feeds samplers that take their
-        noise from a `noise_sampler`; `joint` decides whether both guidance branches share a pass, which changes memory
-        and, up to rounding, not the result; `stream_weights`: whether the UNet's weights visit the device layer by
-        layer, None that they do where they were left on the host; `wrap` makes another denoiser of this one
-        (`svd_core.motion`); `split` runs one branch here and the other in another process, with the bits that `joint`
-        False has; `reuse` approximates; `options` are the sampler's, `callback` k-diffusion's.
+        sigmas (n + 1,): decreasing to 0, or to the level at which to stop. guidance (T,): one scale per frame.
+        sampler: an entry of `SAMPLERS` or a function with their signature, such as k-diffusion's. seed: for samplers
+        that take a `noise_sampler`. joint: whether both guidance branches share a pass, which changes memory and, up to
+        rounding, not the result. stream_weights: whether the UNet's weights visit the device layer by layer; None means
+        only if they were left on the host. wrap: replaces the denoiser by another (`svd_core.motion`). split: runs one
+        branch here and the other in another process, with the same bits as `joint` False. reuse: approximates.
+        callback: as in k-diffusion. options: passed to the sampler.
 
-        Where the device's memory runs out, the weights leave it and sampling goes on from where it was, with the same
-        bits. Raises InputError when that is not enough, for an unknown sampler and for tensors that do not fit.
+        If the device runs out of memory, its UNet weights are moved to the host and sampling continues with the same
+        bits. Raises InputError if that is not enough, for an unknown sampler and for tensors that do not fit.
         """
         _check_sampling(x, cond, sigmas, guidance, sampler)
         run = sampler_named(sampler) if isinstance(sampler, str) else sampler
@@ -206,7 +206,7 @@ class StableVideo:
 
     @contextmanager
     def _lasting(self, denoise: GuidedDenoiser, stream_weights: bool | None) -> Iterator[SteppingDown]:
-        """The denoiser with the weights at hand, which goes on where memory runs out."""
+        """The denoiser with its weights available and recovery from running out of memory."""
         visit = not self._unet_is_there if stream_weights is None else stream_weights
         with ExitStack() as stack:
             stack.enter_context(self._weights_at_hand(visit))
@@ -222,7 +222,7 @@ class StableVideo:
         return visiting(self.unet.layers(), self.device) if visit else nullcontext()
 
     def _leaner(self, stack: ExitStack, visit: bool) -> Iterator[None]:
-        """Takes one thing after another off a device whose memory has run out; none of them changes a bit."""
+        """Free more device memory at each step, after memory ran out; no step changes a bit."""
         release_unused(self.device)
         yield
         if has_own_memory(self.device) and not visit:
@@ -233,12 +233,11 @@ class StableVideo:
     def plan(
         self, frames: int, width: int, height: int, memory: int | None = None, *, reuse: bool = False
     ) -> Plan | None:
-        """How a clip of this size would run in `memory` bytes of the device, the model's weights among them; `reuse`
-        where features are kept between steps.
+        """How a clip of this size would run in `memory` bytes of the device, model weights included; `reuse` says
+        whether features are kept between steps.
 
-        None for `memory` takes what is free, and where even the leanest way asks for more, the leanest; on a device
-        that shares the host's memory, it plans nothing and returns None. Raises InputError for a `memory` that is given
-        and not enough.
+        `memory` None plans for the free memory, falling back to the leanest plan if none fits; it returns None on a
+        device other than CUDA. Raises InputError if a given `memory` is not enough.
         """
         weights = stored_as(self.unet)
         job = Job(self.config, frames, width, height, self.dtype, self.device, reuse, weights)
@@ -261,12 +260,12 @@ class StableVideo:
         circular: bool = False,
         callback: ProgressFn | None = None,
     ) -> np.ndarray:
-        """latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular where the clip
-        is a loop.
+        """Decode latents (T, 4, h, w) of one clip, in sampler units -> (T, H, W, 3) float32 in [0, 1]; circular for a
+        loop.
 
-        The same bits for every chunk and budget. Without either, what is free decides: of a device with memory of its
-        own it is the budget, of the host's memory an estimate, below which the least that works is taken. Raises
-        InputError naming the frames where latents are not finite.
+        Chunk and budget change no bit. Without either, free memory decides: on CUDA it is the budget; for a device that
+        shares the host's memory it is only an estimate, so the leanest plan is always allowed. Raises InputError naming
+        the frames of latents that are not finite.
         """
         _check_finite(latents)
         report = callback or _silent
@@ -282,8 +281,8 @@ class StableVideo:
     def check_decode(
         self, size: tuple[int, int, int], chunk: int | None, budget: int | None, circular: bool = False
     ) -> None:
-        """Raise InputError for a chunk or budget with which `decode_latents` would refuse a clip of (T, H, W) pixels,
-        before all the work that comes first."""
+        """Raise InputError if `decode_latents` would reject the chunk or budget for a clip of (T, H, W) pixels; called
+        before the expensive work."""
         frames, *sides = size
         shape = (frames, LATENT_CHANNELS, *(side // PIXELS_PER_LATENT for side in sides))
         self.vae.decode_plan(shape, frames, self.device, chunk, budget, circular=circular)
@@ -301,11 +300,11 @@ class StableVideo:
         callback: ProgressFn | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """A picture in, (T, H, W, 3) float32 frames in [0, 1] out.
+        """Animate a picture -> (T, H, W, 3) float32 frames in [0, 1].
 
         `image` is a PIL image or an array (H, W, 3), uint8 or float in [0, 1]; `settings` are the fields of `Settings`,
-        whose None means the variant's own default. `chunk` (frames) and `budget` (bytes) bound the decoder's memory,
-        `memory` (bytes) that of the whole render, weights included, as `plan` says; none of them changes a pixel.
+        in which None means the variant's own default. `chunk` (frames) and `budget` (bytes) bound the decoder's memory,
+        `memory` (bytes) that of the whole render, weights included (see `plan`); none of them changes a pixel.
         """
         chosen = Settings(frames=frames, steps=steps, seed=seed, **settings)
         return self.render(image, chosen, chunk=chunk, budget=budget, memory=memory, callback=callback).frames
@@ -322,9 +321,9 @@ class StableVideo:
         joint: bool | None = None,
         split: GuidanceSplit | None = None,
     ) -> Clip:
-        """`animate`, keeping the latents and every resolved setting for a recipe; joint and split as in `sample`.
+        """`animate`, but also returns the latents and all resolved settings; joint and split as in `sample_from`.
 
-        Of two processes, only the one that leads decodes: the other's frames are empty, (0, H, W, 3).
+        With `split`, only the leading process decodes; the other's frames are empty, (0, H, W, 3).
         """
         report = callback or _silent
         settings = settings.for_variant(self.config.variant)
@@ -359,7 +358,7 @@ class StableVideo:
         report: ProgressFn,
         how: dict[str, Any],
     ) -> Tensor:
-        """`sample` as the settings and `how` say; (T, 4, h, w) on the CPU."""
+        """`sample` with the options from the settings and `how` -> (T, 4, h, w) on the CPU."""
         steps = len(plan.sigmas) - 1
         report(Progress("sample", 0, steps))
 
@@ -371,8 +370,8 @@ class StableVideo:
         return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
 
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
-        """A picture, as `animate` takes it, at the size of the clip, (H, W, 3) float32 in [0, 1]; the settings with
-        that size; and in words what was done to it."""
+        """Fit a picture, as `animate` takes it, to the size of the clip. Returns it as (H, W, 3) float32 in [0, 1], the
+        settings with that size, and a sentence on what was done."""
         array = as_image(image, settings.background)
         width, height = default_size(array, self.config.variant)
         width, height = round_size(settings.width or width, settings.height or height)
@@ -381,7 +380,7 @@ class StableVideo:
 
 
 NETWORK_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
-"""What networks compute in."""
+"""Dtypes that the networks can compute in."""
 
 
 def load_checkpoint(
@@ -394,17 +393,18 @@ def load_checkpoint(
     attention: AttentionName = "auto",
     weights: WeightsName = "whole",
 ) -> StableVideo:
-    """Open an official single file or a diffusers folder.
+    """Load an official single file or a diffusers folder.
 
-    `stream_weights` leaves the UNet's weights in the host's memory, from where they visit the device layer by layer:
-    the same bits, slower, in some 2.5 GiB less (in 16 bits). `attention` "sage" (quantised) or "flash3" (rounding)
-    gives the UNet's long sequences on a CUDA device to that package; InputError where it is not installed. `weights`
-    "int8" (quantised) keeps the UNet's matrices in eight bits, half the memory of 16, and is slower; "fp8" (quantised)
-    multiplies floats of eight bits in its transformers, for CUDA devices from capability 8.9 on and slower elsewhere.
-    `variant` names an entry of `VARIANTS` where the file cannot say whether it is the 14 or the 25 frame model. Raises
-    CheckpointError, in one line, for anything that is not a usable Stable Video Diffusion checkpoint, and InputError
-    for weights that are not known, "fp8" on a device that has no such numbers, a device that is not there and a dtype
-    that networks do not compute in.
+    stream_weights: leave the UNet's weights in host memory and copy them to the device layer by layer; the same bits,
+    slower, about 2.5 GiB less device memory (in 16 bits). attention: "sage" (quantised) or "flash3" (differs by
+    rounding) runs the UNet's long sequences on a CUDA device with that package. weights: "int8" (quantised) stores the
+    UNet's matrices in 8 bits, which halves the memory of 16 bits and is slower; "fp8" (quantised) multiplies 8-bit
+    floats in its transformers, meant for CUDA devices of capability 8.9 or higher and slower elsewhere. variant: an
+    entry of `VARIANTS`, for files that do not say whether they are the 14 or the 25 frame model.
+
+    Raises CheckpointError for anything that is not a usable Stable Video Diffusion checkpoint, and InputError for an
+    attention package that is not installed, unknown weights, "fp8" on a device without such floats, a missing device
+    and an unsupported dtype.
     """
     if weights not in STORES:
         raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
@@ -427,7 +427,7 @@ def load_checkpoint(
 
 
 def known_device(device: torch.device | str) -> torch.device:
-    """The device. Raises InputError where torch does not know it or this machine does not have it."""
+    """Parse a device. Raises InputError if torch does not know it or this machine does not have it."""
     try:
         known = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -438,17 +438,19 @@ def known_device(device: torch.device | str) -> torch.device:
 
 
 def _is_there(device: torch.device) -> bool:
-    """Whether this machine has it, and numbers can be kept there. Not every kind of device can be counted."""
+    """Whether this machine has the device and can store values on it; found by trying, since not every device type can
+    be enumerated."""
     try:
         torch.empty(0, device=device)
-    except Exception:  # a backend that is not there raises what it likes
+    except Exception:  # missing backends raise various errors
         return False
     return device.type != "meta"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """What resolved settings come to: sigmas (n + 1,), guidance (T,), and what else the sampler is told."""
+    """Sampling inputs derived from resolved settings: sigmas (n + 1,), guidance (T,), its interval, and options of the
+    sampler."""
 
     sigmas: Tensor
     guidance: Tensor
@@ -457,7 +459,7 @@ class SamplingPlan:
 
 
 def plan_sampling(settings: Settings) -> SamplingPlan:
-    """Work out and check everything about sampling before any network runs. Raises InputError."""
+    """Derive and check everything about sampling before any network runs. Raises InputError."""
     sampler_named(settings.sampler)
     if settings.churn and settings.sampler not in _CHURNING:
         raise InputError(
@@ -470,32 +472,33 @@ def plan_sampling(settings: Settings) -> SamplingPlan:
 
 
 def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor, sampler: str | Sampler) -> None:
-    """Raise InputError for what the network or a sampler would stumble over. A function has schedules of its own."""
+    """Raise InputError for tensors that do not fit together. Schedules may rise only for a sampler function, which may
+    accept that."""
     check_sigmas(sigmas, may_rise=not isinstance(sampler, str))
     check_guidance(guidance)
     check_size(x, cond)
 
 
 def _added_noise(run: Sampler, seed: int, x: Tensor) -> dict[str, NoiseSampler]:
-    """What a sampler is told about the noise that it adds: nothing where its function takes no such thing."""
+    """The `noise_sampler` keyword for a sampler; empty if its function does not take one."""
     if not is_whole(seed):
         raise InputError(f"seed {seed!r} is not a whole number: give one that is not negative")
     if not _takes(run, "noise_sampler"):
         return {}
-    # Whoever drew the start's noise from the same seed must not see it again in what a sampler adds.
+    # Offset the seed so that the added noise differs from the starting noise.
     return {"noise_sampler": seeded_noise((operator.index(seed) + 1) % 2**64, x)}
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # what is compiled may not say
+    except (TypeError, ValueError):  # compiled functions may have no signature
         return True
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def sampler_named(name: str) -> Sampler:
-    """An entry of `SAMPLERS`. Raises InputError listing them where there is none of that name."""
+    """An entry of `SAMPLERS`. Raises InputError listing them for an unknown name."""
     if name not in SAMPLERS:
         raise InputError(f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
@@ -519,12 +522,12 @@ def guidance_for(settings: Settings) -> Tensor:
 
 
 def reuse_for(settings: Settings) -> FeatureReuse | None:
-    """What one run keeps between its steps, where the settings ask for it."""
+    """A feature cache for one run, or None if the settings do not ask for reuse."""
     return FeatureReuse(settings.reuse) if settings.reuse > 0 else None
 
 
 def reported(reuse: FeatureReuse | None) -> str:
-    """What was approximated, in words, after a run; what it kept is let go."""
+    """A sentence on what was approximated in a run ("" without reuse). Clears the cache."""
     if reuse is None:
         return ""
     reuse.forget()
@@ -537,7 +540,7 @@ def as_pixels(image: np.ndarray) -> Tensor:
 
 
 def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The noise on the still, like pixels, and the clip's, (T, 4, h, w): one generator on the CPU draws them in the
+    """The noise on the still, shaped like pixels, and on the clip, (T, 4, h, w), drawn by one CPU generator in the
     reference's order (spec 6)."""
     generator = seeded_generator(settings.seed)
     size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
@@ -546,7 +549,7 @@ def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _bounds(way: Plan | None, memory: int | None, budget: int | None) -> tuple[int | None, int | None]:
-    """Bytes for the encoder and for the decoder, where a memory is given."""
+    """Byte budgets of the encoder and the decoder. Without a plan or `memory`: None, and `budget` as given."""
     if way is None or memory is None:
         return None, budget
     return way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
@@ -559,7 +562,7 @@ def _clip(
 
 
 def _fits_joint(frames: int, x: Tensor) -> bool:
-    """Whether both branches of the frames that the network sees at once are few enough to share a pass."""
+    """Whether `frames` frames of x are few enough for both guidance branches to share a pass."""
     return frames * x.shape[2] * x.shape[3] <= JOINT_GUIDANCE_CELLS
 
 
@@ -573,4 +576,4 @@ def _check_finite(latents: Tensor) -> None:
 
 
 def _silent(_: Progress) -> None:
-    """Progress that nobody asked for."""
+    """The default callback: does nothing."""

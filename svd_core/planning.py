@@ -1,7 +1,7 @@
-"""What a render needs and how it would run within a given memory, worked out before anything runs.
+"""Memory planning: what a render needs and how it would run within a given memory, computed before anything runs.
 
-Sampling is counted by running the network on the meta device, encoding and decoding by `decode`. Every choice leaves
-the pixels as they are. Libraries' workspaces come on top, so a device should have about a quarter more than a plan
+The memory of sampling is counted by running the network on the meta device, that of encoding and decoding by `decode`.
+No choice changes a pixel. Library workspaces come on top, so a device should have about a quarter more than a plan
 says.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .config import JOINT_GUIDANCE_CELLS, PIXELS_PER_LATENT, ModelConfig, UNetConfig
 from .decode.pictures import EncodePlan
-from .decode.places import has_own_memory
 from .decode.plan import DecodePlan, mebibytes
+from .device_memory import has_own_memory
 from .errors import InputError
 from .meter import LiveBytes
 from .model.backend import Backend
@@ -35,12 +35,13 @@ from .settings import WeightsName
 META = torch.device("meta")
 
 MOST_BYTES_A_PIXEL = 2**10
-"""Of a clip, while it is rendered: of 25 frames of 1024x576 the released UNet holds 240 in float32."""
+"""Upper bound on the bytes held per pixel of the clip while rendering; the released UNet needs 240 in float32 for 25
+frames of 1024x576."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one clip would run, and the most bytes that the device holds in each stage, weights included."""
+    """How one clip would run, and the peak bytes on the device in each stage, weights included."""
 
     stream_weights: bool
     joint_guidance: bool
@@ -52,7 +53,7 @@ class Plan:
     decode_bytes: int
 
     def report(self) -> str:
-        """Several lines, without a line end."""
+        """The plan as several lines, without a trailing newline."""
         return "\n".join(f"{name + ':':<10}{text}" for name, text in self._rows())
 
     def _rows(self) -> Iterator[tuple[str, str]]:
@@ -69,8 +70,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be rendered, and where: `device` META stands for any that has memory of its own. `reuse` where deep
-    features are kept between steps, `weights` how the UNet's are stored."""
+    """What to render and where. `device` META stands for any device with memory of its own; `reuse` says whether deep
+    features are kept between steps, `weights` how the UNet's weights are stored."""
 
     config: ModelConfig
     frames: int
@@ -96,14 +97,14 @@ class Job:
 
     @property
     def still(self) -> tuple[int, int, int, int]:
-        """The picture as pixels, each side rounded down to whole latent cells."""
+        """Shape of the picture in pixels, each side rounded down to whole latent cells."""
         return 1, PIXEL_CHANNELS, *(PIXELS_PER_LATENT * side for side in self.size[1:])
 
 
 def plan_render(job: Job, memory: int) -> Plan:
-    """The quickest way to render a clip in `memory` bytes of the device.
+    """The fastest plan that renders a clip within `memory` bytes on the device.
 
-    Raises InputError, naming the least that works, where there is no such way.
+    Raises InputError, naming the least memory that works, if there is none.
     """
     needed = []
     for streamed in _ways(job):
@@ -117,8 +118,7 @@ def plan_render(job: Job, memory: int) -> Plan:
 
 
 def plan_or_leanest(job: Job, free: int) -> Plan:
-    """`plan_render` for memory that is only estimated, which is no reason to refuse: where even the leanest way asks
-    for more, the leanest."""
+    """`plan_render` for memory that is only an estimate: returns the leanest plan instead of raising if none fits."""
     try:
         return plan_render(job, free)
     except InputError:
@@ -127,20 +127,21 @@ def plan_or_leanest(job: Job, free: int) -> Plan:
 
 
 def least_beside_weights(job: Job, spare: int) -> int:
-    """The least bytes in which a clip is rendered beside weights that are there; 0 where they are far below `spare`,
-    which takes no time to see."""
+    """The least bytes that rendering a clip needs in addition to loaded weights; 0, without counting, if an upper bound
+    shows that they fit in `spare`."""
     if MOST_BYTES_A_PIXEL * math.prod((job.frames, job.height, job.width)) <= spare:
         return 0
     return _needed(job, False) - _resident(job, False)
 
 
 def _ways(job: Job) -> tuple[bool, ...]:
-    """Whether the UNet's weights visit, from the quickest to the leanest. A host's own memory gains nothing by it."""
+    """Values of `streamed` to try, fastest first. Streaming the UNet's weights layer by layer saves nothing on a device
+    that shares the host's memory."""
     return (False, True) if has_own_memory(job.device) else (False,)
 
 
 def _needed(job: Job, streamed: bool) -> int:
-    """The least bytes in which a way runs."""
+    """The least device memory that renders a clip, in bytes."""
     encoding = _encoder(job.config).least_encode_plan(job.still, job.device).device_bytes
     decoding = _vae(job.config, job.dtype).least_plan(job.latents, job.frames, job.device).device_bytes
     return _resident(job, streamed) + _handed_on(job) + max(encoding, _sampling(job, streamed), decoding)
@@ -157,8 +158,8 @@ def _plan(job: Job, streamed: bool, memory: int) -> Plan:
 
 
 def _handed_on(job: Job) -> int:
-    """What goes from stage to stage and what a sampler holds of it, in float32: the still twice, with and without
-    noise, and some fourteen times the latents."""
+    """Bytes passed from stage to stage and held by a sampler, in float32: the still twice, with and without noise, and
+    about fourteen times the latents."""
     still = 3 * job.width * job.height
     return torch.float32.itemsize * (2 * still + 14 * math.prod(job.latents))
 
@@ -187,7 +188,8 @@ def sample_bytes(
     streamed: bool,
     weights: WeightsName = "whole",
 ) -> int:
-    """The most bytes that one UNet pass over (frames, h, w) latent cells holds beside resident weights, counted."""
+    """Peak bytes of one UNet pass over (frames, h, w) latent cells in addition to resident weights, as counted on the
+    meta device."""
     frames, height, width = size
     rows = 2 * frames if joint else frames
     unet = _unet(config, dtype, weights).requires_grad_(False)
@@ -209,7 +211,7 @@ def sample_bytes(
 
 @cache
 def _weights(config: ModelConfig, dtype: torch.dtype, weights: WeightsName) -> tuple[int, int]:
-    """Bytes of the UNet's weights, and of the others', whose encoder is always in float32."""
+    """Bytes of the UNet's weights and of all others, among which the VAE's encoder is always float32."""
     backend = _backend(dtype)
     vae = _vae(config, dtype)
     encoder = sum(weight.numel() for weight in vae.encoder.parameters()) * (4 - dtype.itemsize)
@@ -229,7 +231,7 @@ def _vae(config: ModelConfig, dtype: torch.dtype) -> VideoVAE:
 
 
 def _encoder(config: ModelConfig) -> VideoVAE:
-    """The encoder is always in float32."""
+    """The VAE that encodes, which is always float32."""
     return _vae(config, torch.float32)
 
 
@@ -238,7 +240,7 @@ def _backend(dtype: torch.dtype) -> Backend:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What a fused attention kernel holds; torch's own would count the matrix of scores here."""
+    """Stand-in that allocates as a fused attention kernel does; torch's own would count the score matrix here."""
     return torch.empty_like(q)
 
 
@@ -247,23 +249,23 @@ def _bytes(network: nn.Module) -> int:
 
 
 def encode_in_words(plan: EncodePlan) -> str:
-    """What the device holds while encoding, for people."""
+    """User-facing description of what the device holds while encoding."""
     return "bands of the picture on the device" if plan.mode == "bands" else "the whole picture at once"
 
 
 def decode_in_words(plan: DecodePlan) -> str:
-    """What the device holds while decoding, for people."""
+    """User-facing description of what the device holds while decoding."""
     if plan.mode == "device":
         return f"the clip on the device, {plan.keep} frames of intermediate results kept"
     return "the clip on the host, " + ("a frame" if plan.mode == "host" else "bands of a frame") + " on the device"
 
 
 def gibibytes(count: int, rounded: Callable[[float], int] = math.ceil) -> str:
-    """A size for people. What is needed is rounded up, and what was given down, or both might read the same."""
+    """A user-facing size. Round needed sizes up and given sizes down, or both might read the same in a message."""
     hundredths = rounded(count / 2**30 * 100)
     return f"{hundredths / 100:.2f} GiB" if hundredths or not count else mebibytes(count, rounded)
 
 
 def _down(count: float) -> int:
-    """Rounded down, but for the fraction of a byte that 0.3 GiB and the like lost when they were made whole."""
+    """Round down, tolerating the fraction of a byte that a size such as 0.3 GiB lost when converted to an integer."""
     return math.floor(count + 1e-7)

@@ -1,4 +1,4 @@
-"""What made a clip: enough, in one frozen value, to make it again. Stored as JSON inside the clip's own file."""
+"""The recipe of a clip: all that is needed to make it again, as a frozen value stored as JSON in the clip's file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .strict_json import parse
 
 MAX_PLAYBACK_FPS = 240
 MAX_THREADS = 1024
-"""More than any machine has cores; a damaged recipe must not start a million."""
+"""More than any machine has cores; keeps a damaged recipe from starting a million threads."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -29,20 +29,20 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file (or diffusers folder) that a clip was made from: where it was, and the SHA-256 of what it held."""
+    """A file (or diffusers folder) that a clip was made from: its path and the SHA-256 of its contents."""
 
     path: str
     sha256: str
 
     @classmethod
     def of(cls, path: str | Path) -> Source:
-        """Raises InputError where the file cannot be read."""
+        """The source at `path`. Raises InputError if it cannot be read."""
         return cls(str(path), sha256_of(Path(path)))
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Of everything that takes part in the pixels or in the file's bytes."""
+    """Versions of everything that can affect the pixels or the file's bytes."""
 
     python: str
     svd_core: str
@@ -57,20 +57,20 @@ class Versions:
         return cls(python=platform.python_version(), svd_core=__version__, **libraries)
 
     def differences(self, other: Versions) -> str:
-        """In words, such as "torch 2.10.0 -> 2.11.0"; empty if there are none."""
+        """The differences as text, such as "torch 2.10.0 -> 2.11.0"; empty if there are none."""
         before, after = dataclasses.asdict(self), dataclasses.asdict(other)
         return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """settings with every default filled in; playback_fps, frames per second of the file; sigmas (n + 1), as sampled;
-    device and dtype as given to `load_checkpoint`; threads is torch's number on the CPU, where sums depend on
-    how they are split; watermark names the library that marked the frames, with its version, and is empty where none
-    did; split_guidance says that guidance ran in two processes, pass by pass; attention and weights as given to
-    `load_checkpoint`. Chunks and memory budgets never change a pixel and are not here.
+    """How a clip was made.
 
-    Fields that came later have defaults, which say what older clips were made with."""
+    settings: with every default filled in. playback_fps: frames per second of the file. sigmas (n + 1): as sampled.
+    device, dtype, attention and weights: as given to `load_checkpoint`. threads: torch's thread count; CPU sums depend
+    on how they are split. watermark: library that marked the frames, with its version; empty if none did.
+    split_guidance: whether guidance ran in two processes, one pass each. Chunks and memory budgets never change a pixel
+    and are left out. Fields added later have defaults, which describe older clips."""
 
     settings: Settings
     playback_fps: int
@@ -88,12 +88,12 @@ class Recipe:
     weights: WeightsName = "whole"
 
     def to_json(self) -> str:
-        """One line of ASCII."""
+        """The recipe as one line of ASCII JSON."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """The recipe in a JSON text from anywhere. Raises InputError for what `to_json` could not have written, and for
+        """Parse an untrusted JSON text. Raises InputError for anything `to_json` could not have written and for
         settings out of range."""
         recipe = parse(text, cls, "recipe")
         recipe.check()
@@ -113,11 +113,11 @@ class Recipe:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 in hexadecimal of a file, or of a diffusers folder: of the name, size and bytes of each .safetensors and
-    .json file in it, in the order of their names. Raises InputError where it is neither or cannot be read."""
+    .json file in it, in the order of their names. Raises InputError if it is neither or cannot be read."""
     digest = hashlib.sha256()
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is neither a file nor a folder: check the path")  # a device would never end
+            raise InputError(f"{path} is neither a file nor a folder: check the path")  # reading a device may never end
         if not path.is_dir():
             _feed(digest, path)
             return digest.hexdigest()

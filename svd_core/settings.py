@@ -1,4 +1,4 @@
-"""Every choice that decides the pixels of one clip, in one frozen value that a recipe can store."""
+"""All settings that determine the pixels of one clip, in a frozen dataclass that a recipe can store."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MAX_FRAMES = 1024
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 SIZE_MULTIPLE = 64
-"""The UNet halves the latent three times and a latent cell is eight pixels wide: 64 pixels keep every level whole."""
+"""The UNet halves the latent three times and a latent cell is 8 pixels wide, so sides must be multiples of 64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `StableVideo.animate` is asked to make. None means the variant's own default (spec 6).
+    """Settings of `StableVideo.animate`. None means the variant's own default (spec 6).
 
-    fps in frames per second, as played; motion_bucket 0-1023 (trained to 255); augmentation is the standard deviation
-    of the noise on the still, on the [-1, 1] scale; background is the colour under transparent pixels and beside a
-    padded picture; sigmas, when given, replace schedule and steps; guidance_points [(position in [0, 1], scale), ...]
-    replace curve, minimum and maximum; churn is for the Euler and Heun samplers (Karras et al. 2022); reuse is the
-    threshold of `model.reuse.FeatureReuse`, which approximates: 0 is off.
+    fps: frames per second, as played. motion_bucket: 0-1023 (trained to 255). augmentation: standard deviation of the
+    noise on the still, on the [-1, 1] scale. background: colour under transparent pixels and around a padded picture.
+    sigmas: replace schedule and steps when given. guidance_points: [(position in [0, 1], scale), ...], replace curve,
+    minimum and maximum. churn: for the Euler and Heun samplers (Karras et al. 2022). reuse: threshold of
+    `model.reuse.FeatureReuse`, which approximates; 0 is off.
     """
 
     frames: int | None = None
@@ -57,8 +57,8 @@ class Settings:
     reuse: float = 0.0
 
     def for_variant(self, variant: Variant) -> Settings:
-        """The same settings with the variant's defaults filled in, then checked, in Python's own numbers and tuples,
-        which a recipe can hold. Raises InputError."""
+        """The settings with the variant's defaults filled in, checked, and converted to Python numbers and tuples that
+        a recipe can store. Raises InputError."""
         defaults = {name: getattr(variant, name) for name in ("frames", "steps", "min_guidance", "max_guidance")}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **missing)._in_plain_numbers()
@@ -66,7 +66,7 @@ class Settings:
         return filled
 
     def _in_plain_numbers(self) -> Settings:
-        """Raises InputError for what is no number, or no list of them."""
+        """Converted to Python numbers and tuples. Raises InputError for anything but numbers and lists of them."""
         plain: dict[str, object] = {name: _whole(name, getattr(self, name)) for name in (*_WHOLE, *_MOTION)}
         plain |= {name: _number(name, getattr(self, name)) for name in _NUMBERS}
         plain["background"] = tuple(_whole("background", each) for each in _listed("background", self.background))
@@ -103,11 +103,11 @@ _WHOLE: dict[str, tuple[int, int, str]] = {
     "height": (SIZE_MULTIPLE, MAX_SIDE, _TRAINED_SIZE),
     "seed": (0, 2**64 - 1, "give a whole number that is not negative"),
 }
-"""Least, most and remedy of the settings that are whole numbers."""
+"""Minimum, maximum and remedy of each integer setting."""
 
 
 _MOTION = {"fps": "7 is usual", "motion_bucket": "127 is usual"}
-"""Settings that are whole numbers, whose range `conditioning.MicroConditioning` checks, and their remedies."""
+"""Integer settings whose range `conditioning.MicroConditioning` checks, and their remedies."""
 
 _NUMBERS = ("augmentation", "min_guidance", "max_guidance", "churn", "reuse")
 _MAY_BE_NONE = ("frames", "steps", "width", "height", "min_guidance", "max_guidance")
@@ -123,7 +123,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 def _number(name: str, value: Any) -> float | None:
-    """As it is where it is one of Python's."""
+    """The value as a float; an int, or an allowed None, is kept."""
     if type(value) in (int, float) or (value is None and name in _MAY_BE_NONE):
         return value
     try:
@@ -133,7 +133,7 @@ def _number(name: str, value: Any) -> float | None:
 
 
 def _listed(name: str, value: Any) -> Sequence[Any]:
-    """None, which stands for a default, has nothing in it."""
+    """The value as a list; None (use the default) becomes an empty list, except for background."""
     try:
         return [] if value is None and name != "background" else list(value)
     except TypeError as error:
@@ -141,7 +141,7 @@ def _listed(name: str, value: Any) -> Sequence[Any]:
 
 
 def is_whole(value: object) -> bool:
-    """Whether it may stand for a whole number: one of Python's, NumPy's or torch's."""
+    """Whether the value can be used as an integer: a Python, NumPy or torch one."""
     try:
         operator.index(value)
     except (TypeError, RuntimeError):

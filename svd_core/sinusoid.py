@@ -1,4 +1,4 @@
-"""The one sinusoid that embeds noise levels, micro-conditioning and frame numbers alike (spec 1.2)."""
+"""Sinusoidal embedding of noise levels, micro-conditioning and frame numbers (spec 1.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON from anywhere into frozen dataclasses, taking nothing on trust."""
+"""Strict parsing of untrusted JSON into frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .errors import InputError
 
 MAX_CHARACTERS = 2**20
 MAX_TEXT = 4096
-"""Longest string: a path on any system."""
+"""Longest string: enough for a path on any system."""
 
 MAX_ITEMS = 1001
-"""Longest list: the noise levels of the most steps that `Settings` takes."""
+"""Longest list: the noise levels of the largest number of steps that `Settings` accepts."""
 
 MAX_NUMBER = 2**64
 
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 def parse(text: str, kind: type[T], name: str) -> T:
-    """A JSON text as the dataclass `kind`, whose fields may be int, float, str, Literal, tuples, dataclasses, or one of
-    these or None. `name` is what errors call it.
+    """Parse a JSON text into the dataclass `kind`, whose fields may be int, float, str, Literal, tuples, dataclasses,
+    or Optional of these. `name` is what errors call it.
 
-    Raises InputError for what is not JSON, for unknown, missing or repeated fields, for values of another type (whole
-    numbers may stand for floats), and for numbers, strings and lists so large that they can only be damage.
+    Raises InputError for invalid JSON, for unknown, missing or repeated fields, for values of the wrong type (integers
+    are accepted as floats), and for numbers, strings and lists so large that the text must be damaged.
     """
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{name} is longer than {MAX_CHARACTERS} characters: give one that svd_core wrote")
@@ -49,7 +49,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _decode(value: object, kind: object, where: str) -> object:
-    """`value`, parsed JSON, as the annotated type `kind`; `where` names it in errors."""
+    """Convert parsed JSON to the annotated type `kind`; `where` names the value in errors."""
     if dataclasses.is_dataclass(kind):
         return _decode_fields(value, kind, where)
     if get_origin(kind) in (Union, types.UnionType):
@@ -101,7 +101,7 @@ def _is_modest(value: object) -> bool:
 
 
 def _may_be_a_path(text: str) -> bool:
-    """Half a surrogate pair and the zero byte are in no file's name, and the system's calls raise on them."""
+    """False for lone surrogates and null bytes, which no file name contains and on which system calls raise."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""Writes docs/bad-input.md: every bad input that a test tries, what is said, and the test's name.
+"""Write docs/bad-input.md: every bad input covered by a test, the error message, and the test's name.
 
     python tools/bad_inputs.py
 
-The table is read off the tests' source, so that it holds just what is tried. A test is listed where it expects one of
-our errors, and where it lies in tests/abuse.
+The table is extracted from the tests' source, so it lists exactly what is tested. A test is listed if it expects one of
+our errors, if its name says so (`NAMED_FOR_IT`), or if it is in tests/abuse.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ FOLDERS = ("core", "nodes", "training", "abuse")
 
 ERRORS = {"StableVideoError", "CheckpointError", "InputError", "OutputError", "PromptError", "input_error"}
 HELPERS = {"refused", "refusal"}
-"""Of the tests: they expect a refusal, and words in it."""
+"""Test helpers that expect a refusal, and words in its message."""
 
 NAMED_FOR_IT = re.compile(r"refused|skipped|_named\b|said_so|one_line|too_few")
-"""Tests that expect no exception, but are about bad input by their name."""
+"""Names of tests that are about bad input although they expect no exception."""
 
 MESSAGES = ("message", "words")
-"""Parameters that hold one, wherever it is compared."""
+"""Test parameters that hold an error message, wherever they are compared."""
 
 SAID = re.compile(r"\b(line|lines|said|message|err|told|value|last)\b")
-"""Names under which tests keep what was answered."""
+"""Variable names under which tests keep the answer."""
 
 Kind = Literal["text", "pattern", "name"]
 
 LONGEST = 110
-"""Characters of a cell."""
+"""Maximum characters of a table cell."""
 
 HEAD = """\
 # Bad input
@@ -123,7 +123,7 @@ PROMISED = (
     ("a loop of two frames", "nodes/test_motion_nodes.py", "a_loop_of_two_frames_and_of_several_clips_is_refused"),
     ("windows longer than the clip", "nodes/test_motion_nodes.py", "windows_that_do_not_fit_are_refused_in_the_node"),
 )
-"""Bad inputs that were promised to be handled, with the test that tries each: (what, file below tests, test)."""
+"""Bad inputs that must be handled, with the test of each: (what, file below tests, test)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a refusal must say: "text" itself, or the name of a parameter that holds a "pattern" or plain words."""
+    """Expected words of a refusal: kind "text" for the words themselves, "pattern" for a parameter that holds a regular
+    expression, "name" for a parameter that holds plain words."""
 
     kind: Kind
     text: str
@@ -143,7 +144,7 @@ class Word:
 
 @dataclass(slots=True)
 class Module:
-    """A test file's tree and what its names stand for."""
+    """A test file's syntax tree, and the values of its module-level names."""
 
     path: Path
     tree: ast.Module
@@ -163,14 +164,14 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """One `parametrize`: its names, and the values of each case as source."""
+    """One `parametrize`: its names, and the expressions of each case."""
 
     names: tuple[str, ...]
     cases: tuple[tuple[ast.expr, ...], ...]
 
 
 def page() -> str:
-    """The whole page."""
+    """The content of the page."""
     parts = [HEAD, _promised()]
     for folder in FOLDERS:
         for path in sorted((ROOT / "tests" / folder).glob("test_*.py")):
@@ -199,7 +200,7 @@ def is_listed(module: Module, test: ast.FunctionDef) -> bool:
 
 
 def _expectations(test: ast.FunctionDef) -> Iterator[ast.Call]:
-    """Calls that expect one of our errors."""
+    """Calls in a test that expect one of our errors."""
     for node in ast.walk(test):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
@@ -209,7 +210,7 @@ def _expectations(test: ast.FunctionDef) -> Iterator[ast.Call]:
 
 
 def rows_of(module: Module, test: ast.FunctionDef) -> list[Row]:
-    """One row for each case of the parameters that come with a message, or one for the whole test."""
+    """One row for each case of the parameters that hold a message, or one for the whole test."""
     words = list(dict.fromkeys([*_words(test), *(Word("pattern", name) for name in MESSAGES)]))
     names = {word.text for word in words if word.kind != "text"}
     tables = [found for each in test.decorator_list if (found := _parameters(module, each)) is not None]
@@ -220,7 +221,8 @@ def rows_of(module: Module, test: ast.FunctionDef) -> list[Row]:
 
 
 def _case(module: Module, test: ast.FunctionDef, values: Mapping[str, ast.expr], words: list[Word]) -> Row:
-    """Parameters that hold a message are the answer; the others, and what a table has under a message, are given."""
+    """The row of one case: parameters that hold a message become the answer; the others, and values that a table holds
+    under a message, become the input."""
     messages = {word.text: word for word in reversed(words) if word.kind != "text" and word.text in values}
     said = [_said(messages[name], value) for name, value in values.items() if name in messages]
     others = [value for name, value in values.items() if name not in messages or not _is_text(value)]
@@ -230,21 +232,21 @@ def _case(module: Module, test: ast.FunctionDef, values: Mapping[str, ast.expr],
 
 
 def _said(word: Word, value: ast.expr) -> str:
-    """What a parameter that holds a message says; nothing where it is worked out."""
+    """The message in a parameter; empty if it is computed."""
     if not _is_text(value):
         return ""
     return _plain(_text(value)) if word.kind == "pattern" else _text(value)
 
 
 def _looked_up(module: Module, keys: Collection[ast.expr]) -> Iterator[ast.expr]:
-    """Where messages are the keys of a table, what the table holds for these."""
+    """Values under the given keys in the module's tables."""
     for table in module.values.values():
         if isinstance(table, ast.Dict):
             yield from (value for key, value in zip(table.keys, table.values, strict=True) if key in keys)
 
 
 def _words(test: ast.FunctionDef) -> Iterator[Word]:
-    """What a refusal must say."""
+    """Words that a test expects in a refusal."""
     for call in _expectations(test):
         matches = [keyword.value for keyword in call.keywords if keyword.arg == "match"]
         yield from (word for each in matches for word in _word(each, "pattern"))
@@ -268,7 +270,7 @@ def _word(node: ast.expr, kind: Kind) -> Iterator[Word]:
 
 
 def _parameters(module: Module, decorator: ast.expr) -> Parameters | None:
-    """A `parametrize` whose cases are written out, here or under a name of the module."""
+    """A `parametrize` whose cases are literal, inline or under a module-level name; None for anything else."""
     if isinstance(decorator, ast.Name):
         decorator = module.values.get(decorator.id, decorator)
     if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.parametrize"):
@@ -284,7 +286,7 @@ def _parameters(module: Module, decorator: ast.expr) -> Parameters | None:
 
 
 def _elements(case: ast.expr) -> list[ast.expr]:
-    """Of a tuple, or of `pytest.param(...)`."""
+    """The elements of a tuple or of `pytest.param(...)`."""
     return case.args if isinstance(case, ast.Call) else getattr(case, "elts", [case])
 
 
@@ -295,7 +297,7 @@ def _text(node: ast.expr) -> str:
 
 
 def _plain(pattern: str) -> str:
-    """A regular expression as a reader would write the words that it finds."""
+    """A regular expression as plain text, with `...` for variable parts."""
     loose = re.sub(r"(?<!\\)(\.[*+]\??|\[[^\]]*\][*+]?|\\d\+)", "...", re.sub(r"\(\?:|(?<!\\)[()^$?]", "", pattern))
     return re.sub(r"(?<!\\)\|", " or ", loose).replace("\\\\", "\0").replace("\\", "").replace("\0", "\\")
 
@@ -309,7 +311,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _code(node: ast.expr) -> str:
-    """A value as code, or as it would be typed where it is text."""
+    """A value formatted as code; text without its quotes."""
     text = _text(node) if _is_text(node) else ast.unparse(node)
     return f"`{_escaped(text)}`" if text.strip() else "``` ```" if text else "nothing"
 
@@ -319,14 +321,14 @@ def _sentence(test: ast.FunctionDef) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line that neither ends its cell nor its code."""
+    """Text as one line, escaped and shortened for a table cell."""
     line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
     line = line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
     return line.replace("|", "\\|").replace("`", "'").replace("<", "&lt;").strip()
 
 
 def named_tests() -> Mapping[str, set[str]]:
-    """Test file -> the tests that the written page names in it."""
+    """Test file -> its tests that are named in the written page."""
     named: dict[str, set[str]] = {}
     current: set[str] = set()
     for line in PAGE.read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
-"""A subgraph blueprint: a workflow folded into one node, as ComfyUI lists it under *Subgraph Blueprints*.
+"""Subgraph blueprints: a workflow folded into one node, which ComfyUI lists under *Subgraph Blueprints*.
 
-The form is the one of the blueprints that ComfyUI itself ships in 0.16.3 and 0.30.0: a page with a single node, whose
-type is the id of the one subgraph that the page defines.
+The format is that of the blueprints shipped with ComfyUI 0.16.3 and 0.30.0: a page with a single node, whose type is
+the id of the only subgraph that the page defines.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from tools.workflow_format import PACK_NAME, Graph, Info, Node, Output, page_format
 
 INPUTS_ID, OUTPUTS_ID = -10, -20
-"""What ComfyUI calls the two edges of a subgraph in its wires."""
+"""ComfyUI's ids for the two edges of a subgraph in its links."""
 
 INPUTS_KIND = "subgraph inputs"
 INSIDE = "-1"
-"""Before the name of a widget that a wire leads out of the subgraph."""
+"""Marks a proxied widget as an input of the subgraph itself, where others name an inner node's id."""
 
 EDGE_WIDTH, EDGE_GAP, ROW_HEIGHT = 140, 120, 20
 OUTER_SIZE = (340, 420)
@@ -27,7 +27,7 @@ LINK_KEYS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One input of the folded node: a socket, or a widget where there is a value. `kind` is ComfyUI's type."""
+    """One input of the folded node: a socket, or a widget if it has a value. `kind` is ComfyUI's type."""
 
     name: str
     kind: str
@@ -40,9 +40,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """`graph` is what is inside, with `port(name)` where an input comes from outside. `outputs` are what comes out, by
-    name; `proxied` are widgets of inner nodes that the folded node shows as they are, such as a seed with what becomes
-    of it after a run."""
+    """A blueprint. `graph` is its inside, which takes the outer inputs from `edge`. `outputs` are inner outputs by
+    outer name; `proxied` are widgets of inner nodes that the folded node shows unchanged, such as a seed with its
+    control after a run."""
 
     graph: Graph
     inputs: tuple[Port, ...]
@@ -54,12 +54,12 @@ class Blueprint:
 
 
 def edge(inputs: Sequence[Port]) -> Node:
-    """The inner side of a blueprint's inputs: `edge(ports)["image"]` is what the outer node's image socket gets."""
+    """The inner side of a blueprint's inputs: `edge(ports)["image"]` is the value of the outer node's image socket."""
     return Node(INPUTS_ID, INPUTS_KIND, 0, "", {port.name: None for port in inputs})
 
 
 def blueprint_format(blueprint: Blueprint, info: Info) -> dict[str, Any]:
-    """The file's content, the same on every call."""
+    """The file's content, deterministic."""
     identity = _uuid(blueprint.graph.name)
     return {
         "id": _uuid(f"{blueprint.graph.name} page"),
@@ -80,7 +80,7 @@ def blueprint_format(blueprint: Blueprint, info: Info) -> dict[str, Any]:
 
 
 def _outer(blueprint: Blueprint, identity: str, info: Info) -> dict[str, Any]:
-    """The one node that the person sees."""
+    """The folded node that the user sees."""
     widgets = [port for port in blueprint.inputs if port.is_widget]
     shown = [[INSIDE, port.name] for port in widgets] + [[str(node.id), name] for node, name in blueprint.proxied]
     return {
@@ -108,7 +108,7 @@ def _socket(port: Port) -> dict[str, Any]:
 
 
 def _subgraph(blueprint: Blueprint, identity: str, info: Info) -> dict[str, Any]:
-    """What is inside, with its two edges."""
+    """The subgraph inside the folded node, with its two edges."""
     known = {**info, INPUTS_KIND: _edge_info(blueprint.inputs)}
     page = page_format(blueprint.graph, known)
     links = [dict(zip(LINK_KEYS, link, strict=True)) for link in page["links"]]
@@ -147,7 +147,7 @@ def _edge_info(inputs: Sequence[Port]) -> dict[str, Any]:
 
 
 def _links_out(blueprint: Blueprint, before: int, info: Info) -> list[dict[str, Any]]:
-    """A wire from an inner node to each output."""
+    """Links from inner nodes to the outputs."""
     wires = []
     for slot, output in enumerate(blueprint.outputs.values()):
         source = info[output.node.kind]["output_name"].index(output.name)
@@ -157,7 +157,7 @@ def _links_out(blueprint: Blueprint, before: int, info: Info) -> list[dict[str, 
 
 
 def _wire_outputs(nodes: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]]) -> None:
-    """Tell each inner socket of the wires that leave through the edge, as well as of those to its neighbours."""
+    """Set the links of each inner output socket, including those that leave through the edge."""
     for node in nodes:
         for slot, socket in enumerate(node["outputs"]):
             socket["links"] = [
@@ -203,5 +203,5 @@ def _output_kind(output: Output, info: Info) -> str:
 
 
 def _uuid(name: str) -> str:
-    """The same for the same name, as files that are made anew must not change."""
+    """A UUID derived from the name, so that regenerated files do not change."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{name}"))

@@ -1,11 +1,11 @@
-"""ComfyUI's page in a headless Chromium, used as a person uses it: templates, Run, help, languages, blueprints.
+"""Drive ComfyUI's page in a headless Chromium like a user: templates, Run, help, languages, blueprints.
 
     with browsing(find_browser()) as chromium, opened(chromium, comfy) as page:
         page.open_template("demo_model")
         page.run()
         print(page.played_video())
 
-Nothing sleeps: each step waits for what it is about, for as long as a slow machine may need.
+Nothing sleeps: each step waits for its own condition, with a timeout that suits slow machines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tools.comfyui_server import PACK_FOLDER, ComfyUI
 from tools.fetch_browser import Browser
 
 FLAGS = (
-    "--no-sandbox",  # root has no other way, and only this machine's own page is opened
+    "--no-sandbox",  # required for root; only this machine's own page is opened
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -41,15 +41,15 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Locale": "en",
     "Comfy.RightSidePanel.IsOpen": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text however small
-    "Comfy.Workflow.Persist": False,  # starts without the tabs of the page before
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # draw text at any size
+    "Comfy.Workflow.Persist": False,  # do not restore tabs of an earlier page
 }
 VIEW = {"width": 1600, "height": 900}
 
 MIDDLE = {"x": 800, "y": 300}
 
 PATIENCE = 120_000
-"""Milliseconds that anything but a render may take on a slow machine."""
+"""Timeout in milliseconds for everything except a render, for slow machines."""
 RENDER = 400_000
 SEARCH, TURNS = 10_000, 6
 
@@ -110,20 +110,20 @@ PLAY = """async () => {
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as the page shows it. `faulty`: drawn with a red outline, or of a kind that the page does not know."""
+    """A node as the page shows it. `faulty` means drawn with a red outline, or of a kind unknown to the page."""
 
     kind: str
     title: str
     faulty: bool
     widgets: dict[str, str]
-    """Name -> label, as for `inputs`."""
+    """Name -> label, like `inputs`."""
     inputs: dict[str, str]
     outputs: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A video that the page has played from its first frame to its last."""
+    """A video that the page has played from first to last frame."""
 
     width: int
     height: int
@@ -133,14 +133,14 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class ComfyPage:
-    """The page once it is ready to work with."""
+    """ComfyUI's page, ready for use."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
-    """What the page's own code let fall."""
+    """Uncaught errors of the page's own code."""
 
     def browse_templates(self) -> list[Locator]:
-        """Open the template browser at this pack; its cards."""
+        """Open the template browser at this pack. Returns its cards."""
         self.page.locator(".templates-tab-button").first.click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(PACK_FOLDER, exact=True).first.click()
@@ -149,7 +149,7 @@ class ComfyPage:
         return cards.all()
 
     def open_template(self, name: str) -> list[Node]:
-        """Click a card of the template browser, and wait for its nodes."""
+        """Click a card of the template browser and wait for its nodes. Returns them."""
         self.browse_templates()
         card = self.page.locator(f'[data-testid="template-workflow-{name}"]')
         card.click()
@@ -158,7 +158,7 @@ class ComfyPage:
         return self.nodes()
 
     def load_template(self, name: str) -> list[Node]:
-        """What the click on a card does, without the way there."""
+        """Load a template directly, without the template browser. Returns its nodes."""
         self.page.evaluate(LOAD, f"api/workflow_templates/{PACK_FOLDER}/{name}.json")
         return self.nodes()
 
@@ -166,7 +166,7 @@ class ComfyPage:
         return [Node(**each) for each in self.page.evaluate(NODES)]
 
     def run(self) -> None:
-        """Press Run, and wait for a video."""
+        """Press Run and wait for a video."""
         self.page.get_by_test_id("queue-button").click()
         self.page.wait_for_function(LOADED_VIDEO, timeout=RENDER)
 
@@ -174,18 +174,18 @@ class ComfyPage:
         return Played(**self.page.evaluate(PLAY))
 
     def shown(self, picture: Locator) -> None:
-        """Wait until a picture has come."""
+        """Wait until a picture has loaded."""
         self.page.wait_for_function(
             "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
         )
 
     def pixels(self, picture: Locator) -> np.ndarray:
-        """What a picture shows, (H, W, 3) uint8."""
+        """The pixels of a picture, (H, W, 3) uint8."""
         with Image.open(io.BytesIO(base64.b64decode(picture.evaluate(PIXELS)))) as drawn:
             return np.asarray(drawn.convert("RGB"))
 
     def help(self, kind: str) -> Locator:
-        """Ask for the help of the first node of a kind; the panel with our page in it."""
+        """Open the help of the first node of a kind. Returns the panel with our help page."""
         self.page.evaluate(CHOOSE, kind)
         self.page.get_by_test_id("info-button").click()
         panel = self.page.locator(".node-help-content")
@@ -193,24 +193,24 @@ class ComfyPage:
         return panel
 
     def blueprint(self, name: str) -> Locator:
-        """Look for a blueprint in the node library; what the library lists."""
+        """Search for a blueprint in the node library. Returns its entry."""
         library = self.page.locator(".side-bar-panel")
         search, found = library.locator("input[placeholder]"), library.get_by_text(name, exact=True)
         for _ in range(TURNS):
-            if not search.is_visible():  # the button would close what is open
+            if not search.is_visible():  # the button would close an open library
                 self.page.locator(".node-library-tab-button").first.click()
                 search.wait_for()
             search.fill("")
-            search.fill(name)  # a library that has just opened may not listen yet
+            search.fill(name)  # a library that has just opened may ignore input at first
             with suppress(PlaywrightTimeout):
                 found.wait_for(timeout=SEARCH)
                 break
         return found
 
     def place(self, found: Locator) -> list[Node]:
-        """Put what the library lists onto an empty canvas."""
+        """Place a library entry on an empty canvas. Returns the nodes."""
         self.page.evaluate("() => window.app.graph.clear()")
-        found.click()  # the older page puts it down at once, the newer one where the canvas is clicked next
+        found.click()  # the older page places it at once, the newer one at the next click on the canvas
         self.page.locator("#graph-canvas").click(position=MIDDLE)
         self.page.wait_for_function("() => window.app.graph._nodes.length > 0")
         return self.nodes()
@@ -218,7 +218,7 @@ class ComfyPage:
 
 @contextmanager
 def browsing(browser: Browser) -> Iterator[Chromium]:
-    """A headless Chromium, closed on the way out."""
+    """Context of a headless Chromium, closed on exit."""
     variables = {**os.environ, **browser.environment}
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=browser.program, args=list(FLAGS), env=variables)
@@ -230,7 +230,7 @@ def browsing(browser: Browser) -> Iterator[Chromium]:
 
 @contextmanager
 def opened(chromium: Chromium, comfy: ComfyUI, **settings: Any) -> Iterator[ComfyPage]:
-    """ComfyUI's page with these of its settings, shut off from every other host."""
+    """Context of ComfyUI's page with the given settings of the page; requests to other hosts are blocked."""
     comfy.set({**SETTINGS, **settings})
     context = chromium.new_context(viewport=VIEW)
     context.set_default_timeout(PATIENCE)

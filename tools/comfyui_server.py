@@ -1,11 +1,11 @@
-"""A real ComfyUI without a page in front of it: started on a free port, driven over HTTP and its websocket, stopped.
+"""Run a real ComfyUI without its page: start it on a free port, drive it over HTTP and its websocket, and stop it.
 
     prepare(folder)                                    # models/, input/, output/ and this pack, and no other
     with running(folder, newest_comfyui()) as comfy:
         run = comfy.run(json.loads(Path("workflows/api/image_to_video.json").read_text()))
         video = comfy.fetch(run.files("9")[0])
 
-Everything that ComfyUI writes goes to that folder. Needs only what ComfyUI installs.
+Everything that ComfyUI writes goes to that folder. Needs only ComfyUI's own requirements.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import aiohttp
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK_FOLDER = "comfyui-stable-video"
-"""What the pack is called in custom_nodes, as the registry installs it."""
+"""Name of the pack's folder in custom_nodes, as installed from the registry."""
 
 FOLDERS = ("models/checkpoints", "input", "output", "temp", "user", "custom_nodes")
 HOST = "127.0.0.1"
@@ -46,7 +46,7 @@ POLL_SECONDS = 0.1
 TAIL_LINES = 40
 
 PREVIEWS = (1, 2)
-"""What a binary message of the websocket starts with when it is a picture (ComfyUI's protocol.py)."""
+"""First number of a binary websocket message that holds a picture (ComfyUI's protocol.py)."""
 
 WATCHER = """
 import os, signal, sys
@@ -59,11 +59,11 @@ Prompt = Mapping[str, Mapping[str, Any]]
 
 
 class ServerError(Exception):
-    """ComfyUI did not come up, went away or did not answer; the message ends with the end of its log."""
+    """ComfyUI did not start, stopped or did not answer; the message ends with the end of its log."""
 
 
 class PromptError(Exception):
-    """ComfyUI refused a prompt or a node of it failed. `node` is that node's id, or None for the whole prompt."""
+    """ComfyUI refused a prompt, or one of its nodes failed. `node` is that node's id, or None for the whole prompt."""
 
     def __init__(self, message: str, node: str | None = None, run: Run | None = None) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class PromptError(Exception):
 
 
 class Interrupted(PromptError):
-    """The prompt was cancelled while it ran."""
+    """The prompt was cancelled while running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Event:
     kind: str
     data: Any
     seconds: float
-    """On time.monotonic's clock."""
+    """Time of arrival, by time.monotonic."""
 
     @property
     def prompt(self) -> str | None:
@@ -91,7 +91,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one prompt did: its history entry, and the events between its start and its end."""
+    """One execution of a prompt: its history entry, and the events between its start and end."""
 
     prompt_id: str
     history: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Run:
     seconds: float
 
     def files(self, node: str) -> list[dict[str, str]]:
-        """What an output node saved, in order: {"filename", "subfolder", "type"}, as `ComfyUI.fetch` takes it."""
+        """Files saved by an output node, in order: {"filename", "subfolder", "type"}, as taken by `ComfyUI.fetch`."""
         outputs = self.history["outputs"].get(node, {})
         return [
             item
@@ -114,13 +114,13 @@ class Run:
         return [event.data["value"] for event in self.events if event.kind == "progress"]
 
     def previews(self) -> list[bytes]:
-        """The pictures that were shown while it ran, as JPEG or PNG."""
+        """The preview pictures sent while it ran, as JPEG or PNG."""
         return [event.data for event in self.events if event.kind == "preview"]
 
 
 @dataclass(slots=True)
 class Events:
-    """The websocket, read by a thread of its own. Use `ComfyUI.events`."""
+    """The websocket, read by its own thread. Use `ComfyUI.events`."""
 
     url: str
     client: str
@@ -132,7 +132,7 @@ class Events:
     _reading: asyncio.Task | None = None
 
     def open(self) -> None:
-        """Returns once ComfyUI has answered."""
+        """Connect; returns once ComfyUI has answered."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="comfyui-events", daemon=True)
         self._thread.start()
         self.wait(lambda event: event.kind == "status", seconds=START_SECONDS)
@@ -144,7 +144,7 @@ class Events:
             self._thread.join()
 
     def wait(self, wanted: Callable[[Event], bool], *, after: int = 0, seconds: float = RUN_SECONDS) -> int:
-        """Index in `seen` of the first wanted event from `after` on. Raises ServerError when none comes in time."""
+        """Index in `seen` of the first wanted event from `after` on. Raises ServerError if none arrives in time."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while True:
@@ -189,13 +189,13 @@ def _event(message: aiohttp.WSMessage) -> Event | None:
     if message.type != aiohttp.WSMsgType.BINARY:
         return None
     (number,) = struct.unpack(">I", message.data[:4])
-    # Before a picture comes another number, which tells JPEG from PNG: the picture itself does too.
+    # A second number before the picture gives its format, JPEG or PNG; it is skipped, as the picture shows it too.
     return Event("preview", message.data[8:], now) if number in PREVIEWS else Event("binary", message.data, now)
 
 
 @dataclass(slots=True)
 class ComfyUI:
-    """A ComfyUI that is up. `running` makes one."""
+    """A running ComfyUI, as started by `running`."""
 
     url: str
     process: subprocess.Popen
@@ -204,7 +204,7 @@ class ComfyUI:
     events: Events
 
     def queue(self, prompt: Prompt, *, preview_method: str = "default") -> str:
-        """Put a prompt in the queue; returns its id. Raises PromptError where ComfyUI refuses it."""
+        """Queue a prompt and return its id. Raises PromptError if ComfyUI refuses it."""
         body = {
             "prompt": prompt,
             "client_id": self.events.client,
@@ -218,7 +218,7 @@ class ComfyUI:
             raise refusal(json.load(error)) from None
 
     def finish(self, prompt_id: str, *, seconds: float = RUN_SECONDS) -> Run:
-        """Wait until a queued prompt is over. Raises PromptError when a node failed, Interrupted when cancelled."""
+        """Wait until a queued prompt has ended. Raises PromptError if a node failed, Interrupted if cancelled."""
 
         def over(event: Event) -> bool:
             return event.kind == "executing" and event.prompt == prompt_id and event.data["node"] is None
@@ -238,11 +238,11 @@ class ComfyUI:
         return run
 
     def run(self, prompt: Prompt, *, preview_method: str = "default", seconds: float = RUN_SECONDS) -> Run:
-        """Queue a prompt and wait until it is over. Raises PromptError."""
+        """Queue a prompt and wait until it has ended. Raises PromptError."""
         return self.finish(self.queue(prompt, preview_method=preview_method), seconds=seconds)
 
     def interrupt(self) -> None:
-        """Cancel what runs now."""
+        """Cancel the running prompt."""
         self._post("/interrupt", {})
 
     def history(self, prompt_id: str) -> dict[str, Any]:
@@ -250,27 +250,27 @@ class ComfyUI:
         return self.get_json(f"/history/{prompt_id}")[prompt_id]
 
     def fetch(self, file: Mapping[str, str]) -> bytes:
-        """A file that an output node saved, by the name in `Run.files`."""
+        """The content of a file saved by an output node, named as in `Run.files`."""
         names = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
         return self.get(f"/view?{urllib.parse.urlencode(names)}")
 
     def object_info(self) -> dict[str, Any]:
-        """Every node that ComfyUI knows, by id."""
+        """Descriptions of all nodes known to ComfyUI, by id."""
         return self.get_json("/object_info")
 
     def system_stats(self) -> dict[str, Any]:
         return self.get_json("/system_stats")
 
     def free(self) -> None:
-        """Ask ComfyUI to unload its models and drop its cache; it does so after the prompt that runs now."""
+        """Ask ComfyUI to unload its models and drop its cache after the running prompt."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
     def set(self, settings: Mapping[str, Any]) -> None:
-        """Settings of the page, by ComfyUI's names for them."""
+        """Change settings of the page, by ComfyUI's names."""
         self._post("/settings", settings)
 
     def get(self, path: str) -> bytes:
-        """Any other address of the server."""
+        """The response from any other path of the server."""
         return _open(f"{self.url}{path}")
 
     def get_json(self, path: str) -> Any:
@@ -285,7 +285,7 @@ class ComfyUI:
 
 
 def refusal(answer: Mapping[str, Any]) -> PromptError:
-    """What ComfyUI says about a prompt that it does not run, in one line."""
+    """ComfyUI's answer to a prompt that it refused, as an error with a one-line message."""
     for node, problems in (answer.get("node_errors") or {}).items():
         for error in problems["errors"]:
             return PromptError(f"{problems['class_type']}: {error['message']}: {error['details']}", node)
@@ -294,7 +294,7 @@ def refusal(answer: Mapping[str, Any]) -> PromptError:
 
 
 def prepare(base: Path, pack: Path | None = ROOT) -> Path:
-    """Make a base directory for ComfyUI with this pack, and no other, in it; what is already there stays."""
+    """Create a base directory for ComfyUI with this pack and no other; existing files are kept."""
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK_FOLDER
@@ -315,8 +315,9 @@ def running(
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[ComfyUI]:
-    """ComfyUI from the folder `comfyui` on a base directory made by `prepare`, stopped on the way out with all that it
-    started. Its output goes to `log` (base/comfyui.log), which stays. Raises ServerError when it does not come up."""
+    """Run ComfyUI from the folder `comfyui` on a base directory made by `prepare`, and stop it and all its child
+    processes on exit. Its output goes to `log` (by default base/comfyui.log), which is kept. Raises ServerError if it
+    does not start."""
     port = free_port(port or 0)
     log = log or base / "comfyui.log"
     command = [*command_line(base.resolve(), comfyui, port), *(["--cpu"] if cpu else []), *flags]
@@ -345,7 +346,7 @@ def running(
 
 
 def command_line(base: Path, comfyui: Path, port: int) -> list[str]:
-    """How ComfyUI is started so that it writes nothing outside `base` and asks nothing of the network."""
+    """Command that starts ComfyUI so that it writes nothing outside `base` and does not use the network."""
     return [
         sys.executable,
         str(comfyui / "main.py"),
@@ -359,9 +360,9 @@ def command_line(base: Path, comfyui: Path, port: int) -> list[str]:
 
 
 def free_port(wanted: int = 0) -> int:
-    """A loopback port that nothing uses now: the wanted one, or any for 0. Raises ServerError where it is taken."""
+    """A free loopback port: the wanted one, or any for 0. Raises ServerError if it is taken."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released counts as free
         try:
             probe.bind((HOST, wanted))
         except OSError as error:
@@ -370,14 +371,14 @@ def free_port(wanted: int = 0) -> int:
 
 
 def watch(process: subprocess.Popen) -> subprocess.Popen:
-    """Start a small process that kills a server and what it started once this process is gone, however it ended. Write
-    it a word when the server has been stopped."""
+    """Start a small process that kills a server and its children once this process has ended for any reason. Write to
+    its stdin when the server has been stopped."""
     command = [sys.executable, "-S", "-c", WATCHER, str(process.pid)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a server and whatever it started: asked first, killed when it does not listen."""
+    """Stop a server and its child processes: SIGTERM first, SIGKILL if it does not stop."""
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         _signal_group(process, number)
         try:
@@ -391,7 +392,7 @@ def _signal_group(process: subprocess.Popen, number: int) -> None:
     if process.poll() is not None:
         return
     if hasattr(os, "killpg"):
-        os.killpg(process.pid, number)  # it leads its own session, so its id is the group's
+        os.killpg(process.pid, number)  # it leads its own session, so its process id is the group's id
     else:
         process.terminate()
 
@@ -418,7 +419,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 
 def _open(request: str | urllib.request.Request) -> bytes:
-    # Proxies in the environment are for the network; this is the same machine.
+    # Ignore proxies of the environment: the server is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=RUN_SECONDS) as answer:
         return answer.read()

@@ -1,6 +1,6 @@
-"""Render a clip in the real ComfyUI (`make demo`), or open its page (`make serve`). Needs no download but ComfyUI's.
+"""Render a clip in the real ComfyUI (`make demo`), or serve its page (`make serve`). Only downloads ComfyUI.
 
-python tools/demo.py            a shipped workflow on the shipped picture; prints where the clip is
+python tools/demo.py            run a shipped workflow on the shipped picture, and print the path of the clip
 python tools/demo.py --serve    ComfyUI's page with the pack in it, until Ctrl-C
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/demo.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from svd_core.measure import flow_magnitude  # noqa: E402
 from tools.comfyui_server import PromptError, Run, ServerError, prepare, running  # noqa: E402
@@ -28,7 +28,7 @@ from training.measure import angle_between, motion_direction  # noqa: E402
 
 OUTPUT = ROOT / "output"
 BASE = OUTPUT / "comfyui"
-"""ComfyUI's folders for the demo: models, input and output."""
+"""ComfyUI's base directory for the demo: models, input and output."""
 
 WORKFLOW = ROOT / "workflows" / "api" / "demo_model.json"
 
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="open ComfyUI's page instead")
     parser.add_argument("--port", type=int, default=PORT, help="of the page (default: %(default)s)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ComfyUI must not outlive a demo that is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # on SIGTERM, stop ComfyUI too
     try:
         comfyui = newest_comfyui()
         furnish()
@@ -62,14 +62,14 @@ def main() -> int:
 
 
 def furnish() -> None:
-    """ComfyUI's folders, with the pack, the pictures and the clip in them."""
+    """Create ComfyUI's folders with the pack, the pictures and the clip."""
     prepare(BASE)
     copy_pictures(BASE / "input")
     write_clip(BASE / "input" / CLIP_NAME)
 
 
 def demo(comfyui: Path) -> None:
-    """Run the shipped workflow, and print the clip, its contact sheet, where its rocket flew and the seconds."""
+    """Run the shipped workflow, and print the paths of the clip and its contact sheet, its motion and the seconds."""
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     started = time.monotonic()
     print(f"ComfyUI {comfyui} is starting ...", flush=True)
@@ -90,7 +90,7 @@ def demo(comfyui: Path) -> None:
 
 
 def motion(frames: Sequence[np.ndarray]) -> str:
-    """What moved, measured in the frames that were read back, against where the still's rocket points."""
+    """A sentence that compares the motion measured in the saved frames with the direction of the still's rocket."""
     clip = np.stack(frames).astype(np.float32) / 255
     found = motion_direction(clip)
     if found is None:
@@ -100,13 +100,13 @@ def motion(frames: Sequence[np.ndarray]) -> str:
 
 
 def saved_video(prompt: Mapping[str, Mapping[str, object]], run: Run) -> dict[str, str]:
-    """The file that the workflow's SaveVideo wrote."""
+    """The file written by the workflow's SaveVideo."""
     node = next(number for number, node in prompt.items() if node["class_type"] == "SaveVideo")
     return run.files(node)[0]
 
 
 def serve(comfyui: Path, port: int) -> None:
-    """ComfyUI in the foreground until Ctrl-C, on the accelerator where there is one."""
+    """Run ComfyUI in the foreground until Ctrl-C, on an accelerator if there is one."""
     with running(BASE, comfyui, cpu=not has_accelerator(), port=port) as comfy:
         print(WHAT_IT_IS)
         print(f"page      {comfy.url}  (Ctrl-C ends it)")
@@ -117,7 +117,7 @@ def serve(comfyui: Path, port: int) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether ComfyUI has anything but the CPU to run on."""
+    """Whether ComfyUI has a device other than the CPU."""
     return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 

@@ -1,9 +1,9 @@
-"""Draw the pictures and clips of the help pages (web/docs/images) and of the README, by the demo model on the CPU.
+"""Draw the pictures and clips of the help pages (web/docs/images) and the README with the demo model on the CPU.
 
-    python tools/draw_help.py              all of them, some ten minutes
+    python tools/draw_help.py              all of them, about ten minutes
     python tools/draw_help.py seed sigmas  these
 
-Each picture is of what the pack itself made: clips by svd_core, fitted pictures by the nodes in a running ComfyUI.
+Each picture shows real output: clips by svd_core, fitted pictures by the nodes in a running ComfyUI.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/draw_help.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 import svd_core  # noqa: E402
 from svd_core.config import VARIANTS  # noqa: E402
@@ -55,12 +55,12 @@ COLOURS = ((255, 179, 71), (105, 190, 255), (140, 220, 130), (240, 130, 190))
 
 PLOT = (560, 260)
 PLOT_EDGES = (54, 14, 140, 30)
-"""Room around a plot: left, top, right (for its legend), bottom."""
+"""Margins around a plot: left, top, right (for its legend), bottom."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What is shown (T, H, W, 3) uint8, and the words below it. A still has one frame."""
+    """Frames (T, H, W, 3) uint8 with a caption. A still has one frame."""
 
     words: str
     frames: np.ndarray
@@ -79,7 +79,7 @@ class Curve:
 
 @cache
 def model() -> svd_core.StableVideo:
-    torch.set_num_threads(1)  # the networks are too small to share, and the bytes stay the same
+    torch.set_num_threads(1)  # the networks are too small for threads, and the output stays reproducible
     return svd_core.load_checkpoint(DEMO_MODEL)
 
 
@@ -91,7 +91,7 @@ def still() -> Image.Image:
 
 @cache
 def frames(**settings: Any) -> np.ndarray:
-    """The demo picture in motion, (14, 64, 128, 3) uint8."""
+    """Clip of the demo picture, (14, 64, 128, 3) uint8."""
     chosen = {"width": WIDTH, "height": HEIGHT, "fps": FPS, "seed": SEED} | settings
     return _in_bytes(model().animate(still(), **chosen))
 
@@ -106,14 +106,14 @@ def clips(name: str, values: Sequence[float], **settings: Any) -> list[Panel]:
 
 
 def guidance_panels() -> list[Panel]:
-    """The same noise at three weights, the same for all frames."""
+    """Clips from the same noise at three guidance weights, constant over frames."""
     return [
         Panel(f"guidance {weight:g}", frames(min_guidance=weight, max_guidance=weight)) for weight in (1.0, 2.0, 6.0)
     ]
 
 
 def long_take_panels() -> list[Panel]:
-    """Three windows, made both ways."""
+    """A take of three windows, by both methods."""
     chosen = Settings(frames=LONG_TAKE, width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
     made = {
         name: svd_core.render_controlled(model(), still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
@@ -126,7 +126,7 @@ def long_take_panels() -> list[Panel]:
 
 
 def fit_panels() -> list[Panel]:
-    """The sample picture of 1024x576 fitted into a square in the four ways."""
+    """The 1024x576 sample picture fitted into a square in all four modes."""
     modes = ("crop", "pad", "blurred pad", "stretch")
     prompt = {"1": _node("LoadImage", image=PICTURE.name)}
     for place, mode in enumerate(modes):
@@ -138,7 +138,7 @@ def fit_panels() -> list[Panel]:
 
 
 def unfit_panels() -> list[Panel]:
-    """A padded picture, and what is left after Unfit."""
+    """A padded picture, and the result of Unfit."""
     prompt = {
         "1": _node("LoadImage", image=PICTURE.name),
         "fit": _fit("blurred pad"),
@@ -164,7 +164,7 @@ def _save(images: list[Any], prefix: str) -> dict[str, Any]:
 
 
 def run_nodes(prompt: Mapping[str, Mapping[str, Any]], savers: Sequence[str]) -> list[np.ndarray]:
-    """What each saving node of a prompt wrote in a ComfyUI of its own, (H, W, 3) uint8."""
+    """Run a prompt in a new ComfyUI. Returns the picture (H, W, 3) uint8 written by each saving node."""
     with tempfile.TemporaryDirectory(prefix="help-") as folder:
         base = prepare(Path(folder))
         (base / "input" / PICTURE.name).write_bytes(PICTURE.read_bytes())
@@ -182,7 +182,7 @@ def _picture(data: bytes) -> np.ndarray:
 
 
 def row(panels: Sequence[Panel], scale: int = SCALE) -> list[Image.Image]:
-    """The frames of a picture that shows panels of one height beside each other, in step."""
+    """Frames of a picture that shows panels of equal height side by side, in sync."""
     length = max(len(panel.frames) for panel in panels)
     return [_row_at(panels, place, scale) for place in range(length)]
 
@@ -202,7 +202,7 @@ def _row_at(panels: Sequence[Panel], place: int, scale: int) -> Image.Image:
 
 
 def save(name: str, pictures: Sequence[Image.Image]) -> Path:
-    """A moving picture, or a still where there is one frame. It replaces the file."""
+    """Save an animation, or a still for a single frame, replacing the file."""
     path = FOLDER / f"{name}.webp"
     rest = {"save_all": True, "append_images": pictures[1:], "duration": 1000 // FPS, "loop": 0}
     pictures[0].save(path, quality=QUALITY, method=6, **(rest if len(pictures) > 1 else {}))
@@ -213,7 +213,7 @@ def save(name: str, pictures: Sequence[Image.Image]) -> Path:
 
 
 def plot(curves: Sequence[Curve], *, logarithmic: bool, across: str) -> Image.Image:
-    """Lines over equally spaced places, with a name for each at the right; `across` says what the places are."""
+    """Line plot over equally spaced positions, with the curves' names at the right; `across` labels the x axis."""
     canvas = Image.new("RGB", PLOT, BACKGROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     scale = math.log10 if logarithmic else float
@@ -230,7 +230,7 @@ def plot(curves: Sequence[Curve], *, logarithmic: bool, across: str) -> Image.Im
 
 
 def _point(along: float, up: float) -> tuple[float, float]:
-    """Where a place (0 to 1) and a height (0 to 1) lie in the picture."""
+    """Pixel coordinates of a position and a height, both 0 to 1, in the plot."""
     left, top, right, bottom = PLOT_EDGES
     return left + along * (PLOT[0] - left - right), top + (1 - up) * (PLOT[1] - top - bottom)
 
@@ -281,7 +281,7 @@ PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
     "sigmas": lambda: [sigmas_plot()],
     "guidance_curves": lambda: [guidance_plot()],
 }
-"""Every picture by the name of its file."""
+"""All pictures by file name."""
 
 
 def _usual() -> list[Panel]:

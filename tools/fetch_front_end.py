@@ -1,4 +1,4 @@
-"""The page that a ComfyUI asks for. Only one version of its package can be installed; others are fetched beside it."""
+"""Fetch the front-end package that a ComfyUI version requires; only one version of it can be installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATIC = Path("comfyui_frontend_package", "static")
 
 
 def front_end(comfyui: Path, store: Path = STORE) -> Path:
-    """Folder of the page of the version that this ComfyUI's requirements name. Raises FetchError."""
+    """Folder of the front end that this ComfyUI's requirements name. Raises FetchError."""
     version = wanted(comfyui)
     if importlib.metadata.version(PACKAGE) == version:
         return Path(str(importlib.metadata.distribution(PACKAGE).locate_file(STATIC)))
@@ -27,7 +27,7 @@ def front_end(comfyui: Path, store: Path = STORE) -> Path:
 
 
 def wanted(comfyui: Path) -> str:
-    """The version in its requirements. Raises FetchError where they name none."""
+    """The front-end version in ComfyUI's requirements. Raises FetchError if they name none."""
     lines = (comfyui / "requirements.txt").read_text(encoding="utf-8")
     found = re.search(rf"^{PACKAGE}==(\S+)", lines, re.MULTILINE)
     if found is None:
@@ -36,7 +36,7 @@ def wanted(comfyui: Path) -> str:
 
 
 def fetch(version: str, target: Path) -> None:
-    """Put the package into a folder of its own, which appears only when it is whole."""
+    """Install the package into its own folder, which is created atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as scratch:
         whole = Path(scratch, "whole")

@@ -1,8 +1,8 @@
-"""Write subgraphs/*.json: whole ways to work as one node each, which ComfyUI lists under *Subgraph Blueprints*.
+"""Write subgraphs/*.json: complete workflows as one node each, which ComfyUI lists under *Subgraph Blueprints*.
 
     python tools/make_blueprints.py
 
-Starts the newest tested ComfyUI to ask it about its nodes. A test holds the committed files to what this makes.
+Starts the newest tested ComfyUI to query its nodes. A test compares the committed files with the output of this script.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/make_blueprints.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from tools.blueprint_format import Blueprint, Port, blueprint_format, edge  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
@@ -25,7 +25,7 @@ from tools.workflow_format import RANDOMIZE, Graph, Info, Node, Output  # noqa: 
 
 FOLDER = ROOT / "subgraphs"
 CATEGORY = "Video generation and editing/Image to video"
-"""Where ComfyUI keeps its own of this kind."""
+"""Category of ComfyUI's own blueprints of this kind."""
 
 
 CLIP = (
@@ -40,7 +40,8 @@ MOVED = (
     Port("augmentation", "FLOAT", 0.02),
 )
 MADE = (Port("steps", "INT", 0), Port("playback_fps", "FLOAT", float(FPS)))
-"""What a folded node shows, at the nodes' own defaults. One speed is the model's, the other the file's."""
+"""Widgets of a folded node, with the inner nodes' defaults. `fps` is the speed given to the model, `playback_fps` that
+of the file."""
 
 PORTS = (Port("image", "IMAGE"), *CLIP, *FRAMES, *MOVED, *MADE)
 BETWEEN_PORTS = (Port("first", "IMAGE"), Port("last", "IMAGE"), *CLIP, *FRAMES, *MOVED, *MADE)
@@ -137,7 +138,7 @@ def _loaded(graph: Graph, given: Node) -> Node:
 
 
 def _conditioned(graph: Graph, loader: Node, given: Node | Mapping[str, Any], image: Output) -> Node:
-    """The conditioning of a picture, with the picture fitted before it."""
+    """The conditioning node of a picture, which is fitted first."""
     size = {name: given[name] for name in ("width", "height")}
     fitted = graph.add("StableVideoImageFit", 0, MOTION, image=image, **size)
     return graph.add(
@@ -161,7 +162,7 @@ def _made(
     description: str,
     aliases: Sequence[str],
 ) -> Blueprint:
-    """From a model and its conditioning to the video that comes out of the folded node."""
+    """Complete a blueprint from a model and its conditioning to the output video."""
     given = edge(ports)
     sampled = graph.add(
         "StableVideoSampler", 3, SAMPLE, model=model, **conds, seed=SEED, seed_after=RANDOMIZE, steps=given["steps"]
@@ -183,7 +184,7 @@ BLUEPRINTS: tuple[Callable[[], Blueprint], ...] = (image_to_video, first_last_fr
 
 
 def render(info: Info) -> dict[str, str]:
-    """Every committed file by its name."""
+    """Content of every committed file by name."""
     files = {}
     for make in BLUEPRINTS:
         blueprint = make()

@@ -2,7 +2,7 @@
 
     python tools/make_workflows.py
 
-Starts the newest tested ComfyUI to ask it about its nodes. A test holds the committed files to what this makes.
+Starts the newest tested ComfyUI to query its nodes. A test compares the committed files with the output of this script.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/make_workflows.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from svd_core.demo import DEMO_NAME  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
@@ -476,7 +476,7 @@ def _picture(graph: Graph, name: str = PICTURE.name) -> Node:
 
 
 def _fitted(graph: Graph, image: Output, *, column: int = 1, **choices: Any) -> Node:
-    """Brings a picture to the size of the clip: by default the trained size in the picture's own orientation."""
+    """Fit a picture to the size of the clip: by default the trained size in the picture's own orientation."""
     return graph.add("StableVideoImageFit", column, MOTION, image=image, **choices)
 
 
@@ -496,7 +496,7 @@ def _condition(graph: Graph, loader: Node, image: Output, frames: int, *, column
 
 
 def _controlled(graph: Graph, loader: Node, control: Node, conditioning: Node, prefix: str) -> None:
-    """From a node that controls motion, with outputs model and latent, to a saved clip."""
+    """Add nodes from a node that controls motion, with outputs model and latent, to a saved clip."""
     sampled = _sample(graph, {"MODEL": control["model"]}, conditioning, control["latent"], column=3)
     _finish(graph, loader, sampled["latent"], prefix, column=4)
 
@@ -528,27 +528,27 @@ def _sample(
 def _animate(
     graph: Graph, loader: Node, fitted: Node, frames: int, prefix: str, *, column: int = 1, **choices: Any
 ) -> None:
-    """From a fitted picture to a saved clip."""
+    """Add nodes from a fitted picture to a saved clip."""
     conditioning = _condition(graph, loader, fitted["image"], frames, column=column, **choices)
     sampled = _sample(graph, loader, conditioning, conditioning["latent"], column=column + 1)
     _finish(graph, loader, sampled["latent"], prefix, column=column + 2)
 
 
 def _finish(graph: Graph, loader: Node, latent: Output, prefix: str, *, column: int = 3) -> Output:
-    """From a latent to a saved clip; its frames."""
+    """Add nodes from a latent to a saved clip. Returns its frames."""
     decoded = graph.add("StableVideoDecode", column, SAVE, latent=latent, vae=loader["VAE"])
     _save(graph, decoded["images"], prefix, column)
     return decoded["images"]
 
 
 def _clips_of(loader: Node, conditioning: Node) -> dict[str, Output]:
-    """What a node that makes many clips takes."""
+    """Inputs of a node that makes many clips."""
     conds = {name: conditioning[name] for name in ("positive", "negative", "latent")}
     return {"model": loader["MODEL"], "vae": loader["VAE"], **conds}
 
 
 def _watch(graph: Graph, images: Output, prefix: str, column: int, group: str) -> None:
-    """A grid of clips, playing on the node that saves it."""
+    """Add a node that saves and plays a grid of clips."""
     graph.add("SaveAnimatedWEBP", column, group, images=images, filename_prefix=prefix, fps=FPS)
 
 
@@ -558,7 +558,7 @@ def _save(graph: Graph, images: Output, prefix: str, column: int) -> None:
 
 
 def render(info: Info) -> dict[str, str]:
-    """Every committed file by its path inside workflows/, but for the thumbnails."""
+    """Content of every committed file except the thumbnails, by path in workflows/."""
     files = {}
     for make, _ in WORKFLOWS:
         graph = make()

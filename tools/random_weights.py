@@ -1,4 +1,4 @@
-"""Random weights that behave, and how far apart two results are: what tests and benchmarks compare networks with."""
+"""Well-scaled random weights and a relative error, for comparing networks in tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def random_like(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """A weight matrix with variance 1 / fan-in, a norm around 1, a bias or blend around 0, where the generator is."""
+    """A random weight on the generator's device: matrices of variance 1 / fan-in, norms around 1, biases and blends
+    around 0."""
     noise = torch.randn(like.shape, generator=generator, device=generator.device)
     if like.ndim > 1:
         return noise / like[0].numel() ** 0.5

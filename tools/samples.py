@@ -1,7 +1,7 @@
-"""What `make demo`, `make serve` and the tests put into ComfyUI's folders: pictures, a clip, a checkpoint for tests.
+"""Sample files for ComfyUI's folders in `make demo`, `make serve` and tests: pictures, a clip, a test checkpoint.
 
-The checkpoint has random weights in the official grammar of names and shapes: it loads and runs as a released one does,
-quickly, and what it makes is coloured noise. It is for the tests alone; the demo has its own model.
+The checkpoint has random weights under the official names: it loads and runs like a released one, but quickly, and
+generates coloured noise. It is for tests only; the demo has its own model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/samples.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from svd_core.checkpoint.hints import CONFIG_KEY  # noqa: E402
 from svd_core.checkpoint.inventory import inventory  # noqa: E402
@@ -38,10 +38,10 @@ DEMO_PICTURE = ASSETS / "demo_rocket.png"
 """The shipped picture for the demo model, 512x256; `python tools/samples.py` drew it."""
 
 MASK = ASSETS / "rocket_mask.png"
-"""What may move in the sample picture, white on black; `python tools/samples.py` drew it."""
+"""Mask of what may move in the sample picture, white on black; `python tools/samples.py` drew it."""
 
 DEMO_SEED = HELD_OUT_SEEDS[4056]
-"""Of its scene, which the demo model was not trained on."""
+"""Seed of the demo picture's scene, which the demo model was not trained on."""
 
 CLIP_NAME = "rocket.mp4"
 CHECKPOINT_NAME = "random_weights.safetensors"
@@ -60,25 +60,25 @@ SMALL = ModelConfig(
     clip_vision=CLIPVisionConfig(layers=2, width=32, head_channels=16, mlp_width=64, image_size=28, output_dim=32),
     variant=Variant("random", frames=14, steps=4, min_guidance=1.0, max_guidance=2.5, height=128, width=256),
 )
-"""About four million parameters, which the CPU runs in seconds."""
+"""A model of about four million parameters, which a CPU runs in seconds."""
 
 TOKEN_TABLE = "token_embedding.weight"
 TOKEN_ROWS = 8
-"""Enough of the text tower's table of 49,408 rows, which nothing reads."""
+"""Rows kept of the text tower's table of 49,408, which nothing reads."""
 
 SHEET_COLUMNS = 5
 SHEET_GAP = 6
 SHEET_BACKGROUND = (24, 24, 28)
 
 PAINTED = (0.28, -0.1, 0.64, 1.1)
-"""Left, top, right and bottom of what the mask frees, as parts of the sample picture."""
+"""Left, top, right and bottom of the mask's ellipse, as shares of the sample picture."""
 
 ZOOM = 0.25
-"""How far the sample clip moves in, as a fraction of the picture."""
+"""How far the sample clip zooms in, as a fraction of the picture."""
 
 
 def write_checkpoint(path: Path, config: ModelConfig = SMALL, seed: int = 0) -> Path:
-    """A single file with every tensor of an official one of this size, filled at random from the seed."""
+    """Write a single file with every tensor of an official one of this configuration, with random values."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for key, expected in inventory(config).items():
@@ -94,7 +94,7 @@ def write_checkpoint(path: Path, config: ModelConfig = SMALL, seed: int = 0) -> 
 
 
 def _weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Variance 1 / fan-in for a matrix, about one for a norm, about zero for a bias: activations stay in range."""
+    """Weight that keeps activations in range: matrices of variance 1 / fan-in, norms around 1, biases around 0."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1:
         return noise / noise[0].numel() ** 0.5
@@ -102,13 +102,13 @@ def _weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
 
 
 def copy_pictures(folder: Path) -> None:
-    """The sample pictures in a folder, under their own names."""
+    """Copy the sample pictures to a folder, under their own names."""
     for picture in (PICTURE, DEMO_PICTURE, MASK):
         shutil.copy(picture, folder)
 
 
 def demo_scene() -> Scene:
-    """What the demo picture is a still of, and so where its rocket points."""
+    """The scene of the demo picture, which gives the direction of its rocket."""
     return draw_scene(DEMO_SEED, kind="rocket", width=512, height=256)
 
 
@@ -128,7 +128,7 @@ def draw_mask() -> Image.Image:
 
 
 def write_clip(path: Path, frames: int = 14, fps: int = 7, size: tuple[int, int] | None = None) -> Path:
-    """A clip that moves slowly into the sample picture; `size` is (width, height)."""
+    """Write a clip that zooms slowly into the sample picture; `size` is (width, height)."""
     with Image.open(PICTURE) as picture:
         still = picture.convert("RGB")
     width, height = size or still.size

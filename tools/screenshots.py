@@ -1,6 +1,6 @@
-"""Pictures of the pack in ComfyUI's own page (`make screenshots`), for docs/in-the-page.md. Takes a minute or two.
+"""Screenshots of the pack in ComfyUI's page (`make screenshots`), for docs/in-the-page.md. Takes a minute or two.
 
-The demo model renders the video in them. Text in Chinese needs a font that has it (Debian: fonts-noto-cjk).
+The demo model renders the video. Chinese text needs a font that supports it (Debian: fonts-noto-cjk).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python tools/screenshots.py` puts tools/ there
+sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
 
 from tools.comfyui_page import ComfyPage, browsing, opened  # noqa: E402
 from tools.comfyui_server import prepare, running  # noqa: E402
@@ -27,12 +27,12 @@ FOLDER = ROOT / "docs" / "page"
 QUALITY = 80
 DEMO = "demo_model"
 BLUEPRINTS_CHECKPOINT = "svd.safetensors"
-"""What it asks for; never run here, so random weights will do."""
+"""Checkpoint name in the blueprint, which is not run here, so random weights suffice."""
 
 SAMPLER = "StableVideoSampler"
 
 Shot = tuple[str, bytes]
-"""File name without ending, PNG."""
+"""(file name without suffix, PNG data)."""
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""Cards for ComfyUI's list of workflows: the sample picture, a play sign and a few words. They show no result, since
-what the released models make of the picture is not ours to ship."""
+"""Cards for ComfyUI's list of workflows: the sample picture, a play sign and a few words. They show no result, because
+output of the released models may not be shipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.samples import PICTURE
 SIDE = 480
 SCALE = 2
 LEFT, UPRIGHT_LEFT = 240, 166
-"""Left edge of the square that is cut from the sample picture."""
+"""Left edge of the square cut from the sample picture, for normal and upright cards."""
 
 MARGIN = 24
 LETTERS = 40
@@ -22,14 +22,14 @@ SIGN = 46
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What one thumbnail says; `upright` shows the picture as a portrait between blurred bars."""
+    """Content of one thumbnail; `upright` shows the picture as a portrait between blurred bars."""
 
     words: str
     upright: bool = False
 
 
 def draw_card(card: Card) -> Image.Image:
-    """A square RGB picture."""
+    """The thumbnail, a square RGB picture."""
     side = SIDE * SCALE
     with Image.open(PICTURE) as picture:
         still = picture.convert("RGB")
@@ -53,7 +53,7 @@ def _upright(square: Image.Image) -> Image.Image:
 
 
 def play_sign(pen: ImageDraw.ImageDraw, side: int) -> None:
-    """In the lower right corner of a square of so many pixels."""
+    """Draw a play sign in the lower right corner of a square with sides of `side` pixels."""
     radius = SIGN * SCALE
     centre = side - MARGIN * SCALE - radius
     box = (centre - radius, centre - radius, centre + radius, centre + radius)

@@ -1,7 +1,7 @@
-"""One description of a workflow, written in both of ComfyUI's formats: for its page, and for scripts (API).
+"""Workflow descriptions, and their conversion to both of ComfyUI's formats: for its page, and for scripts (API).
 
-The page stores a node's values by their place among its widgets, so that order is read from a running ComfyUI
-(`/object_info`) and never written down here.
+The page stores a node's values by widget order, so the order is read from a running ComfyUI (`/object_info`), not
+hard-coded here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Info = Mapping[str, Mapping[str, Any]]
-"""What `/object_info` says: node type -> its description."""
+"""Content of `/object_info`: node type -> its description."""
 
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3")
 EMPTY = {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}
-"""What a widget without a default starts with; all others with an empty text."""
+"""Initial values of widgets without a default; other types start with empty text."""
 
 SEED_NAMES = ("seed", "noise_seed")
 FIXED, RANDOMIZE = "fixed", "randomize"
-"""What the page does with a seed after each run."""
+"""The page's options for changing a seed after each run."""
 
 OWN_PREFIX = "StableVideo"
 PACK_NAME, NATIVE_NAME = "comfyui-stable-video", "comfy-core"
@@ -41,7 +41,7 @@ SAID_HEIGHT = {
     "StableVideoSweep": 220,
     "StableVideoMotionMeter": 220,
 }
-"""What a run writes into a node makes it taller by this."""
+"""Extra height of nodes for the text that a run shows on them."""
 
 SHOWS_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "SaveImage", "SaveAnimatedWEBP", "PreviewImage", "PreviewAny")
 
@@ -51,7 +51,7 @@ NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A file that a loader names, and where ComfyUI may offer to get it."""
+    """A file named by a loader, and where ComfyUI can download it."""
 
     name: str
     url: str
@@ -60,7 +60,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output socket, as another node's input takes it."""
+    """One output socket, usable as another node's input."""
 
     node: Node
     name: str
@@ -68,7 +68,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One node. `inputs` holds values and outputs of other nodes; what it leaves out keeps the node's default."""
+    """One node. `inputs` holds values and outputs of other nodes; missing ones take the node's defaults."""
 
     id: int
     kind: str
@@ -108,7 +108,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A wire of the page's format."""
+    """A link in the page's format."""
 
     id: int
     source: Node
@@ -120,7 +120,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where something lies on the canvas."""
+    """A rectangle on the canvas."""
 
     x: float
     y: float
@@ -129,7 +129,7 @@ class Box:
 
 
 def api_format(graph: Graph, info: Info) -> dict[str, Any]:
-    """What scripts post to `/prompt`. Raises KeyError on an input or output that a node does not have."""
+    """The workflow as posted by scripts to `/prompt`. Raises KeyError for an unknown input or output of a node."""
     prompt = {}
     for node in graph.nodes:
         _check_names(node, info)
@@ -149,7 +149,7 @@ def api_format(graph: Graph, info: Info) -> dict[str, Any]:
 
 
 def page_format(graph: Graph, info: Info) -> dict[str, Any]:
-    """What ComfyUI's page opens: the same with places, sizes, wires, groups and a note."""
+    """The workflow as opened by ComfyUI's page, with positions, sizes, links, groups and a note."""
     links = _links(graph, info)
     boxes = _boxes(graph, info)
     order = {node.id: place for place, node in enumerate(graph.nodes)}
@@ -172,7 +172,7 @@ def page_format(graph: Graph, info: Info) -> dict[str, Any]:
 
 
 def read_page(page: Mapping[str, Any], info: Info) -> dict[str, Any]:
-    """The page's format as `/prompt` takes it, read as the page itself does: values by their place."""
+    """Convert the page's format to that of `/prompt`, reading values by their order as the page itself does."""
     wires = {link[0]: link for link in page["links"]}
     prompt = {}
     for node in page["nodes"]:
@@ -194,7 +194,7 @@ def read_page(page: Mapping[str, Any], info: Info) -> dict[str, Any]:
 
 
 def changed(prompt: Mapping[str, Any], **values: Any) -> dict[str, Any]:
-    """A prompt in API format with every value of these names replaced, in whichever nodes have them; wires stay.
+    """A prompt in API format with the values of the given names replaced in all nodes that have them; links are kept.
     Raises KeyError for a name that no node has."""
     names = set()
     nodes = {}
@@ -208,19 +208,19 @@ def changed(prompt: Mapping[str, Any], **values: Any) -> dict[str, Any]:
 
 
 def specs(description: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Every input of a node, in the order of its widgets."""
+    """All inputs of a node, in the order of its widgets."""
     for kind in ("required", "optional"):
         for name in description["input_order"].get(kind, ()):
             yield name, description["input"][kind][name]
 
 
 def is_widget(spec: Sequence[Any]) -> bool:
-    """Whether an input is a value that the node shows, not only a socket."""
+    """Whether an input is a widget with a value, not only a socket."""
     return _kind(spec) in WIDGET_TYPES and not _options(spec).get("forceInput", False)
 
 
 def has_companion(name: str, spec: Sequence[Any]) -> bool:
-    """Whether the page adds a widget of its own: what becomes of a seed, or the button that uploads."""
+    """Whether the page adds its own widget to an input: the control of a seed after a run, or an upload button."""
     options = _options(spec)
     if spec[0] == "INT":
         return bool(options.get("control_after_generate", name in SEED_NAMES))
@@ -228,7 +228,7 @@ def has_companion(name: str, spec: Sequence[Any]) -> bool:
 
 
 def default(spec: Sequence[Any]) -> Any:
-    """The value that a widget has before anyone touches it."""
+    """The initial value of a widget."""
     options = _options(spec)
     if "default" in options:
         return options["default"]
@@ -272,7 +272,7 @@ def _links(graph: Graph, info: Info) -> list[Link]:
 
 
 def _sockets(node: Node, info: Info) -> list[tuple[str, Sequence[Any]]]:
-    """Inputs that are drawn as sockets: all that are no widgets, and widgets with a wire."""
+    """Inputs drawn as sockets: all that are not widgets, and linked widgets."""
     return [
         (name, spec)
         for name, spec in specs(info[node.kind])
@@ -325,7 +325,7 @@ def _socket(name: str, spec: Sequence[Any], wire: int | None) -> dict[str, Any]:
 
 
 def _values(node: Node, info: Info) -> list[Any]:
-    """The node's values in the order of its widgets, the page's own ones among them."""
+    """The node's values in the order of its widgets, including those that the page adds."""
     values = []
     for name, spec in specs(info[node.kind]):
         if not is_widget(spec):
@@ -338,7 +338,7 @@ def _values(node: Node, info: Info) -> list[Any]:
 
 
 def _boxes(graph: Graph, info: Info) -> dict[int, Box]:
-    """Columns from left to right, nodes stacked in each."""
+    """Positions of all nodes: columns from left to right, nodes stacked in each."""
     boxes: dict[int, Box] = {}
     below: dict[int, float] = {}
     groups: dict[int, str] = {}

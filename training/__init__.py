@@ -1,1 +1,1 @@
-"""The training half: the synthetic video world, and what measures a clip. Imports `svd_core`, never the reverse."""
+"""Training: the synthetic video world, the stages and their evaluation. Imports `svd_core`, never the reverse."""

@@ -1,6 +1,6 @@
-"""The first two stages: an autoencoder of single frames, then a decoder that sees across frames.
+"""The first two stages: an autoencoder of single frames, then a temporal decoder.
 
-The second starts as the first: its spatial weights are copied, and its layers across frames begin by changing nothing.
+The temporal decoder starts as the image decoder: spatial weights are copied, temporal layers start as the identity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .recipe import AutoencoderStage, TemporalStage
 from .reconstruction import difference_loss, divergence, reconstruction_loss
 
 LOG_VARIANCE = (-30.0, 20.0)
-"""Limits within which a posterior's log-variance is taken at its word, as in the reference."""
+"""Limits to which a posterior's log-variance is clamped, as in the reference."""
 
 
 def image_config(config: VAEConfig) -> VAEConfig:
@@ -33,7 +33,7 @@ def image_config(config: VAEConfig) -> VAEConfig:
 
 @dataclass(frozen=True, slots=True)
 class FrameSamples(Dataset):
-    """Sample k: some `frames` of clip k, consecutive or not, and noise for their posteriors."""
+    """Sample k: `frames` random frames of clip k, consecutive or not, and noise for their posteriors."""
 
     source: ClipSource
     frames: int
@@ -80,7 +80,7 @@ class ImageObjective(nn.Module):
 
 
 class TemporalObjective(nn.Module):
-    """Stage 2: decode clips that the finished encoder encoded. All of the decoder is trained, the encoder is not."""
+    """Stage 2: decode clips encoded by the finished encoder. Trains the whole decoder, but not the encoder."""
 
     def __init__(self, vae: VideoVAE, stage: TemporalStage) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class TemporalObjective(nn.Module):
 
 @torch.no_grad()
 def copy_spatial(image: VideoVAE, video: VideoVAE) -> VideoVAE:
-    """Give a video autoencoder all weights of an image autoencoder, and make its layers across frames pass everything
-    on as it is: it then decodes as the image decoder does. Returns it."""
+    """Copy all weights of an image autoencoder into a video autoencoder, and set its temporal layers to the identity,
+    so that it decodes as the image decoder does. Returns it."""
     weights = image.state_dict()
     own = video.state_dict()
     unknown = weights.keys() - own.keys()
@@ -122,7 +122,7 @@ def copy_spatial(image: VideoVAE, video: VideoVAE) -> VideoVAE:
 
 @torch.no_grad()
 def latent_rms(vae: VideoVAE, frames: Iterable[Tensor]) -> Tensor:
-    """(4,): root mean square of each channel of unscaled latents over `frames`, (n, 3, H, W) each."""
+    """Root mean square (4,) of each channel of unscaled latents over `frames`, (n, 3, H, W) each."""
     squares = [vae.encode(pixels).double().square().mean(dim=(0, 2, 3)) for pixels in frames]
     return torch.stack(squares).mean(dim=0).sqrt().float()
 
@@ -131,14 +131,14 @@ def rescale_latents(config: VAEConfig, weights: Mapping[str, Tensor], rms: Tenso
     """The weights of a `VideoVAE` with a factor for each latent channel folded into the last layer before the latent
     and the first one after it.
 
-    Latents that had the root mean square `rms` (4,) > 0 then have 1 / 0.18215, so that the sampler's units, in which
-    the loss takes data for of variance one, are right. What is decoded stays the same (class: rounding), for a factor,
-    unlike a shift, passes the decoder's zero padding.
+    Latents with root mean square `rms` (4,) > 0 get 1 / 0.18215, so that they have unit variance in sampler units, as
+    the loss assumes. Decoded frames stay the same (class: rounding), because a factor, unlike a shift, commutes with
+    the decoder's zero padding.
     """
     before = "quant_conv" if config.encoder_quant else "encoder.conv_out"
     after = "post_quant_conv.weight" if config.decoder_quant else "decoder.conv_in.weight"
     factor = (1 / (LATENT_SCALE * rms)).to(weights[after])
-    # The second half are log-variances: the posterior's deviation grows with its mean.
+    # The second half is log-variances: the posterior's deviation scales with its mean.
     mean_factor = torch.cat([factor, torch.ones_like(factor)])
     shift = torch.cat([torch.zeros_like(factor), 2 * factor.log()])
     return {

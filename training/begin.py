@@ -1,6 +1,6 @@
-"""Go on from a trained model: its file laid out as the folder of a new run, whose video stage starts from its weights.
+"""Set up the folder of a new run whose video stage starts from the weights of a trained model.
 
-The first two stages are taken as they are, so the recipe may differ from the file's in the video stage alone.
+The first two stages are kept unchanged, so the recipe may differ from the file's in the video stage only.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Tensors = Mapping[str, Tensor]
 
 
 def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Path) -> None:
-    """Fill `folder` from what `export` and `export_frame_decoder` wrote.
+    """Fill `folder` from the files of `export` and `export_frame_decoder`.
 
-    Raises CheckpointError where these files were not written by training or are of another model or another first or
-    second stage than the recipe's, InputError where the folder holds a run already.
+    Raises CheckpointError if these files were not written by training, or differ from the recipe in the model or the
+    first two stages; InputError if the folder already holds a run.
     """
     if any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
@@ -49,7 +49,7 @@ def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Pa
         "clip_vision": trained.clip_vision_weights(dtype=torch.float32),
     }
     first = {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
-    # First of all: without it, what follows would be a run from random weights.
+    # Saved first: without it, the folder would look like a run from random weights.
     save_start(folder, Start(first, history))
     _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
     _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal_is(recipe, digest_of(image)))
@@ -65,13 +65,13 @@ def _history(checkpoint: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the weights of the first two stages and the shapes of all, of a recipe as JSON."""
+    """The parts of a recipe (as JSON) that decide the weights of the first two stages and all shapes."""
     model = {name: recipe["model"].get(name) for name in ("unet", "vae", "clip_vision")}
     return {"model": model, **{name: recipe.get(name) for name in ("seed", "data", "autoencoder", "temporal")}}
 
 
 def _require_model(checkpoint: Path, found: ModelConfig, given: ModelConfig) -> None:
-    """Raise CheckpointError where a file's tensors are not of the model that its recipe names."""
+    """Raise CheckpointError if a file's tensors do not match the model in its recipe."""
     for part in ("unet", "vae", "clip_vision"):
         if getattr(found, part) != getattr(given, part):
             raise CheckpointError(f"{checkpoint} holds another {part} than its recipe says: export it again")
@@ -82,7 +82,7 @@ def _image_keys(recipe: Recipe) -> Tensors:
 
 
 def _fitting(path: Path, needed: Tensors, found: Tensors) -> dict[str, Tensor]:
-    """Those of `found` that are needed, in float32. Raises CheckpointError for one that is missing or misshapen."""
+    """The needed tensors of `found`, in float32. Raises CheckpointError if one is missing or has the wrong shape."""
     for key, tensor in needed.items():
         if key not in found or found[key].shape != tensor.shape:
             raise CheckpointError(f"{path} and its frame decoder lack a fitting {key}: give both files of one export")

@@ -1,8 +1,8 @@
-"""A run on disk that survives a kill at any moment, and goes on to the bits it would have had.
+"""Saved runs that survive a kill at any moment, and resume bit for bit.
 
-One safetensors file holds all of it: weights, their average, the optimizer's moments, the losses so far, and as JSON
-the step and the configuration. It is written beside its place, flushed to the disk and moved there whole, so the place
-holds either the old state or the new one. No random state is in it: see `randomness`.
+One safetensors file holds everything: weights, their average, the optimizer's moments, the losses so far, and as JSON
+the step and the configuration. It is written to a temporary file, flushed to disk and renamed, so that its path always
+holds either the old state or the new one. It contains no random state: see `randomness`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A run after `step` updates. The four mappings are by name of the trained parameter; losses (step,) float32."""
+    """A run after `step` updates. The four tensor mappings are keyed by parameter name; losses is (step,) float64."""
 
     step: int
     configuration: Mapping[str, Any]
@@ -47,15 +47,15 @@ _PARTS = ("weights", "average", "mean", "square")
 
 
 def save_state(path: Path, state: State) -> None:
-    """Replace the state at `path`, atomically. Raises OutputError where the disk refuses."""
+    """Replace the state at `path` atomically. Raises OutputError if it cannot be written."""
     tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
     note = {"step": state.step, "configuration": state.configuration}
     save_tensors(path, {**tensors, "losses": state.losses}, {STATE_KEY: json.dumps(note)})
 
 
 def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
-    """The state at `path`, or None where there is none. Raises CheckpointError for damage, and for the state of
-    another configuration, with the differences."""
+    """The state at `path`, or None if there is none. Raises CheckpointError for a damaged file, and for another
+    configuration, listing the differences."""
     if not path.exists():
         return None
     tensors, metadata = load_tensors(path)
@@ -78,7 +78,7 @@ def _under(tensors: Tensors, part: str) -> dict[str, Tensor]:
 
 
 def require_same(path: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise CheckpointError that names every field in which two configurations differ."""
+    """Raise CheckpointError, naming every differing field, unless two configurations are equal."""
     differences = differences_of(found, given)
     if differences:
         listed = "; ".join(differences)
@@ -88,7 +88,7 @@ def require_same(path: Path, found: Mapping[str, Any], given: Mapping[str, Any])
 
 
 def differences_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """In words, such as "seed 0 in the file, 1 given"."""
+    """The differences in words, such as "seed 0 in the file, 1 given"."""
     before, after = _flat(found), _flat(given)
     names = sorted(before.keys() | after.keys())
     return [
@@ -99,7 +99,7 @@ def differences_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested tables as dotted names; lists and tuples are the same."""
+    """Nested tables flattened to dotted names; lists and tuples become equal."""
     flat: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -110,13 +110,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all. Raises OutputError."""
+    """Write a safetensors file atomically. Raises OutputError."""
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, save(here, dict(metadata)))
 
 
 def as_half(name: str, tensor: Tensor) -> Tensor:
-    """A weight as files hold it. Raises CheckpointError for one that has grown beyond that."""
+    """A weight as float16, as stored in files. Raises CheckpointError if it overflows float16."""
     half = tensor.detach().cpu().to(torch.float16)
     if not torch.isfinite(half).all():
         raise CheckpointError(f"{name} does not fit in float16: train it with a lower learning rate")
@@ -124,8 +124,8 @@ def as_half(name: str, tensor: Tensor) -> Tensor:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in its place, and its folder if need be, whole or not at all, even when the power goes. Raises
-    OutputError where the system refuses."""
+    """Write a file atomically, creating its folder if needed, so that even a power cut leaves it whole or absent.
+    Raises OutputError on failure."""
     make_folder(path)
     with replacing(path) as scratch, scratch.open("wb") as file:
         file.write(content)
@@ -135,7 +135,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """The folder of a file. Raises OutputError where the system refuses."""
+    """Create the folder of a file. Raises OutputError on failure."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,7 +143,7 @@ def make_folder(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system knows how to."""
+    """Make a rename durable, on systems that support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -163,7 +163,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, 16 digits."""
+    """First 16 hex digits of the SHA-256 of names and values."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -179,7 +179,7 @@ def adam_state(optimizer: torch.optim.AdamW, names: Mapping[str, torch.nn.Parame
 
 
 def restore_adam(optimizer: torch.optim.AdamW, names: Mapping[str, torch.nn.Parameter], state: State) -> None:
-    """Put back what `adam_state` took, as of `state.step` updates."""
+    """Restore the optimizer from the moments of `adam_state`, after `state.step` updates."""
     for name, mean in state.mean.items():
         parameter = names[name]
         moments = {"exp_avg": mean, "exp_avg_sq": state.square[name]}

@@ -1,7 +1,7 @@
 """The command line: `python -m training autoencoder | temporal | video | begin | export | evaluate | lora | recipe`.
 
-Under torchrun the three stages and lora run in several processes. Exit codes: 0 done, 2 something given cannot be used
-(one line on stderr says what), 130 interrupted.
+Under torchrun the three stages and lora run in several processes. Exit codes: 0 done, 2 unusable input (with one line
+on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ TFLOP: 4.6 s on a card of 70 TFLOP/s kept busy to 40 %, or 80 minutes for 1,000 
 
 
 class _Parser(ArgumentParser):
-    """Reports a bad flag like any other bad input: in one line, without the usage text before it."""
+    """Argument parser that reports a bad flag like any other bad input: in one line, without usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. `argv` is without the program's name; None takes the process's own."""
+    """Run one command and return its exit code. `argv` excludes the program's name; None takes the process's own."""
     try:
         args = parser().parse_args(argv)
         args.run(args)
@@ -70,7 +70,7 @@ def _stop(line: str, code: int) -> int:
 
 
 def parser() -> ArgumentParser:
-    """Every command; `run` in the namespace is the one to call with it."""
+    """The parser of all commands; the namespace's `run` is the function to call with it."""
     top = _Parser(prog="python -m training", description="Train a video model, or a LoRA for a released one.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
     helps = {
@@ -211,7 +211,7 @@ def _export(args: Namespace) -> None:
 
 def _evaluate(args: Namespace) -> None:
     svd = load_checkpoint(args.checkpoint)
-    frame_decoder(args.frame_decoder, svd.config.vae)  # refuse what does not fit before the long work
+    frame_decoder(args.frame_decoder, svd.config.vae)  # fail early if it does not fit
     make_folder(args.folder / "sheet.png")
     extent, processes = QUICK if args.quick else FULL, os.cpu_count() or 1
     figures = evaluate_files(args.checkpoint, args.frame_decoder, extent, _say, processes)

@@ -1,4 +1,4 @@
-"""Where clips come from: scenes of the synthetic world, drawn as they are needed, or a folder of the user's own."""
+"""Sources of training clips: scenes of the synthetic world, drawn on demand, or a folder of the user's clips."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .recipe import Data
 from .world import TRAIN_SEEDS, draw_scene
 
 DEFAULT_FPS = 7
-"""For a folder of pictures, which says nothing about speed."""
+"""Frames per second assumed for clips that do not state any, such as folders of pictures."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -32,7 +32,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """pixels (T, 3, H, W) float32 in [-1, 1]; fps in frames per second; motion_bucket 0 to 255."""
+    """A training clip: pixels (T, 3, H, W) float32 in [-1, 1]; fps in frames per second; motion_bucket 0 to 255."""
 
     pixels: Tensor
     fps: float
@@ -40,15 +40,15 @@ class Clip:
 
 
 class ClipSource(Protocol):
-    """Clips by number: the same number is always the same clip, and there is no last one."""
+    """An endless source of clips by number; the same number always gives the same clip."""
 
     def clip(self, number: int) -> Clip: ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorldDataset:
-    """Scenes of `training.world`, each at a speed and a motion bucket of its own; the share `rockets` of them is made
-    rockets whatever their seed says."""
+    """Scenes of `training.world`, each with random fps and motion bucket; a share `rockets` of them is forced to be
+    rockets, whatever kind the seed gives."""
 
     data: Data
     seed: int
@@ -68,24 +68,24 @@ class WorldDataset:
 
 
 def with_rockets(source: ClipSource, share: float) -> ClipSource:
-    """The synthetic world with that share of its scenes made rockets; a folder of clips is what it is."""
+    """The source with the given share of scenes forced to be rockets; a folder of clips is returned unchanged."""
     return replace(source, rockets=share) if isinstance(source, WorldDataset) else source
 
 
 def training_seed(seed: int, number: int) -> int:
-    """The seed of the scene of a clip; never one of those kept for judging."""
+    """The seed of a clip's scene; never a held-out one."""
     return TRAIN_SEEDS[seed_for(seed, "scene", number) % len(TRAIN_SEEDS)]
 
 
 def as_pixels(frames: np.ndarray) -> Tensor:
-    """(T, H, W, 3) in [0, 1], or uint8 -> (T, 3, H, W) float32 in [-1, 1]."""
+    """Frames (T, H, W, 3) in [0, 1], or uint8 -> (T, 3, H, W) float32 in [-1, 1]."""
     scaled = frames.astype(np.float32) / (255 if frames.dtype == np.uint8 else 1)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))) * 2 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A clip that is not used, and why, in words."""
+    """A clip that is not used, and the reason."""
 
     path: Path
     reason: str
@@ -98,15 +98,15 @@ class _File:
     size: Size
     fps: float
     digest: str
-    """Of its pixels, for telling it from another clip of the same name."""
+    """Digest of its pixels, which identifies the clip even if another file takes its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipFolder:
     """The clips of a folder: movies, GIF and WebP animations, and folders of PNGs in the order of their names.
 
-    A clip of more frames gives a random run of them; `motion_bucket` is said of every clip. `skipped` names what cannot
-    be used. Made by `open_folder`.
+    A longer clip gives a random run of `frames` frames; `motion_bucket` applies to every clip. `skipped` lists the
+    unusable ones. Created by `open_folder`.
     """
 
     files: tuple[_File, ...]
@@ -120,7 +120,7 @@ class ClipFolder:
         return self.files[0].size
 
     def clip(self, number: int) -> Clip:
-        """Raises InputError where a file has changed since it was looked at."""
+        """A run of frames from a random file. Raises InputError if the file can no longer be read."""
         generator = generator_for(self.seed, "clip", number)
         file = self.files[whole_number(0, len(self.files) - 1, generator)]
         start = whole_number(0, file.frames - self.frames, generator)
@@ -140,10 +140,10 @@ def open_folder(
     seed: int = 0,
     motion_bucket: int = 127,
 ) -> ClipFolder:
-    """Look at every clip of a folder. `size` None takes the one that most clips have.
+    """Check every clip of a folder. `size` None takes the most common size.
 
-    What cannot be read, is shorter than `frames` or of another size is skipped and named. Raises InputError where fewer
-    than `needed` remain, or where the size is not in multiples of 8 pixels.
+    Clips that cannot be read, are shorter than `frames` or have another size are listed in `skipped`. Raises InputError
+    if fewer than `needed` remain, or if the sides are not multiples of 8 pixels.
     """
     folder = Path(folder)
     MicroConditioning(motion_bucket=motion_bucket)
@@ -162,7 +162,7 @@ def open_folder(
 
 
 def most_common_size(files: Sequence[_File]) -> Size:
-    """(0, 0) where there are none."""
+    """The size that most files have; (0, 0) for no files."""
     counts = Counter(file.size for file in files)
     return counts.most_common(1)[0][0] if counts else (0, 0)
 
@@ -181,7 +181,7 @@ def _check_count(folder: Path, usable: int, found: int, needed: int, skipped: Se
 
 
 def _is_clip(path: Path) -> bool:
-    """Whether something in the folder is meant to be a clip. Notes and hidden files are not."""
+    """Whether a path in the folder is meant to be a clip; hidden files and other file types are not."""
     if path.name.startswith("."):
         return False
     if path.is_dir():
@@ -190,7 +190,7 @@ def _is_clip(path: Path) -> bool:
 
 
 def _looked_at(path: Path, frames: int) -> _File | Skipped:
-    """Reads the whole clip, so that damage anywhere in it is found before training begins."""
+    """Read the whole clip, so that damage anywhere in it is found before training begins."""
     try:
         sizes: Counter[Size] = Counter()
         digest = hashlib.sha256()
@@ -211,7 +211,7 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
 
 
 def _in_short(error: Exception, path: Path) -> str:
-    """What a decoder says, in a line, without the path that is named already."""
+    """A decoder's error message as one line, without the path, which is already named."""
     return " ".join(str(error).replace(repr(str(path)), "").split())[:80] or type(error).__name__
 
 
@@ -229,7 +229,7 @@ def _animation_fps(path: Path) -> float:
 
 
 def _milliseconds(picture: Image.Image) -> float:
-    picture.load()  # WebP tells it only then
+    picture.load()  # WebP sets the duration only on load
     return picture.info.get("duration", 0)
 
 
@@ -240,7 +240,7 @@ def _movie_fps(path: Path) -> float:
 
 
 def open_source(data: Data, seed: int, report: Callable[[Skipped], None]) -> ClipSource:
-    """The recipe's clips. `report` hears of each one that is skipped. Raises InputError."""
+    """The recipe's clips. `report` is called for each skipped one. Raises InputError."""
     if data.clips is None:
         return WorldDataset(data, seed)
     middle = sum(data.motion_buckets) // 2

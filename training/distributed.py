@@ -1,4 +1,4 @@
-"""One process or several, started by torchrun: who I am, and how gradients are shared."""
+"""Training in one process, or in several started by torchrun: ranks, and averaging of gradients."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files and shows progress."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective with gradients averaged over all processes; itself where there is one."""
+        """The objective with gradients averaged over all processes; unchanged for a single process."""
         if self.size == 1:
             return objective
         devices = [self.device] if self.device.type == "cuda" else None
@@ -43,7 +43,7 @@ class Group:
         return value / self.size
 
     def wait(self) -> None:
-        """Until every process has come this far."""
+        """Block until every process has reached this call."""
         if self.size > 1:
             dist.barrier()
 
@@ -52,15 +52,15 @@ ALONE = Group(0, 1, torch.device("cpu"))
 
 
 def unshared(wrapped: nn.Module) -> AbstractContextManager[None]:
-    """Backward passes in here add up gradients without sharing them, for all rounds of accumulation but the last."""
+    """Context in which backward passes do not average gradients, for all accumulation rounds but the last."""
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
-    """Join the processes that torchrun started, or be alone. On "cuda" each takes the GPU of its local rank.
+    """Join the processes that torchrun started, if any. On "cuda" each takes the GPU of its local rank.
 
-    Raises InputError where there are fewer GPUs than processes on this machine, or none.
+    Raises InputError if this machine has fewer GPUs than processes, or none.
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     chosen = _device(device, local, several=size > 1)
@@ -77,7 +77,7 @@ def process_group(device: str) -> Iterator[Group]:
 
 
 _VARIABLES = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-"""What torchrun tells each process through its environment."""
+"""Environment variables that torchrun sets in each process, and their values without it."""
 
 
 def _device(name: str, local: int, *, several: bool) -> torch.device:

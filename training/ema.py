@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what is kept in the end."""
+"""Exponential moving average of the weights; the average is the result of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The decay after `step` updates (from 0): low at first, to forget the first weights soon (spec 8.3)."""
+    """The decay after `step` updates (from 0): low at first, to forget the initial weights quickly (spec 8.3)."""
     return min(decay, (1 + step) / (10 + step))
 
 

@@ -1,7 +1,7 @@
-"""Judges a trained model by what its clips show, on scenes that it has never seen.
+"""Evaluate a trained model by its clips of held-out scenes.
 
-Every figure is measured from decoded frames; nothing is read off the network. The scenes' seeds are fixed, so two runs
-on one machine give the same table.
+Every figure is measured on decoded frames only. The scenes' seeds are fixed, so two runs on one machine give the same
+table.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .world import DEFAULT_FPS, HELD_OUT_SEEDS, KINDS, Scene, draw_scene
 STILL_SEEDS, ROCKET_SEEDS, AMOUNT_SEEDS, DECODER_SEEDS = (
     HELD_OUT_SEEDS[start : start + 1000] for start in (0, 1000, 2000, 3000)
 )
-"""Which held-out scenes each figure is measured on, from the front."""
+"""Held-out scenes for each figure, used from the start of each range."""
 
 AMOUNT_KINDS = ("rocket", "clouds", "pan", "cart")
-"""Scenes in which something travels for the whole clip, however fast."""
+"""Kinds of scenes in which something moves for the whole clip, at any speed."""
 
 NEAR = 45.0
-"""Degrees within which a motion counts as along the truth."""
+"""Degrees from the true direction within which a motion counts as correct."""
 
 FrameDecoder = Callable[[torch.Tensor], torch.Tensor]
 """Unscaled latents (T, 4, h, w) -> pixels (T, 3, H, W) in [-1, 1], each frame by itself."""
@@ -48,7 +48,7 @@ FrameDecoder = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How many scenes each figure takes; the defaults are what the bars are stated for."""
+    """Number of scenes for each figure; the thresholds are defined for the defaults."""
 
     stills: int = 50
     rockets: int = 100
@@ -63,7 +63,7 @@ QUICK = Extent(stills=5, rockets=10, amounts=2, buckets=4, decoded=4)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value and the bar it is held to; `detail` says what else was seen."""
+    """One measured value and its threshold `least`; `detail` describes related measurements."""
 
     name: str
     value: float
@@ -87,7 +87,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """A model, what its temporal decoder is compared with, and on how many scenes."""
+    """The model to evaluate, the frame-wise decoder to compare with, and the number of scenes."""
 
     svd: StableVideo
     decoder: FrameDecoder
@@ -95,14 +95,14 @@ class Judged:
 
 
 def evaluate(judged: Judged, say: Callable[[str], None]) -> list[Figure]:
-    """Every figure, told to `say` as it comes."""
+    """All figures, each passed to `say` as soon as it is measured."""
     return _told((part(judged) for part in PARTS), say)
 
 
 def evaluate_files(
     checkpoint: Path, decoder: Path, extent: Extent, say: Callable[[str], None], processes: int
 ) -> list[Figure]:
-    """The same of files, the parts spread over processes of one thread each; the figures do not depend on how many."""
+    """`evaluate` for files, distributed over single-threaded processes, whose number does not affect the figures."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         parts = [pool.submit(_part, number, checkpoint, decoder, extent) for number in range(len(PARTS))]
         try:
@@ -127,7 +127,7 @@ def _told(parts: Iterable[Iterable[Figure]], say: Callable[[str], None]) -> list
 
 
 def frame_decoder(path: Path, config: VAEConfig) -> FrameDecoder:
-    """The frame-wise decoder that `export` wrote beside a model. Raises CheckpointError where it does not fit."""
+    """The frame-wise decoder written by `export_frame_decoder`. Raises CheckpointError if it does not fit."""
     weights, _ = load_tensors(path)
     vae = VideoVAE(image_config(config)).eval()
     own = {name for name in vae.state_dict() if name.startswith("decoder.")}
@@ -138,7 +138,7 @@ def frame_decoder(path: Path, config: VAEConfig) -> FrameDecoder:
 
 
 def likeness(judged: Judged) -> Iterable[Figure]:
-    """The first frame against the still, on scenes of all kinds."""
+    """How well the first frame matches the still, on scenes of all kinds."""
     svd, count = judged.svd, judged.extent.stills
     values = []
     for seed in STILL_SEEDS[:count]:
@@ -163,7 +163,7 @@ def direction(judged: Judged) -> Iterable[Figure]:
 
 
 def amount(judged: Judged) -> Iterable[Figure]:
-    """How the flow follows motion_bucket, and what half the fps does to it."""
+    """How the flow follows motion_bucket, and the effect of halving the fps."""
     svd, count = judged.svd, judged.extent.amounts
     scenes = [_scene(svd, AMOUNT_SEEDS[i], kind=AMOUNT_KINDS[i % len(AMOUNT_KINDS)]) for i in range(count)]
     chosen = [round(bucket) for bucket in np.linspace(16, 240, judged.extent.buckets)]
@@ -179,8 +179,8 @@ def amount(judged: Judged) -> Iterable[Figure]:
 
 
 def flicker(judged: Judged) -> Iterable[Figure]:
-    """What changes from one frame to the next against what should, in clips that were encoded and decoded: the error of
-    the frame-wise decoder over that of the temporal one."""
+    """Error of frame-to-frame differences in clips that were encoded and decoded: that of the frame-wise decoder over
+    that of the temporal one."""
     svd, count = judged.svd, judged.extent.decoded
     errors = []
     for seed in DECODER_SEEDS[:count]:
@@ -196,7 +196,7 @@ def flicker(judged: Judged) -> Iterable[Figure]:
 
 
 def seeds(judged: Judged) -> Iterable[Figure]:
-    """The same seed is the same clip, to the bit; another one is another clip."""
+    """Whether the same seed gives the same clip, bit for bit, and another seed another clip."""
     svd = judged.svd
     still = _scene(svd, ROCKET_SEEDS[0], kind="rocket").still
     one, again, other = (svd.animate(still, seed=seed) for seed in (1, 1, 2))
@@ -205,7 +205,7 @@ def seeds(judged: Judged) -> Iterable[Figure]:
 
 
 PARTS: tuple[Callable[[Judged], Iterable[Figure]], ...] = (direction, amount, likeness, flicker, seeds)
-"""The longest first, so that processes share them well."""
+"""Longest first, so that processes share them evenly."""
 
 
 def _scene(svd: StableVideo, seed: int, kind: str | None = None) -> Scene:
@@ -214,31 +214,31 @@ def _scene(svd: StableVideo, seed: int, kind: str | None = None) -> Scene:
 
 
 def _flow(svd: StableVideo, scene: Scene, **settings: int) -> float:
-    """Mean pixels a frame in a clip of the scene's still; the same noise for all settings of a scene."""
+    """Mean flow, pixels per frame, of a clip from the scene's still; all settings of a scene share the same noise."""
     return float(flow_magnitude(svd.animate(scene.still, seed=scene.seed % 2**31, **settings)).mean())
 
 
 SHEET_FRAMES = 5
-"""Of each clip, as evenly as can be."""
+"""Frames shown of each clip, spaced as evenly as possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A scene as it was drawn and as the model imagined it from the still, (T, H, W, 3) in [0, 1] both."""
+    """A scene as drawn, and as generated by the model from the still, both (T, H, W, 3) in [0, 1]."""
 
     scene: Scene
     ours: np.ndarray
 
 
 def sheet_rows(svd: StableVideo, each: int = 2) -> list[Row]:
-    """The first `each` held-out scenes of every kind, as they come: nothing is picked for looking good."""
+    """Rows for the first `each` held-out scenes of every kind, without cherry-picking."""
     chosen = [(kind, seed) for kind in KINDS for seed in STILL_SEEDS[500 : 500 + each]]
     scenes = [_scene(svd, seed, kind=kind) for kind, seed in chosen]
     return [Row(scene, svd.animate(scene.still, seed=scene.seed % 2**31)) for scene in scenes]
 
 
 def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
-    """For each scene the drawn frames on the left and the model's on the right -> (H, W, 3) uint8."""
+    """Contact sheet (H, W, 3) uint8: for each scene the drawn frames on the left, the model's on the right."""
     lines = []
     for row in rows:
         shown = np.linspace(0, len(row.ours) - 1, SHEET_FRAMES).round().astype(int)
@@ -250,7 +250,7 @@ def contact_sheet(rows: Sequence[Row], gap: int = 4) -> np.ndarray:
 
 
 def save_figures(figures: Sequence[Figure], folder: Path) -> None:
-    """As figures.json and as the table figures.md, each with whether it reached its bar."""
+    """Write figures.json and the table figures.md, with each figure's verdict against its threshold."""
     table = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
     write_whole(folder / "figures.json", f"{json.dumps(table, indent=2)}\n".encode())
     lines = ["| what | measured | at least | | seen |", "|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""From a run's folder to one file in the official key grammar, as every loader of Stable Video Diffusion reads it."""
+"""Export a run's folder to one file with the official key names, which every Stable Video Diffusion loader reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .start import START_KEY, Start, read_start
 
 MEBIBYTE = 2**20
 SHIPPED_LIMIT = 16 * MEBIBYTE
-"""Most bytes of a model that is shipped inside the pack."""
+"""Maximum bytes of the model that ships with the pack."""
 
 RECIPE_KEY, STAGES_KEY, LICENCE_KEY = "training.recipe", "training.stages", "license"
 
@@ -31,9 +31,9 @@ RECIPE_KEY, STAGES_KEY, LICENCE_KEY = "training.recipe", "training.stages", "lic
 def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMIT) -> Path:
     """Write the averaged weights of all stages as float16 safetensors of at most `limit` bytes.
 
-    Its metadata hold what shapes cannot say, the recipe, how far each stage was trained, and the licence. Tensors that
-    inference never reads are left out. Raises CheckpointError where a stage is missing or of another model, OutputError
-    where the file would be too large.
+    The metadata hold the configuration that shapes do not show, the recipe, how far each stage was trained, and the
+    licence. Tensors that inference never reads are left out. Raises CheckpointError if a stage is missing or of another
+    model, OutputError if the file would be too large.
     """
     start = read_start(folder)
     kept = {stage: read_kept(folder, stage) for stage in ("temporal", "video")}
@@ -53,7 +53,7 @@ def export(recipe: Recipe, folder: Path, output: Path, limit: int = SHIPPED_LIMI
 
 
 def export_frame_decoder(folder: Path, output: Path) -> Path:
-    """Write stage 1's frame-wise decoder as float16, for judging the temporal one against it."""
+    """Write stage 1's frame-wise decoder as float16, for comparison with the temporal one."""
     weights = read_kept(folder, "autoencoder").weights
     decoder = {name: as_half(name, tensor) for name, tensor in weights.items() if name.startswith("decoder.")}
     save_tensors(output, decoder, {"format": "pt"})
@@ -69,16 +69,18 @@ def _require_one_autoencoder(folder: Path, kept: Mapping[str, Kept]) -> None:
 
 
 def _require_recipe(recipe: Recipe, folder: Path, kept: Mapping[str, Kept], start: Start | None) -> None:
-    """Shapes alone do not tell a recipe from another, and the file will say that it was trained by this one."""
-    digest = str(kept["video"].configuration.get("autoencoder_weights"))  # of both stages
+    """Raise CheckpointError unless the stages were trained by this recipe, which the file will name; shapes alone do
+    not identify a recipe."""
+    digest = str(kept["video"].configuration.get("autoencoder_weights"))  # of stage 1, the same for both stages
     given = {"temporal": temporal_is(recipe, digest), "video": video_is(recipe, digest, start)}
     for stage, configuration in given.items():
         require_same(Place(folder, stage).weights, kept[stage].configuration, configuration)
 
 
 def official_tensors(config: ModelConfig, vae: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official key -> tensor, for exactly those that inference reads. `vae` has a `VideoVAE`'s keys, `video` those of
-    the UNet and the image encoder behind "unet." and "clip_vision.". Raises CheckpointError where they do not fit."""
+    """Official key -> tensor, for exactly the tensors that inference reads. `vae` has a `VideoVAE`'s keys, `video` has
+    the keys of the UNet and the image encoder after "unet." and "clip_vision.". Raises CheckpointError on a mismatch.
+    """
     home = CONDITIONER_VAE if config.vae.encoder_quant else FIRST_STAGE
     prefixes = {"encoder.": home, "quant_conv.": home, "decoder.": FIRST_STAGE, "post_quant_conv.": FIRST_STAGE}
     tensors = {_prefix(prefixes, key) + key: tensor for key, tensor in vae.items()}
@@ -104,7 +106,7 @@ def _require_shapes(config: ModelConfig, home: str, tensors: Mapping[str, Tensor
 
 
 def metadata_of(recipe: Recipe, kept: Mapping[str, Kept], start: Start | None = None) -> dict[str, str]:
-    """What the file says about itself, and of what the video stage began from; all values are text."""
+    """The file's metadata, including what the video stage started from; all values are strings."""
     model = recipe.model
     hints = {
         "unet": {"head_channels": model.unet.head_channels},
@@ -122,6 +124,6 @@ def metadata_of(recipe: Recipe, kept: Mapping[str, Kept], start: Start | None = 
 
 
 def _header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """At most what safetensors puts before the weights: its own length, names, shapes, offsets and metadata."""
+    """Upper bound on safetensors' header: its length, names, shapes, offsets and metadata."""
     entries = sum(len(name) + 80 + 8 * tensor.ndim for name, tensor in tensors.items())
     return 16 + entries + len(json.dumps(dict(metadata)))

@@ -1,4 +1,4 @@
-"""First weights of `svd_core`'s networks, which themselves only know how to be filled from a file."""
+"""Initial weights for `svd_core`'s networks, which on their own only load weights from a file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def new_clip_vision(config: CLIPVisionConfig, generator: torch.Generator) -> CLI
 
 @torch.no_grad()
 def initialise(network: Network, generator: torch.Generator) -> Network:
-    """Fill a network on the CPU, in place, from one generator; float32. Returns it in training mode.
+    """Initialise a float32 network on the CPU, in place, from one generator. Returns it in training mode.
 
-    Layers as torch does, bare parameters of the image encoder normal with variance 1 / width, blends even, and zero for
-    the last layer of each branch that the reference starts at zero: a new block changes nothing.
+    Layers get torch's defaults, bare parameters of the image encoder are normal with variance 1 / width, blends are
+    even, and the last layer of each branch that the reference zeroes is zero, so that a new block is the identity.
     """
     network.to_empty(device="cpu")
     for name, parameter in network.named_parameters(recurse=True):
@@ -68,7 +68,7 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _fill_bare(module: nn.Module, generator: torch.Generator) -> None:
-    """Parameters that a module holds without a layer around them."""
+    """Initialise the parameters that a module holds directly, outside any layer."""
     for name, parameter in module.named_parameters(recurse=False):
         if name == "in_proj_bias":
             parameter.zero_()
@@ -78,7 +78,7 @@ def _fill_bare(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _zeroed(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of a module that begin at zero."""
+    """The layers of a module that are initialised to zero."""
     if isinstance(module, VideoResBlock | TemporalResBlock | TimeStack):
         return (module.out_layers[-1],)
     if isinstance(module, SpatialVideoTransformer):
@@ -87,8 +87,8 @@ def _zeroed(module: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def freeze_unread(unet: VideoUNet) -> VideoUNet:
-    """Take what a context of one token leaves unread out of training: softmax over one key is 1, so queries, keys and
-    the norm before them have no gradient (spec 11a)."""
+    """Freeze parameters without effect for a context of one token: softmax over one key is 1, so queries, keys and the
+    norm before them have no gradient (spec 11a)."""
     for name, parameter in unet.named_parameters():
         if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")):
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The one training loop: every stage is an objective, a set of samples and this."""
+"""The training loop shared by all stages; a stage supplies an objective and samples."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What changes no weight. `workers` processes draw samples ahead; 0 draws them in between. The state is saved every
-    `save_every` steps and at the end; `stop_after` ends the run early at that step, to go on another day."""
+    """Settings that do not affect the weights. `workers` processes draw samples ahead; 0 draws them in the main
+    process. The state is saved every `save_every` steps and at the end; `stop_after` stops at that step, to be resumed
+    later."""
 
     device: str = "cpu"
     workers: int = 0
@@ -40,8 +41,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stage lives: `NAME.state.safetensors` to go on from, `NAME.safetensors` with the averaged weights for the
-    next stage, and `NAME.png` with the loss."""
+    """Files of a stage: `NAME.state.safetensors` to resume from, `NAME.safetensors` with the averaged weights for the
+    next stage, and `NAME.png` with the loss curve."""
 
     folder: Path
     name: str
@@ -60,8 +61,8 @@ class Place:
 
 
 class Run:
-    """One stage under way. `objective(batch)` is the loss to minimise; its parameters that require gradients are
-    trained. `configuration` is everything that decides the weights, for telling one run from another."""
+    """One stage in training. `objective(batch)` is the loss to minimise; its parameters that require gradients are
+    trained. `configuration` is everything that decides the weights, and identifies the run."""
 
     def __init__(
         self,
@@ -98,9 +99,9 @@ class Run:
         self.step, self.losses = state.step, state.losses.tolist()
 
     def train(self, machine: Machine, keep: Callable[[Run], None]) -> None:
-        """Run to the end, or to `machine.stop_after`. `keep` writes what the next stage reads, with `averaged`.
+        """Train to the end, or to `machine.stop_after`. `keep` writes the weights for the next stage, using `averaged`.
 
-        Raises StableVideoError where the loss is no longer finite, OutputError where the folder cannot be made.
+        Raises StableVideoError if the loss is no longer finite, OutputError if the folder cannot be created.
         """
         make_folder(self.place.state)
         last = min(self.optimisation.steps, machine.stop_after or self.optimisation.steps)
@@ -119,7 +120,7 @@ class Run:
         return self.optimisation.accumulate
 
     def _update(self, batches: list[Batch]) -> float:
-        """One step of the optimizer; returns the loss over all processes."""
+        """One step of the optimizer; returns the mean loss over all processes."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.group.device)
         for number, batch in enumerate(batches, 1):
@@ -150,14 +151,14 @@ class Run:
         return loss
 
     def _batches(self, last: int, machine: Machine) -> Iterator[Batch]:
-        """The share of this process in every round of every step that is left."""
+        """This process's batches for every round of the remaining steps."""
         numbers = [
             share(self.optimisation, self.group, step, number)
             for step in range(self.step, last)
             for number in range(self._rounds)
         ]
         workers = {"num_workers": machine.workers, "persistent_workers": False}
-        # The loader draws a seed for its workers, which use none; without a generator it would disturb the global one.
+        # The loader draws a seed for its workers, which do not use it; a generator of its own spares the global one.
         loader = DataLoader(self.samples, batch_sampler=numbers, generator=torch.Generator(), **workers)
         return _in_one_line(iter(loader))
 
@@ -165,7 +166,7 @@ class Run:
         if self.group.leads:
             plot_losses(self.losses, self.place.curve, self.place.name)
             keep(self)
-            # Last, so that a kill in between goes on from before what it may not have written.
+            # Saved last, so that after a kill in between the run resumes from before the outputs above.
             save_state(self.place.state, self.state())
         self.group.wait()
         self.saved = self.step
@@ -178,7 +179,7 @@ class Run:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The objective with the averaged weights in it, which are put away again afterwards."""
+        """Context with the averaged weights loaded into the objective; its own are restored afterwards."""
         own = {name: parameter.detach().clone() for name, parameter in self.names.items()}
         self._fill(self.average)
         try:
@@ -193,10 +194,10 @@ class Run:
 
 
 def contiguous_norms(objective: nn.Module, device: torch.device) -> nn.Module:
-    """On the CPU, every GroupNorm gets its input contiguous; elsewhere nothing changes. Returns the objective.
+    """On the CPU, make the input of every GroupNorm contiguous. Returns the objective.
 
-    Convolutions answer channels last there, and PyTorch's backward pass of GroupNorm is slow on that: a whole
-    training step is 1.4 times faster with the copy than without (docs/LOG.md).
+    Convolutions return channels-last tensors there, for which PyTorch's GroupNorm backward is slow: a whole training
+    step is 1.4 times faster with the copy (docs/LOG.md).
     """
     if device.type == "cpu":
         for module in objective.modules():
@@ -206,7 +207,7 @@ def contiguous_norms(objective: nn.Module, device: torch.device) -> nn.Module:
 
 
 def learning_rate(chosen: Optimisation, step: int) -> float:
-    """The rate of the update after `step` others: up over the warm-up, then level or down half a cosine to zero."""
+    """Learning rate of the update after `step` updates: linear warm-up, then constant or half a cosine to zero."""
     if step < chosen.warmup:
         return chosen.learning_rate * (step + 1) / chosen.warmup
     if chosen.decay == "constant":
@@ -216,8 +217,8 @@ def learning_rate(chosen: Optimisation, step: int) -> float:
 
 
 def share(chosen: Optimisation, group: Group, step: int, number: int) -> list[int]:
-    """The samples of this process in round `number` of a step. All processes and rounds together have `batch` of them,
-    in the same order however they are divided."""
+    """Sample numbers of this process in round `number` of a step. All processes and rounds of a step together have
+    `batch` of them, in the same order however they are divided."""
     size = chosen.batch // (chosen.accumulate * group.size)
     start = step * chosen.batch + (number * group.size + group.rank) * size
     return list(range(start, start + size))
@@ -239,7 +240,7 @@ def _precision(chosen: Optimisation, group: Group) -> AbstractContextManager[Non
 
 
 def _in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """What a worker refuses comes with its whole traceback in the words; the last of them are its own."""
+    """Shorten errors raised in workers to their own message; the loader puts the whole traceback before it."""
     try:
         yield from batches
     except StableVideoError as error:
@@ -249,7 +250,7 @@ def _in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 @contextlib.contextmanager
 def _telling(run: Run) -> Iterator[None]:
-    """An interrupt says from where the run will go on."""
+    """Context that adds the step from which the run will resume to a KeyboardInterrupt."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -257,13 +258,13 @@ def _telling(run: Run) -> Iterator[None]:
 
 
 def _bar(run: Run, last: int) -> tqdm:
-    """Silent where stderr is no terminal, and in all processes but one."""
+    """Progress bar, silent if stderr is not a terminal and in all processes but one."""
     silent = None if run.group.leads else True
     return tqdm(total=last, initial=run.step, desc=run.place.name, unit="step", disable=silent)
 
 
 def describe(stage: str, **parts: Any) -> dict[str, Any]:
-    """A configuration as JSON can hold it: dataclasses become tables."""
+    """A configuration as JSON-compatible tables, converted from dataclasses."""
     return {"stage": stage, **{name: _table(part) for name, part in parts.items()}}
 
 

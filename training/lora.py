@@ -1,11 +1,11 @@
 """LoRA finetuning of a released checkpoint on a folder of clips (Hu et al., arXiv 2106.09685).
 
-Beside each chosen projection W runs alpha / rank * up(down(x)), with up zero at first; only these are trained. The file
-has the names under which ComfyUI's LoRA loader finds the weights of its models:
+alpha / rank * up(down(x)) is added to each chosen projection W x; up starts at zero, and only up and down are trained.
+The file uses the names by which ComfyUI's LoRA loader finds the weights of its models:
 
     diffusion_model.<module>.lora_up.weight, .lora_down.weight, .alpha
 
-What it needs is counted by `training.memory`; see there, or `python -m training lora --help`.
+For memory and time see `training.memory`, or `python -m training lora --help`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ _STACKS: dict[Layers, tuple[str, ...]] = {
     "both": ("transformer_blocks", "time_stack"),
 }
 _PROJECTIONS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0")
-"""attn2's queries and keys are left out: over one token of context they change nothing (spec 11a)."""
+"""Projections to train. attn2's queries and keys are left out: with one token of context they have no effect
+(spec 11a)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoRAConfig:
-    """What is trained and how. `rank` of the update, `alpha` its scale (alpha / rank); `dtype` of the frozen networks;
-    `checkpointing` computes each block twice to hold one block's intermediate results at a time."""
+    """LoRA settings. `rank` of the update, whose scale is `alpha` / `rank`; `dtype` of the frozen networks;
+    `checkpointing` computes each block twice, to hold one block's intermediate results at a time."""
 
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(steps=1000, batch=1, learning_rate=1e-4, decay="constant", ema=0.99)
@@ -70,7 +71,7 @@ class LoRAConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise InputError for the first value that cannot work."""
+        """Raise InputError for the first invalid value."""
         for name in ("rank", "alpha", "frames"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} {getattr(self, name)} is not above 0: 16 is usual for a rank, 14 for frames")
@@ -78,7 +79,7 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, frozen, and its low-rank update, kept in float32 and computed in the dtype of the input."""
+    """A frozen linear layer with a low-rank update, stored in float32 and computed in the dtype of the input."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -89,13 +90,13 @@ class LoRALinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
+        """tokens (..., inputs) -> (..., outputs)."""
         low = nn.functional.linear(tokens, self.down.to(tokens))
         return self.base(tokens) + self.scale * nn.functional.linear(low, self.up.to(tokens))
 
 
 def targets(unet: VideoUNet, layers: Layers) -> Iterator[str]:
-    """Names of the projections that are trained."""
+    """Names of the projections to train."""
     for name, module in unet.named_modules():
         inside = any(f".{stack}." in name for stack in _STACKS[layers])
         if inside and name.endswith(_PROJECTIONS) and isinstance(module, nn.Linear):
@@ -115,7 +116,7 @@ def add_lora(unet: VideoUNet, config: LoRAConfig) -> dict[str, LoRALinear]:
 
 
 def checkpoint_blocks(unet: VideoUNet) -> VideoUNet:
-    """Keep only the input of each residual block and transformer for the backward pass, and compute them again there.
+    """Keep only the input of each residual block and transformer for the backward pass, which recomputes the block.
     Changes memory and time, not the result. Returns the network."""
     for module in unet.modules():
         if isinstance(module, VideoResBlock | SpatialVideoTransformer):
@@ -124,7 +125,7 @@ def checkpoint_blocks(unet: VideoUNet) -> VideoUNet:
 
 
 def lora_tensors(added: Mapping[str, LoRALinear], alpha: float) -> dict[str, Tensor]:
-    """The file's tensors, in float16 but for alpha."""
+    """The file's tensors, in float16 except alpha."""
     tensors = {}
     for name, layer in added.items():
         stem = MODEL_PREFIX + name
@@ -137,8 +138,8 @@ def lora_tensors(added: Mapping[str, LoRALinear], alpha: float) -> dict[str, Ten
 def train_lora(
     path: str | Path, clips: ClipFolder, config: LoRAConfig, folder: Path, machine: Machine, group: Group
 ) -> Run:
-    """Train on a checkpoint that `svd_core` opens; leaves `lora.safetensors` in the folder. Raises CheckpointError for
-    a checkpoint that cannot be opened, InputError for values out of range."""
+    """Train on a checkpoint that `svd_core` opens and write `lora.safetensors` to the folder. Raises CheckpointError if
+    the checkpoint cannot be opened, InputError for values out of range."""
     config.check()
     run, added = lora_run(path, clips, config, folder, group)
     run.train(machine, lambda run: _keep(run, added, config))
@@ -148,7 +149,7 @@ def train_lora(
 def lora_run(
     path: str | Path, clips: ClipFolder, config: LoRAConfig, folder: Path, group: Group
 ) -> tuple[Run, dict[str, LoRALinear]]:
-    """The networks put together, at their first step or where the folder's state left off."""
+    """The run, at its first step or resumed from the folder's state, and its `LoRALinear` layers by name."""
     dtype = DTYPES[config.dtype]
     modules = load_modules(path, device=group.device, dtype=dtype)
     added = add_lora(modules.unet, config)
@@ -170,6 +171,6 @@ def _keep(run: Run, added: Mapping[str, LoRALinear], config: LoRAConfig) -> None
 
 
 def with_dtype(config: LoRAConfig, device: str) -> LoRAConfig:
-    """bfloat16 where a GPU makes it fast, float32 elsewhere."""
+    """The config with bfloat16 on a GPU, float32 elsewhere."""
     name: DTypeName = "bfloat16" if device.startswith("cuda") else "float32"
     return dataclasses.replace(config, dtype=name)

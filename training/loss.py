@@ -1,4 +1,4 @@
-"""What the video stage minimises: the v-loss of EDM on noisy latents, and everything drawn for one clip of it."""
+"""Loss of the video stage: the v-loss of EDM on noisy latents, and the random draws for one clip."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Draws:
 
 
 def draw(noise: Noise, frames: int, height: int, width: int, generator: torch.Generator) -> Draws:
-    """Draw for a clip of `frames` pictures of height x width pixels. One sigma for all frames (spec 8.2)."""
+    """Draws for a clip of `frames` pictures of height x width pixels. One sigma for all frames (spec 8.2)."""
     return Draws(
         sigma=_log_normal(noise.p_mean, noise.p_std, generator),
         augmentation=_log_normal(noise.augmentation_mean, noise.augmentation_std, generator),
@@ -47,7 +47,7 @@ def _keep(drop: float, generator: torch.Generator) -> Tensor:
 
 
 def v_target(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """What the network should answer for x = latents + sigma * noise; all shapes broadcast (spec 5.1)."""
+    """Target output of the network for x = latents + sigma * noise; all shapes broadcast (spec 5.1)."""
     return (noise - sigma * latents) / (1 + sigma**2).sqrt()
 
 
@@ -57,7 +57,7 @@ def v_loss(
     """Mean squared error of v, which is lambda(sigma) times that of the denoised latent (spec 8.2).
 
     latents and noise (N, 4, h, w), N = B * num_frames, latents in sampler units; sigma (B,), one for each clip;
-    conditioning has B rows. The network's inputs are in the dtype of the conditioning's first. Returns a scalar.
+    conditioning has B rows. The network's inputs take the dtype of `conditioning.first`. Returns a scalar.
     """
     sigma = sigma.float().repeat_interleave(num_frames)[:, None, None, None]
     scaling = v_scaling(sigma)

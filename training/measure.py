@@ -1,6 +1,6 @@
-"""Where a rocket flies, measured from pixels, and how figures go together. `svd_core.measure` has the flow itself.
+"""A rocket's direction, measured from pixels, and rank correlation. The flow itself is in `svd_core.measure`.
 
-These figures check a trained model on scenes whose truth is known, so none of them knows how the scenes are drawn.
+These functions check a trained model on scenes with a known truth, so none of them depends on how scenes are drawn.
 Frames are (T, H, W, 3) in [0, 1]; directions are x right and y down.
 """
 
@@ -32,10 +32,10 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def motion_direction(frames: np.ndarray) -> tuple[float, float] | None:
-    """Unit vector (x right, y down) along which the one moving thing of a clip travels; None when nothing moves.
+    """Unit vector (x right, y down) along which the single moving object of a clip travels; None when nothing moves.
 
-    For a rocket before a standing background. The flow is summed over pixels and frames, each weighted by the
-    square of its length, so that what moves outvotes a background that only shimmers.
+    For a rocket in front of a static background. The flow is summed over pixels and frames, each weighted by the
+    square of its length, so that the object outweighs a background that only shimmers.
     """
     flow = optical_flow(frames).astype(np.float64)
     x, y = (flow * (flow**2).sum(axis=-1, keepdims=True)).sum(axis=(0, 1, 2))

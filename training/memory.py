@@ -1,9 +1,9 @@
-"""What LoRA finetuning needs on a GPU, counted on the meta device: nothing is computed and nothing is guessed.
+"""GPU memory of LoRA finetuning, counted on the meta device without computing anything.
 
-The network runs once without storage while autograd says which tensors it keeps for the backward pass. With
-checkpointing a block's are thrown away and made again one block at a time, so the inputs of all blocks and the largest
-block count. Not counted: gradients on their way through a block, workspaces, fragmentation and what CUDA itself takes.
-Allow 3 GiB for those.
+The network runs once without storage, and autograd reports which tensors it keeps for the backward pass. With
+checkpointing, a block's tensors are freed and recomputed one block at a time, so the inputs of all blocks and the
+largest block count. Not counted: gradients inside a block, workspaces, fragmentation and CUDA's own memory. Allow 3 GiB
+for those.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from .lora import LoRAConfig, add_lora
 
 GIBIBYTE = 2**30
 ADAM_BYTES = 4 * 5
-"""A trained value, its gradient, two moments and the average, in float32."""
+"""Bytes per trained value: the value, its gradient, two moments and the average, in float32."""
 
 
 class FlashAttention(torch.autograd.Function):
-    """Attention without a result: what a fused kernel keeps (q, k, v, the output and a number for each row)."""
+    """Stand-in that saves for the backward pass what a fused attention kernel saves (q, k, v, the output and one float
+    per row), without computing a result."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ class FlashAttention(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """Bytes on the GPU, and the work of one step. weights: all frozen networks; trained: the update, its gradient,
-    moments and average; kept: tensors for the backward pass, with or without checkpointing."""
+    """Bytes on the GPU, and the FLOPs of one step. weights: all frozen networks; trained: the update, its gradient,
+    moments and average; kept: tensors kept for the backward pass, with or without checkpointing."""
 
     weights: int
     trained: int
@@ -60,8 +61,8 @@ class Requirement:
 
 @dataclass(slots=True)
 class _Tally:
-    """Bytes that autograd keeps, by the block in which it does. `known` are storages already counted: blocks hand their
-    tensors on, and weights are counted elsewhere."""
+    """Bytes that autograd keeps, by block. `known` are storages that were already counted, because blocks share
+    tensors, or are weights, which are counted elsewhere."""
 
     known: set[int]
     alive: list[Tensor] = field(default_factory=list)
@@ -86,12 +87,12 @@ class _Tally:
         if storage._cdata in self.known:
             return 0
         self.known.add(storage._cdata)
-        self.alive.append(tensor)  # a freed storage could lend its address to another
+        self.alive.append(tensor)  # keep it alive: the address of a freed storage could be reused
         return storage.nbytes()
 
 
 def requirement(model: ModelConfig, config: LoRAConfig, height: int, width: int) -> Requirement:
-    """For one clip of config.frames pictures of height x width pixels, in bfloat16."""
+    """Requirement for one clip of config.frames pictures of height x width pixels, in bfloat16."""
     backend = Backend(device="meta", dtype=torch.bfloat16, attention=FlashAttention.apply)
     unet = VideoUNet(model.unet, backend=backend)
     frozen = (unet, VideoVAE(model.vae, backend=backend), CLIPVision(model.clip_vision, backend=backend))
@@ -101,7 +102,7 @@ def requirement(model: ModelConfig, config: LoRAConfig, height: int, width: int)
     tally = _run(unet, config.frames, height // 8, width // 8)
     kept = _checkpointed(tally) if config.checkpointing else sum(tally.by_block.values())
     forward = _flops(model, config.frames, height // 8, width // 8)
-    # Weights that are frozen have no gradient: the backward pass costs as much as a forward one.
+    # Frozen weights have no gradient, so the backward pass costs as much as a forward one.
     passes = 3 if config.checkpointing else 2
     return Requirement(weights, ADAM_BYTES * trained, kept, passes * forward)
 
@@ -154,7 +155,7 @@ def _inputs(unet: VideoUNet, frames: int, rows: int, columns: int) -> dict[str, 
 
 
 def _flops(model: ModelConfig, frames: int, rows: int, columns: int) -> float:
-    """Of one forward pass, a multiplication with its addition counted as two."""
+    """FLOPs of one forward pass; a multiply-add counts as two."""
     unet = VideoUNet(model.unet, backend=Backend(device="meta", dtype=torch.bfloat16))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(**_inputs(unet, frames, rows, columns))
@@ -162,7 +163,7 @@ def _flops(model: ModelConfig, frames: int, rows: int, columns: int) -> float:
 
 
 def in_words(found: Requirement, tflops: float = 70, share: float = 0.4) -> str:
-    """One line for a person; the time is for a card of `tflops` dense bf16 TFLOP/s that is kept busy to `share`."""
+    """A one-line summary; the time assumes a GPU of `tflops` dense bf16 TFLOP/s at utilisation `share`."""
     parts = {"weights": found.weights, "LoRA and AdamW": found.trained, "activations": found.kept}
     listed = ", ".join(f"{name} {size / GIBIBYTE:.1f}" for name, size in parts.items())
     seconds = found.flops / (tflops * 1e12 * share)

@@ -20,9 +20,9 @@ _SMOOTH_SHARE = 0.02
 
 
 def plot_losses(losses: Sequence[float], path: Path, title: str) -> None:
-    """Loss over steps on a logarithmic scale: each step pale, the running mean dark. Replaces the file when whole.
+    """Plot the loss over steps on a logarithmic scale: each step pale, the running mean dark. Writes atomically.
 
-    losses, one a step, at least one; those that are not above 0 are drawn at the bottom.
+    losses: one per step, at least one; values not above 0 are drawn at the bottom.
     """
     values = np.log10(np.maximum(np.asarray(losses, dtype=np.float64), 1e-8))
     low, high = _limits(values)
@@ -38,7 +38,7 @@ def plot_losses(losses: Sequence[float], path: Path, title: str) -> None:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """(n,) -> (n,): the mean of a window before each value, shorter at the start."""
+    """Running mean (n,) -> (n,) over a window ending at each value, shorter at the start."""
     window = max(1, math.ceil(len(values) * _SMOOTH_SHARE))
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
@@ -53,7 +53,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def _points(values: np.ndarray, low: float, high: float) -> list[tuple[float, float]]:
-    """Where each value lies; a single one becomes a level line."""
+    """Points of the plotted values; a single value becomes a horizontal line."""
     values = np.repeat(values, 2) if len(values) == 1 else values
     across = np.linspace(_LEFT, SIZE[0] - _RIGHT, len(values))
     return [(x, _height(value, low, high)) for x, value in zip(across, values, strict=True)]

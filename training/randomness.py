@@ -1,6 +1,6 @@
-"""Every random number of training, from counters: the draws of sample k are the same whatever happened before it.
+"""Counter-based random numbers for training: the draws of sample k do not depend on anything before it.
 
-Nothing has to be stored to go on after a kill, and a clip's noise does not depend on how many processes share a batch.
+No random state has to be saved to resume, and a clip's noise does not depend on how many processes share a batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def seed_for(*parts: int | str) -> int:
-    """A seed of 63 bits from a path such as (seed, "video", 12). Equal paths, equal seeds, on every machine."""
+    """A 63-bit seed from a path such as (seed, "video", 12). Equal paths give equal seeds on every machine."""
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -23,5 +23,5 @@ def generator_for(*parts: int | str) -> torch.Generator:
 
 
 def whole_number(low: int, high: int, generator: torch.Generator) -> int:
-    """Uniform in low to high, both included."""
+    """Uniform random integer from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))

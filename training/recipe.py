@@ -1,7 +1,7 @@
-"""Everything that decides the weights, in one frozen value: `DEMO` is the model that ships with the pack.
+"""Recipes: everything that decides the weights, as one frozen value. `DEMO` is the model that ships with the pack.
 
-A recipe of one's own is JSON with the same fields (`python -m training recipe` prints one), and `with_settings`
-changes single values of it.
+Custom recipes are JSON with the same fields (`python -m training recipe` prints one), and `with_settings` changes
+single values.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Decay = Literal["constant", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """AdamW and how long it runs. `batch` is samples a step over all processes and `accumulate` rounds together;
-    `warmup` steps rise linearly to `learning_rate`; `ema` is the decay of the averaged weights once warm (spec 8.3);
-    `bf16` runs the networks under autocast, the weights stay float32."""
+    """Settings of AdamW. `batch` is the samples per step over all processes and `accumulate` rounds together; the rate
+    rises linearly to `learning_rate` over `warmup` steps; `ema` is the final decay of the averaged weights (spec 8.3);
+    `bf16` runs the networks under autocast, with float32 weights."""
 
     steps: int
     batch: int
@@ -40,10 +40,10 @@ class Optimisation:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What clips are trained on: scenes of the synthetic world, or the files of the folder `clips`.
+    """Training clips: scenes of the synthetic world, or the files of the folder `clips`.
 
-    width and height in pixels, multiples of 8; fps and motion_buckets are what scenes are drawn at: one of the first,
-    a whole number between the two of the second. A folder's clips have their own fps, and the middle bucket.
+    width and height are in pixels, multiples of 8. Each scene gets a random choice of fps and a random integer in the
+    range motion_buckets. A folder's clips have their own fps, and the middle bucket.
     """
 
     frames: int = 14
@@ -56,7 +56,8 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderStage:
-    """Encoder and image decoder on single frames, `frames` of them from each clip; weights of the loss's parts."""
+    """Training of encoder and image decoder on `frames` single frames of each clip; squared, edges and kl are weights
+    of loss terms."""
 
     optimisation: Optimisation
     frames: int = 4
@@ -67,7 +68,7 @@ class AutoencoderStage:
 
 @dataclass(frozen=True, slots=True)
 class TemporalStage:
-    """The decoder across `frames` consecutive frames, from the image decoder's weights."""
+    """Training of the temporal decoder on `frames` consecutive frames, starting from the image decoder's weights."""
 
     optimisation: Optimisation
     frames: int = 6
@@ -78,9 +79,9 @@ class TemporalStage:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What is drawn for a clip: ln sigma ~ N(p_mean, p_std^2), 0.7 and 1.6 or 1.0 and 1.6 for image to video; the
-    noise on the still, ln a ~ N(augmentation_mean, augmentation_std^2) (spec 8.1); how often context and first are
-    zeroed, each by itself."""
+    """Random draws for a clip: ln sigma ~ N(p_mean, p_std^2), with 0.7 and 1.6 or 1.0 and 1.6 for image to video; the
+    noise on the still, ln a ~ N(augmentation_mean, augmentation_std^2) (spec 8.1); and the probabilities of zeroing
+    context and first, independently."""
 
     p_mean: float = 0.7
     p_std: float = 1.6
@@ -92,9 +93,9 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class VideoStage:
-    """The UNet, and with it the image encoder that gives its context. `cached_clips` clips are encoded once and trained
-    on over and over; 0 draws every clip anew, which costs an encoding each. `rockets` is the share of the synthetic
-    world's scenes that are made rockets whatever their seed says, beside those that are rockets anyway."""
+    """Training of the UNet and the image encoder that gives its context. `cached_clips` clips are encoded once and
+    reused; 0 draws and encodes a new clip for every sample. `rockets` is the share of synthetic scenes forced to be
+    rockets, in addition to those that are rockets by their seed."""
 
     optimisation: Optimisation
     noise: Noise = field(default_factory=Noise)
@@ -104,7 +105,7 @@ class VideoStage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A model and how it is trained, from random weights to the file."""
+    """A model and its complete training, from random weights to the exported file."""
 
     name: str
     model: ModelConfig
@@ -119,7 +120,7 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def check(self) -> None:
-        """Raise InputError for the first value that cannot work."""
+        """Raise InputError for the first invalid value."""
         for name, side in (("width", self.data.width), ("height", self.data.height)):
             _require(side >= 8 and side % 8 == 0, f"data.{name}", side, "a multiple of 8 pixels")
         _require(bool(self.data.fps) and min(self.data.fps) >= 1, "data.fps", self.data.fps, "speeds of at least 1")
@@ -155,7 +156,7 @@ def _require(fits: bool, where: str, value: object, needed: str) -> None:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from a JSON file. Raises InputError for one that is missing, damaged or out of range."""
+    """A recipe from a JSON file. Raises InputError if it is missing, damaged or has values out of range."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -166,7 +167,7 @@ def read_recipe(path: str | Path) -> Recipe:
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with values changed, each given as "video.optimisation.steps=200"; values are JSON, or plain text.
 
-    Raises InputError for a field that there is not and for a value that does not fit it.
+    Raises InputError for an unknown field or an invalid value.
     """
     tree = dataclasses.asdict(recipe)
     for setting in settings:
@@ -210,7 +211,7 @@ DEMO = Recipe(
             context_dim=96,
             vector_dim=96,
         ),
-        # Two channels in each group of a GroupNorm: with one, a frame's brightness would be normalised away.
+        # Two channels per GroupNorm group: with one, a frame's brightness would be normalised away.
         vae=VAEConfig(channels=64, channel_mult=(1, 1, 1, 1), res_blocks=1, encoder_quant=False),
         clip_vision=CLIPVisionConfig(
             layers=3, width=96, head_channels=32, mlp_width=384, patch=8, image_size=64, output_dim=96

@@ -1,4 +1,4 @@
-"""How far a decoded frame or clip is from what it should be."""
+"""Losses between decoded and original frames or clips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch.nn.functional import l1_loss, mse_loss
 
 
 def reconstruction_loss(restored: Tensor, pixels: Tensor, squared: float, edges: float) -> Tensor:
-    """(N, 3, H, W) both, in [-1, 1] -> scalar: absolute error, plus the squared one and that of the edges, weighted.
+    """Mean absolute error plus weighted squared and edge errors; both inputs (N, 3, H, W) in [-1, 1] -> scalar.
 
-    Edges are differences of neighbouring pixels. They keep a small decoder from blurring, without a second network.
+    Edges are differences of neighbouring pixels. Their term keeps a small decoder from blurring, without a second
+    network.
     """
     loss = l1_loss(restored, pixels) + squared * mse_loss(restored, pixels)
     return loss + edges * (_along(restored, pixels, -1) + _along(restored, pixels, -2))
 
 
 def difference_loss(restored: Tensor, pixels: Tensor) -> Tensor:
-    """(B, T, 3, H, W) both -> scalar: absolute error of what changes from one frame to the next; 0 for one frame."""
+    """Mean absolute error of frame-to-frame differences, both inputs (B, T, 3, H, W) -> scalar; 0 for one frame."""
     if pixels.shape[1] == 1:
         return restored.new_zeros(())
     return _along(restored, pixels, 1)

@@ -1,4 +1,4 @@
-"""The three stages of a recipe, one after the other, each from what the one before left in the run's folder."""
+"""The three stages of a recipe, each starting from the results of the previous ones in the run's folder."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from .video import CachedSamples, VideoObjective, VideoSamples, cached_shards
 
 KEPT_KEY = "training.kept"
 CLIPS_FOR_SCALE = 8
-"""Clips whose latents are measured to bring them to unit variance."""
+"""Number of clips whose latents are measured to scale latents to unit variance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a stage has left: averaged weights of whole networks, and how far it was."""
+    """Result of a stage: averaged weights of whole networks, and how far it was trained."""
 
     weights: Mapping[str, Tensor]
     step: int
@@ -51,8 +51,8 @@ class Kept:
 
 
 def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
-    """Stage 1 on single frames; leaves the autoencoder with latents of the right size. Raises CheckpointError in the
-    folder of a begun run, which has its autoencoder."""
+    """Train stage 1 on single frames, and rescale the autoencoder's latents to unit variance in sampler units. Raises
+    CheckpointError in a folder set up by `begin_from`, which already has its autoencoder."""
     if read_start(folder) is not None:
         raise CheckpointError(f"{folder} was begun from a trained model, whose autoencoder it keeps: give a new folder")
     stage = recipe.autoencoder
@@ -72,7 +72,7 @@ def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine:
 
 
 def train_temporal(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
-    """Stage 2 from stage 1's autoencoder. Raises CheckpointError where that is not finished."""
+    """Train stage 2 from stage 1's autoencoder. Raises CheckpointError if that is not finished."""
     stage = recipe.temporal
     image, digest = finished_autoencoder(recipe, folder)
     vae = new_vae(recipe.model.vae, generator_for(recipe.seed, "weights", "temporal"))
@@ -90,7 +90,7 @@ def train_temporal(recipe: Recipe, source: ClipSource, folder: Path, machine: Ma
 
 
 def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
-    """Stage 3 on latents of stage 1's encoder. Raises CheckpointError where that is not finished."""
+    """Train stage 3 on latents of stage 1's encoder. Raises CheckpointError if that is not finished."""
     stage = recipe.video
     vae, digest = finished_autoencoder(recipe, folder)
     vae = vae.to(group.device).eval()
@@ -119,7 +119,7 @@ def _video_samples(
 
 
 def new_video_networks(recipe: Recipe) -> tuple[VideoUNet, CLIPVision]:
-    """With their first weights; what one token of context leaves unread is not trained."""
+    """UNet and image encoder with initial weights; parameters without effect for one token of context are frozen."""
     unet = new_unet(recipe.model.unet, generator_for(recipe.seed, "weights", "unet"))
     return freeze_unread(unet), new_clip_vision(recipe.model.clip_vision, generator_for(recipe.seed, "weights", "clip"))
 
@@ -129,12 +129,12 @@ STAGES: dict[str, Callable[[Recipe, ClipSource, Path, Machine, Group], Run]] = {
     "temporal": train_temporal,
     "video": train_video,
 }
-"""In the order in which they run."""
+"""The stages in the order in which they run."""
 
 
 def finished_autoencoder(recipe: Recipe, folder: Path) -> tuple[VideoVAE, str]:
-    """Stage 1's autoencoder, and a digest of its weights. Raises CheckpointError where it is missing, from another
-    configuration, or not trained to the end."""
+    """Stage 1's autoencoder, and a digest of its weights. Raises CheckpointError if it is missing, from another
+    configuration, or not fully trained."""
     kept = read_kept(folder, "autoencoder", autoencoder_is(recipe))
     if kept.step < kept.steps:
         raise CheckpointError(
@@ -147,7 +147,7 @@ def finished_autoencoder(recipe: Recipe, folder: Path) -> tuple[VideoVAE, str]:
 
 
 def read_kept(folder: Path, stage: str, configuration: Mapping[str, Any] | None = None) -> Kept:
-    """What a stage has left. Raises CheckpointError where there is nothing, or not of this configuration."""
+    """The result of a stage. Raises CheckpointError if there is none, or only one of another configuration."""
     place = Place(folder, stage)
     if not place.weights.exists():
         if stage != "video" and read_start(folder) is not None:
@@ -171,19 +171,19 @@ def autoencoder_is(recipe: Recipe) -> dict[str, Any]:
 
 
 def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
-    """Everything that decides stage 2's weights; `digest` is of stage 1's."""
+    """Everything that decides stage 2's weights; `digest` is that of stage 1's."""
     return _based_on(autoencoder_is(recipe), digest, "temporal", temporal=recipe.temporal)
 
 
 def video_is(recipe: Recipe, digest: str, start: Start | None) -> dict[str, Any]:
-    """Everything that decides stage 3's weights; `start` is what a begun run starts from."""
+    """Everything that decides stage 3's weights; `digest` is that of stage 1's, `start` comes from `read_start`."""
     parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
     begun = {} if start is None else {"start": start.digest}
     return _based_on(autoencoder_is(recipe), digest, "video", **parts, **begun)
 
 
 def _based_on(base: Mapping[str, Any], digest: str, stage: str, **parts: Any) -> dict[str, Any]:
-    """A later stage's configuration: the data and seed of the first, its weights, and parts of its own."""
+    """A later stage's configuration: stage 1's seed, data, VAE config and weights digest, and the stage's own parts."""
     shared = {name: base[name] for name in ("seed", "data", "vae")}
     return describe(stage, autoencoder_weights=digest, **shared, **parts)
 
@@ -204,6 +204,6 @@ def _keep(run: Run, weights: Mapping[str, Tensor]) -> None:
 
 
 def save_kept(folder: Path, stage: str, kept: Kept) -> None:
-    """Leave what the next stage and `export` read."""
+    """Save the result of a stage for the next one and for `export`."""
     note = {"step": kept.step, "steps": kept.steps, "configuration": kept.configuration}
     save_tensors(Place(folder, stage).weights, kept.weights, {KEPT_KEY: json.dumps(note)})

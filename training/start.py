@@ -1,4 +1,4 @@
-"""First weights of the video stage that are not random but of a model trained before; `begin_from` lays them out."""
+"""Initial weights of the video stage taken from a trained model; `begin_from` saves them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ START_KEY = "training.start"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Weights behind "unet." and "clip_vision.", and what their file says of its training: its recipe, its stages, and
-    the start that it had itself, if any."""
+    """Weights with prefixes "unet." and "clip_vision.", and the training history in their file: its recipe, its stages,
+    and its own start, if any."""
 
     weights: Mapping[str, Tensor]
     history: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Start:
         return digest_of(self.weights)
 
     def fill(self, **networks: nn.Module) -> None:
-        """Load `unet` and `clip_vision`."""
+        """Load the weights into the networks given as `unet` and `clip_vision`."""
         for part, network in networks.items():
             prefix = f"{part}."
             own = {key.removeprefix(prefix): each for key, each in self.weights.items() if key.startswith(prefix)}
@@ -42,7 +42,7 @@ def save_start(folder: Path, start: Start) -> None:
 
 
 def read_start(folder: Path) -> Start | None:
-    """What the run in `folder` begins from; None where that is random weights. Raises CheckpointError for damage."""
+    """The start of the run in `folder`; None for random weights. Raises CheckpointError if it is damaged."""
     if not _place(folder).exists():
         return None
     weights, metadata = load_tensors(_place(folder))

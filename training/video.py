@@ -1,7 +1,7 @@
-"""The third stage: the video UNet, and together with it the image encoder whose embedding it reads.
+"""The third stage: the video UNet, trained together with the image encoder whose embedding it reads.
 
-The released models took their image encoder from CLIP, which learned from pictures with captions. Here there are no
-captions and no text tower: the encoder learns whatever helps the UNet, and its embedding means nothing to anyone else.
+The released models took their image encoder from CLIP, which was trained on captioned pictures. Here there are no
+captions and no text tower: the encoder learns whatever helps the UNet, and no other model can use its embedding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from .recipe import Noise
 
 CLIPS_PER_SHARD = 50
 PIXELS_AT_ONCE = 2**20
-"""Encoding a whole clip of 1024x576 would need more memory than training on it; frames are independent there."""
+"""Pixels to encode at a time: a whole clip of 1024x576 would need more memory than training on it. Frames are encoded
+independently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class VideoSamples(Dataset):
     seed: int
 
     def __getitem__(self, number: int) -> Batch:
-        """pixels (T, 3, H, W) in [-1, 1] beside what `drawn_for` gives."""
+        """pixels (T, 3, H, W) in [-1, 1], plus the entries of `drawn_for`."""
         clip = self.source.clip(number)
         drawn = drawn_for(clip, len(clip.pixels), self.noise, self.vector_width, self.seed, number)
         return {"pixels": clip.pixels, **drawn}
@@ -52,7 +53,7 @@ class VideoSamples(Dataset):
 
 @dataclass(frozen=True, slots=True)
 class CachedSamples(Dataset):
-    """The same from clips encoded before: sample k is any of them, so that each is seen with many noises."""
+    """Samples from already encoded clips: sample k is a random one, so that each clip is seen with many noises."""
 
     shards: Sequence[Mapping[str, Tensor]]
     noise: Noise
@@ -60,7 +61,7 @@ class CachedSamples(Dataset):
     seed: int
 
     def __getitem__(self, number: int) -> Batch:
-        """latents (T, 4, h, w) in sampler units beside what `drawn_for` gives."""
+        """latents (T, 4, h, w) in sampler units, plus the entries of `drawn_for`."""
         generator = generator_for(self.seed, "cached", number)
         shard, place = self._drawn(generator)
         latents = shard["latents"][place].float()
@@ -70,7 +71,7 @@ class CachedSamples(Dataset):
         return {"latents": latents, **drawn}
 
     def _drawn(self, generator: torch.Generator) -> tuple[Mapping[str, Tensor], int]:
-        """A shard and a place in it, every clip as likely: a place beyond the end of a short shard is drawn again."""
+        """A random shard and index, uniform over all clips: an index beyond the end of a short shard is redrawn."""
         longest = max(len(shard["latents"]) for shard in self.shards)
         while True:
             shard = self.shards[whole_number(0, len(self.shards) - 1, generator)]
@@ -98,9 +99,9 @@ def drawn_for(clip: Clip, frames: int, noise: Noise, vector_width: int, seed: in
 
 
 class VideoObjective(nn.Module):
-    """The v-loss of clips. The autoencoder is never trained here; the other two as their parameters say.
+    """The v-loss of clips. Freezes the autoencoder; the other two are trained if their parameters require gradients.
 
-    `dtype` is what the networks compute in where they are not under autocast.
+    `dtype` is the networks' compute dtype outside autocast.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class VideoObjective(nn.Module):
         return v_loss(self.unet, *flat, batch["sigma"], conditioning, frames)
 
     def condition(self, batch: Batch) -> Conditioning:
-        """One row for each clip; what was dropped is zero, as in `Conditioning.unconditional`."""
+        """Conditioning with one row per clip; dropped parts are zero, as in `Conditioning.unconditional`."""
         context = self.clip_vision.encode(batch["still"])[:, None] * batch["keep_context"][:, None, None]
         with torch.no_grad():
             first = self.vae.encode(batch["noisy_still"].to(self.dtype))
@@ -127,7 +128,7 @@ class VideoObjective(nn.Module):
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
-        """(B, T, 3, H, W) in [-1, 1] -> (B, T, 4, h, w) float32 in sampler units."""
+        """clips (B, T, 3, H, W) in [-1, 1] -> latents (B, T, 4, h, w) float32 in sampler units."""
         rows = max(1, PIXELS_AT_ONCE // (clips.shape[-2] * clips.shape[-1]))
         parts = clips.flatten(0, 1).to(self.dtype).split(rows)
         latents = torch.cat([self.vae.encode(part).float() for part in parts])
@@ -137,9 +138,9 @@ class VideoObjective(nn.Module):
 def cached_shards(
     folder: Path, source: ClipSource, vae: VideoVAE, clips: int, digest: str, group: Group
 ) -> list[dict[str, Tensor]]:
-    """Encode clips 0 to `clips` - 1 into files of 50, those that are not there yet, and open them all.
+    """Encode clips 0 to `clips` - 1 into files of 50, skipping files that exist, and load them all.
 
-    Processes share the work. `digest` stands for the source and the encoder: shards of others are refused with a
+    Processes share the work. `digest` identifies the source and the encoder; a shard with another digest raises
     CheckpointError.
     """
     parts = [range(start, min(clips, start + CLIPS_PER_SHARD)) for start in range(0, clips, CLIPS_PER_SHARD)]

@@ -1,1 +1,1 @@
-"""The only rooms that know ComfyUI's internals: `svd_core`'s networks as native MODEL, VAE and CLIP_VISION."""
+"""`svd_core`'s networks as native MODEL, VAE and CLIP_VISION: the only package that touches ComfyUI's internals."""

@@ -1,4 +1,4 @@
-"""Which attention runs inside ComfyUI: the one the user asked ComfyUI for, else our own choice."""
+"""Attention inside ComfyUI: the one that the user chose for ComfyUI, else our own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _USER_CHOICES = (
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(batch, heads, tokens, head width) each -> the same shape."""
+    """Attention of q, k, v, each (batch, heads, tokens, head width) -> the same shape."""
     if _user_chose():
         return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
     return scaled_dot_product(q, k, v)
 
 
 def host_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, attend: AttentionFn) -> Tensor:
-    """`svd_core.model.backend.Backend.frames`: a kernel takes no layer from an attention that the user chose."""
+    """`svd_core.model.backend.Backend.frames`; the fused kernel is not used if the user chose an attention."""
     form = frame_attention.reference if _user_chose() else frame_attention
     return form(q, k, v, heads, attend)
 

@@ -1,4 +1,4 @@
-"""CLIP_VISION: ComfyUI's own class, filled from our checkpoint, and the reference's way of showing it a picture."""
+"""CLIP_VISION: ComfyUI's own class with our checkpoint's weights, and the reference's image preprocessing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def clip_vision_model(config: CLIPVisionConfig, weights: Mapping[str, Tensor]) -> comfy.clip_vision.ClipVisionModel:
     """A native CLIP_VISION from weights in OpenCLIP's names."""
     with tempfile.TemporaryDirectory() as folder:
-        described = Path(folder) / "config.json"  # the oldest ComfyUI we support takes a file and no dict
+        described = Path(folder) / "config.json"  # the oldest supported ComfyUI takes a file, not a dict
         described.write_text(json.dumps(_description(config)))
         model = comfy.clip_vision.ClipVisionModel(str(described))
     renamed = comfy.clip_vision.convert_to_transformers(
@@ -33,9 +33,9 @@ def clip_vision_model(config: CLIPVisionConfig, weights: Mapping[str, Tensor]) -
 
 
 def embed(clip_vision: comfy.clip_vision.ClipVisionModel, pixels: Tensor) -> Tensor:
-    """pixels (B, 3, H, W) in [-1, 1], any size -> (B, D).
+    """Embed pixels (B, 3, H, W) in [-1, 1], any size -> (B, D).
 
-    Shows the whole frame, blurred and squashed as in training (spec 3); CLIP Vision Encode shows a centre crop.
+    The whole frame is blurred and squashed as in training (spec 3); CLIP Vision Encode takes a centre crop.
     """
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     prepared = preprocess(pixels.float(), clip_vision.image_size).to(clip_vision.load_device)

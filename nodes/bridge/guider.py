@@ -1,6 +1,6 @@
 """GUIDER: guidance with a weight for every frame, on our MODEL and on ComfyUI's own.
 
-Everything that can be wrong with what is connected is said before the model is loaded.
+Errors in the connected inputs are reported before the model is loaded.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Weights = Callable[[int], "Tensor"]
-"""Number of frames T -> guidance weights (T,)."""
+"""Function from the number of frames T to guidance weights (T,)."""
 
 WRAPPER_KEY = "stable_video"
 
 WIDEST = 16
-"""Numbers for each channel and latent cell at the UNet's widest point, at least."""
+"""Lower bound on the values per channel and latent cell at the UNet's widest point."""
 
 _LEFT_BY_A_RUN = ("conds", "inner_model", "loaded_models")
-"""What ComfyUI's guider drops at the end of a run, and keeps, on the device, when the run was cancelled."""
+"""Attributes that ComfyUI's guider drops at the end of a run, but keeps, on the device, if the run was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Clips:
 class ClipGuider(comfy.samplers.CFGGuider):
     """A native guider whose scale follows the frames of each clip: D = D_u + w_t (D_c - D_u).
 
-    Replaces whatever guidance nodes before it put on the model. Where every weight is 1 the unconditional pass is left
-    out, as ComfyUI does for a scale of 1.
+    Replaces any guidance that earlier nodes put on the model. If every weight is 1 the unconditional pass is skipped,
+    as ComfyUI does for a scale of 1.
     """
 
     def __init__(self, patcher: ModelPatcher, positive: list, negative: list, weights: Weights) -> None:
@@ -63,12 +63,12 @@ class ClipGuider(comfy.samplers.CFGGuider):
         self.weights = weights if drawn is None else partial(curve_values, drawn)
 
     def require(self, sampler: Any, clips: Clips) -> None:
-        """Raise InputError for a sampler that the MODEL's methods cannot be run with."""
+        """Raise InputError for a sampler that the MODEL's methods do not support."""
         require_sampler(self.model_patcher, _name_of(sampler), clips.num_frames)
 
     def sample(self, noise: Tensor, latent_image: Tensor, sampler: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """As `CFGGuider.sample`; latents (B * T, 4, h, w). Raises InputError where latent, conditioning, sampler and
-        model disagree."""
+        """`CFGGuider.sample` for latents (B * T, 4, h, w). Raises InputError if latent, conditioning, sampler and model
+        do not match."""
         clips = self.clips(latent_image)
         self.require(sampler, clips)
         given = self.model_options
@@ -81,7 +81,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
                 self.__dict__.pop(name, None)
 
     def clips(self, latent: Tensor) -> Clips:
-        """How the frames of a latent group into clips, by what the conditioning says. Raises InputError."""
+        """How the frames of a latent group into clips, according to the conditioning. Raises InputError."""
         require_latents(latent)
         positive = self.original_conds["positive"][0]
         num_frames = positive.get("num_video_frames", latent.shape[0])
@@ -111,7 +111,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
 
 
 def _name_of(sampler: Any) -> str:
-    """What ComfyUI calls the function of a sampler, nothing where it has none."""
+    """ComfyUI's name for the function of a sampler, empty if it has none."""
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
@@ -126,22 +126,22 @@ def _per_frame(scales: Tensor) -> Callable[[dict[str, Any]], Tensor]:
 
 
 def _branches_apart(args: dict[str, Any]) -> list[Tensor]:
-    """Both guidance branches, one after the other. ComfyUI joins them in one batch when enough memory is free, which
-    rounds otherwise: the same seed would give other bits on another day. Together they are no faster (spec 5.4)."""
+    """Run both guidance branches one after the other. ComfyUI batches them when enough memory is free, which rounds
+    differently: the same seed would not always give the same bits. Batching is no faster (spec 5.4)."""
     model, x, sigma, options = (args[name] for name in ("model", "input", "sigma", "model_options"))
     apart = (comfy.samplers.calc_cond_batch(model, [cond], x, sigma, options)[0] for cond in args["conds"] if cond)
     return [next(apart) if cond else torch.zeros_like(x) for cond in args["conds"]]
 
 
 def _shares_branches(options: dict[str, Any]) -> bool:
-    """Whether something else already decides how branches run: a cache that must see both, or several GPUs."""
+    """Whether something else already controls how branches run: a cache that needs both, or several GPUs."""
     kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
     wrapped = comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
     return bool(wrapped) or "multigpu_clones" in options or "sampler_calc_cond_batch_function" in options
 
 
 def _clips_apart(num_frames: int) -> Callable[..., Tensor]:
-    """ComfyUI's SVD model takes a batch for one clip; this tells its network better."""
+    """Wrapper that passes the clip length to ComfyUI's SVD model, which treats a batch as one clip."""
 
     def apply(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         return executor(*args, **(kwargs | {"num_video_frames": num_frames}))
@@ -149,11 +149,11 @@ def _clips_apart(num_frames: int) -> Callable[..., Tensor]:
     return apply
 
 
-# What does not fit
+# Checks
 
 
 def require_video_model(patcher: ModelPatcher) -> None:
-    """Raise InputError for the MODEL of another family."""
+    """Raise InputError for a MODEL of another family."""
     if not isinstance(patcher.model, comfy.model_base.SVD_img2vid):
         raise InputError(
             f"this MODEL is {type(patcher.model).__name__}, not Stable Video Diffusion: connect the model of a video "
@@ -162,7 +162,7 @@ def require_video_model(patcher: ModelPatcher) -> None:
 
 
 def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -> None:
-    """Raise InputError unless the conditioned stills have the latent's size and number."""
+    """Raise InputError unless the conditioning's pictures match the latent in size and number."""
     first = positive.get("concat_latent_image")
     if first is None:
         raise InputError("positive holds no picture: connect Stable Video Conditioning, this model reads no text")
@@ -181,7 +181,7 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
 
 
 def require_one_window(clips: Clips, patcher: ModelPatcher) -> None:
-    """Raise InputError for several clips in the windows of a long one, and for a clip shorter than those."""
+    """Raise InputError if a model set up for a Long Take gets several clips, or a clip that its windows do not fit."""
     windows = windows_of(patcher)
     if windows is None:
         return
@@ -193,13 +193,13 @@ def require_one_window(clips: Clips, patcher: ModelPatcher) -> None:
 
 
 def frames_at_once(patcher: ModelPatcher, frames: int) -> int:
-    """How many frames of a clip the network is shown."""
+    """How many frames of a clip the network processes at a time."""
     windows = windows_of(patcher)
     return frames if windows is None else windows.length
 
 
 def require_embedding(positive: dict[str, Any], patcher: ModelPatcher) -> None:
-    """Raise InputError where the picture's embedding has another width than the model reads."""
+    """Raise InputError if the picture's embedding does not have the model's context width."""
     width, needed = positive["cross_attn"].shape[-1], patcher.model.model_config.unet_config["context_dim"]
     if width != needed:
         raise InputError(
@@ -211,9 +211,9 @@ def require_embedding(positive: dict[str, Any], patcher: ModelPatcher) -> None:
 def require_memory(latent: Tensor, patcher: ModelPatcher) -> None:
     """Raise InputError for more frames than the device's whole memory can hold at the widest layer.
 
-    A bound from below: the feed-forward of the finest level alone has 16 numbers for each channel and latent cell (8
-    for value and gate, 4 for the activated gate, 4 for their product). What passes may still be too much for what is
-    free. Context windows run a part of the frames at a time.
+    A lower bound: the feed-forward of the finest level alone has 16 values per channel and latent cell (8 for value and
+    gate, 4 for the activated gate, 4 for their product). A clip that passes may still exceed the free memory. Context
+    windows run part of the frames at a time.
     """
     model = patcher.model
     channels = model.model_config.unet_config["model_channels"]
@@ -231,7 +231,7 @@ def require_memory(latent: Tensor, patcher: ModelPatcher) -> None:
 
 
 def require_sampled(samples: Tensor, patcher: ModelPatcher) -> None:
-    """Raise InputError where sampling went wrong."""
+    """Raise InputError if the sampled latents hold NaN or infinity."""
     bad = damaged_frames(samples)
     if bad:
         dtype = str(patcher.model_dtype()).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""ComfyUI's patches and ControlNets, spoken through the UNet's `BlockHooks`.
+"""ComfyUI's patches and ControlNets, implemented as the UNet's `BlockHooks`.
 
-Names and order of calls are ComfyUI's own (`comfy/ldm/modules/attention.py`, `openaimodel.py`), so a patch written for
-the native model finds here what it finds there.
+Names and order of calls are ComfyUI's (`comfy/ldm/modules/attention.py`, `openaimodel.py`), so patches written for the
+native model work unchanged.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Options = dict[str, Any]
 
 
 class HostHooks(BlockHooks):
-    """One UNet call's patches. `options` is ComfyUI's `transformer_options`, shared with patches and kept current."""
+    """Patches of one UNet call. `options` is ComfyUI's `transformer_options`, shared with patches and kept current."""
 
     def __init__(self, options: Options, control: dict[str, list] | None, call: dict[str, Any]) -> None:
         self.options = options
-        # Residuals are taken out of the lists; a call that is repeated must find them again.
+        # Residuals are popped from these lists, so copy them: a repeated call needs them again.
         self.control = {section: list(residuals) for section, residuals in (control or {}).items()}
         self.call = call
         self.patches = options.get("patches", {})
@@ -41,7 +41,7 @@ class HostHooks(BlockHooks):
         replaced = any(self.replacements.get(name) for name in ("attn1", "attn2"))
         return patched or replaced or "optimized_attention_override" in self.options
 
-    # Places
+    # Position in the network
 
     def enter(self, section: str, index: int) -> None:
         self.options["block"] = (section, index)
@@ -87,7 +87,7 @@ class HostHooks(BlockHooks):
         return optimized_attention(*projected, attn.heads, transformer_options=self.options)
 
     def _extra(self, attn: Attention | None) -> Options:
-        """What patches are told: all options but the patches themselves, and the shape of the heads."""
+        """The options passed to patches: all but the patches themselves, plus the shape of the heads."""
         extra = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
         if attn is not None:
             width = attn.to_q.weight.shape[0]
@@ -123,7 +123,7 @@ class HostHooks(BlockHooks):
         return images, skip
 
     def _controlled(self, section: str, images: Tensor) -> Tensor:
-        """Add the ControlNet's residual for this block; ComfyUI hands them over last block first."""
+        """Add the ControlNet's residual for this block; ComfyUI orders them last block first."""
         waiting = self.control.get(section)
         residual = waiting.pop() if waiting else None
         return images if residual is None else images + residual

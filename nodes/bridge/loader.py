@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The three native objects, and what the checkpoint is."""
+    """The three native objects of a checkpoint, and its configuration."""
 
     config: ModelConfig
     model: ModelPatcher
@@ -30,8 +30,8 @@ class Loaded:
 
 
 def load(path: Path, variant: str | None = None) -> Loaded:
-    """Raises CheckpointError, in one line, for what is not a usable SVD checkpoint; before any weight is read where the
-    file's header tells."""
+    """Load a checkpoint. Raises CheckpointError, with a one-line message, if it is not a usable SVD checkpoint; before
+    any weight is read if the file's header shows it."""
     checkpoint = open_checkpoint(path, variant)
     config = checkpoint.config
     return Loaded(
@@ -43,12 +43,12 @@ def load(path: Path, variant: str | None = None) -> Loaded:
 
 
 def load_model(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """MODEL alone. ComfyUI calls this to make a copy for another device."""
+    """Load the MODEL alone. ComfyUI calls this to make a copy for another device."""
     return _model(open_checkpoint(path, variant), path, variant, disable_dynamic)
 
 
 def load_vae_patcher(path: Path, variant: str | None = None, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """The VAE's patcher alone. ComfyUI calls this to make a copy for another device."""
+    """Load the VAE's patcher alone. ComfyUI calls this to make a copy for another device."""
     return _vae(open_checkpoint(path, variant), path, variant, disable_dynamic).patcher
 
 

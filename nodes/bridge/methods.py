@@ -1,8 +1,7 @@
 """Methods of `svd_core.motion` on a native MODEL, for every sampler and guider of ComfyUI.
 
-One protocol for all: a method is a wrapper of a guided denoiser, and ComfyUI's guiders let a MODEL wrap just that
-(PREDICT_NOISE). What a method tells the denoiser about the clip goes into the run's own conditioning for one
-evaluation.
+Every method wraps a guided denoiser, and ComfyUI's guiders let a MODEL wrap exactly that (PREDICT_NOISE). Changes that
+a method makes to the conditioning are applied to the run's own conditioning for one evaluation.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ if TYPE_CHECKING:
 
 KEY = "stable_video_motion"
 WAY = "stable_video_way"
-"""In the options of one evaluation: "forward" or "backward" where a sampler asks for one answer only, or the `Part` of
-the clip that it asks about."""
+"""Key in the options of one evaluation: "forward" or "backward" if a sampler asks for one direction only, or the `Part`
+of the clip that it asks for."""
 
 Change = Callable[[Conditioning], Conditioning]
 Values = float | list
-"""What `svd_core.motion.curve_values` takes."""
+"""Input of `svd_core.motion.curve_values`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostDenoiser:
-    """The rest of a run of ComfyUI's as `model(x, sigma) -> denoised`, which may be told something else.
+    """The wrapped evaluation of a ComfyUI run as `model(x, sigma) -> denoised`, with optional conditioning changes.
 
-    clip_frames is how long one clip of the run is, num_frames how many frames the network is shown of it.
+    clip_frames is the length of one clip of the run, num_frames how many of its frames the network sees at a time.
     """
 
     executor: Callable[..., Tensor]
@@ -81,7 +80,7 @@ class HostDenoiser:
 
     @property
     def conditioning(self) -> Conditioning:
-        """A row a clip, without what methods have changed."""
+        """One row per clip, without the methods' changes."""
         return read_conditioning(self.executor.class_obj.conds, self.clip_frames)
 
     def _changed(self, conds: dict[str, list]) -> dict[str, list]:
@@ -92,7 +91,7 @@ class HostDenoiser:
 
 
 def read_conditioning(conds: dict[str, list], clip_frames: int) -> Conditioning:
-    """What ComfyUI made of the positive conditioning of a run: one row for each clip."""
+    """The positive conditioning of a run as prepared by ComfyUI, one row per clip."""
     made = conds["positive"][0]["model_conds"]
     context, first, vector = (made[name].cond for name in ("c_crossattn", "c_concat", "y"))
     first = first[::clip_frames]
@@ -102,7 +101,7 @@ def read_conditioning(conds: dict[str, list], clip_frames: int) -> Conditioning:
 
 
 def write_conditioning(conds: dict[str, list], told: Conditioning, num_frames: int) -> dict[str, list]:
-    """The run's conditioning with what is told, (N, ...) rows, in its place; the negative takes the vector alone."""
+    """A copy of the run's conditioning with the rows (N, ...) of `told`; the negative gets only the vector."""
     both = {"y": comfy.conds.CONDRegular(told.vector), "num_video_frames": comfy.conds.CONDConstant(num_frames)}
     picture = {
         "c_crossattn": comfy.conds.CONDCrossAttn(told.context),
@@ -120,7 +119,7 @@ def _with(entry: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
 
 
 class Method(Protocol):
-    """One method as a node sets it up. `order` says how far out it wraps."""
+    """A method as configured by a node. Methods with a higher `order` wrap further out."""
 
     order: int
 
@@ -129,7 +128,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CurveMethod:
-    """Settings for each frame. guidance is for the guider to read."""
+    """Settings that change along the clip; guidance is read by the guider."""
 
     guidance: Values | None
     motion_bucket: Values | None
@@ -146,7 +145,8 @@ class CurveMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BetweenMethod:
-    """end is the conditioning of the last picture, None that of the first: a loop. sequential as in `in_turns`."""
+    """A clip between two pictures. end is the conditioning of the last one, None for the first again, a loop;
+    sequential as set by `both_ways_in_turns`."""
 
     end: Conditioning | None
     sequential: bool
@@ -161,7 +161,7 @@ class BetweenMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LongTakeMethod:
-    """colour_hold from 0 to 1; continued as in `svd_core.motion.LongTake`."""
+    """A long clip in windows. colour_hold is in [0, 1]; continued as in `svd_core.motion.LongTake`."""
 
     windows: Windows
     colour_hold: float
@@ -176,7 +176,7 @@ class LongTakeMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BrushMethod:
-    """still (1, 4, h, w), sampler units, is what is held."""
+    """Motion only under the brush; still (1, 4, h, w), in sampler units, is held elsewhere."""
 
     brush: Brush
     still: Tensor
@@ -190,7 +190,7 @@ class BrushMethod:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Methods:
-    """What a MODEL carries: ComfyUI calls it in place of the guider's own evaluation."""
+    """All methods of a MODEL. ComfyUI calls it in place of the guider's own evaluation."""
 
     methods: tuple[Method, ...]
 
@@ -213,7 +213,7 @@ class Methods:
         return _asked(denoise, way)(x, sigma)
 
     def require_one_answer(self, frames: int) -> None:
-        """Raise InputError where a clip of so many frames takes more than one answer of the model for each step."""
+        """Raise InputError if a clip of this many frames takes more than one model evaluation per step."""
         if any(_asks_again(each, frames) for each in self.methods):
             raise InputError(
                 "a CFG++ sampler wants one answer of the model for each step, and In-between, Loop and Long Take by "
@@ -226,13 +226,14 @@ class Methods:
 
 
 def _catches_guidance(own: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Whether the sampler of a run listens to guidance, as CFG++ does, beside whatever the MODEL has for that."""
+    """Whether the sampler of a run added a post-guidance function, as CFG++ does, to those of the MODEL."""
     before, now = (len(each.get("sampler_post_cfg_function", ())) for each in (own, options))
     return now > before
 
 
 def _asks_again(method: Method, frames: int) -> bool:
-    """Whether more than one answer goes into each step of a clip: two ways, or windows where it is longer than one."""
+    """Whether each step takes more than one evaluation: two directions, or several windows if the clip is longer than
+    one."""
     if isinstance(method, LongTakeMethod):
         return frames > method.windows.length
     return isinstance(method, BetweenMethod)
@@ -250,27 +251,27 @@ def methods_of(patcher: ModelPatcher) -> tuple[Method, ...]:
 
 
 def windows_of(patcher: ModelPatcher) -> Windows | None:
-    """The windows that a MODEL is run in, if any."""
+    """The windows of a MODEL set up for a Long Take, else None."""
     return Methods(methods_of(patcher)).windows
 
 
 def require_sampler(patcher: ModelPatcher, name: str, frames: int) -> None:
-    """Raise InputError, before anything is loaded, for one of ComfyUI's samplers that a MODEL's methods cannot be run
-    with on a clip of so many frames. In turns each run of a sampler has one answer."""
+    """Raise InputError, before anything is loaded, for a ComfyUI sampler that a MODEL's methods do not support on a
+    clip of this many frames. With "in turns" each sampler run takes one evaluation per step."""
     if name.endswith("_cfg_pp") and not patcher.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         Methods(methods_of(patcher)).require_one_answer(frames)
 
 
 def guidance_of(patcher: ModelPatcher) -> Values | None:
-    """The guidance curve that a MODEL carries, if any."""
+    """The guidance curve of a MODEL, else None."""
     curves = (method.guidance for method in methods_of(patcher) if isinstance(method, CurveMethod))
     return next(curves, None)
 
 
 def with_method(patcher: ModelPatcher, method: Method) -> ModelPatcher:
-    """A copy of the MODEL that carries one more method; one of the same kind is replaced.
+    """A copy of the MODEL with one more method, which replaces one of the same kind.
 
-    Raises InputError for methods that cannot be together.
+    Raises InputError for methods that cannot be combined.
     """
     others = [each for each in methods_of(patcher) if type(each) is not type(method)]
     methods = tuple(sorted([*others, method], key=lambda each: each.order))
@@ -285,26 +286,26 @@ def with_method(patcher: ModelPatcher, method: Method) -> ModelPatcher:
     return patched
 
 
-# What happens around a run
+# Wrappers around a run
 
 
 def both_ways_in_turns(patched: ModelPatcher) -> None:
-    """Replace whatever sampler the MODEL is run with by ViBiDSampler."""
+    """Patch the MODEL to run ViBiDSampler in place of the chosen sampler."""
     _sample_with(patched, lambda chosen: _sample_both_ways)
 
 
 def windows_in_turns(patched: ModelPatcher, windows: Windows) -> None:
-    """Let whatever sampler the MODEL is run with make one window after the other."""
+    """Patch the MODEL so that the chosen sampler makes one window after the other."""
     _sample_with(patched, lambda chosen: partial(_sample_windows, windows=windows, sampler=_repeatable(chosen)))
 
 
 def at_once(patched: ModelPatcher) -> None:
-    """Leave the sampler as it is."""
+    """Undo `both_ways_in_turns` and `windows_in_turns`: run the chosen sampler unchanged."""
     patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
 
 
 def _sample_with(patched: ModelPatcher, instead: Callable[[Any], Callable[..., Tensor]]) -> None:
-    """Replace the sampler by what `instead` makes of it, a function of k-diffusion's signature."""
+    """Replace the sampler by `instead(sampler)`, a function with k-diffusion's signature."""
 
     def sample(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         chosen = executor.class_obj
@@ -328,7 +329,7 @@ def _sample_both_ways(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _BothWays:
-    """ComfyUI's model of a run, asked for one answer."""
+    """ComfyUI's model of a run, evaluated in one direction at a time."""
 
     model: Callable[..., Tensor]
     extra_args: dict[str, Any]
@@ -359,7 +360,7 @@ def _sample_windows(
 
 
 def _repeatable(chosen: Any) -> Callable[..., Tensor]:
-    """A sampler of ComfyUI's as a function of k-diffusion's signature. Raises InputError for one that is none."""
+    """A ComfyUI sampler as a function with k-diffusion's signature. Raises InputError if it is not a KSAMPLER."""
     if not isinstance(chosen, comfy.samplers.KSAMPLER):
         raise InputError(
             f"a Long Take in turns runs a sampler once for each window, and {type(chosen).__name__} is not made for "
@@ -370,7 +371,7 @@ def _repeatable(chosen: Any) -> Callable[..., Tensor]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _InParts:
-    """ComfyUI's model of a run, of one window at a time."""
+    """ComfyUI's model of a run, split into windows."""
 
     model: comfy.samplers.KSamplerX0Inpaint
 
@@ -379,7 +380,7 @@ class _InParts:
 
 
 class _OfPart(comfy.samplers.KSamplerX0Inpaint):
-    """ComfyUI's model of a run as a sampler sees it that makes one window."""
+    """ComfyUI's model of a run, restricted to one window, for the sampler of that window."""
 
     def __init__(self, whole: comfy.samplers.KSamplerX0Inpaint, part: Part) -> None:
         super().__init__(whole.inner_model, whole.sigmas)
@@ -399,7 +400,7 @@ class _OfPart(comfy.samplers.KSamplerX0Inpaint):
 
 
 def in_windows(patched: ModelPatcher, length: int) -> None:
-    """Let ComfyUI make room for one window, where it would for the whole clip."""
+    """Patch the MODEL so that ComfyUI reserves memory for one window, not for the whole clip."""
 
     def prepare(executor: Callable[..., Any], model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         shown = [min(noise_shape[0], length), *noise_shape[1:]]
@@ -410,7 +411,7 @@ def in_windows(patched: ModelPatcher, length: int) -> None:
 
 
 def from_lower(patched: ModelPatcher, sigma_start: float) -> None:
-    """Let every run of the MODEL start at a lower noise level, and a new clip from its picture (Analytic-Init)."""
+    """Patch the MODEL so that runs start at a lower noise level, and a new clip from its picture (Analytic-Init)."""
 
     def sample(
         executor: Callable[..., Tensor],
@@ -440,7 +441,7 @@ def from_lower(patched: ModelPatcher, sigma_start: float) -> None:
 
 
 def _picture_start(positive: dict[str, Any], latent: Tensor, seed: int) -> Tensor:
-    """Latents like the given ones, unscaled."""
+    """Starting latents from the picture, unscaled, shaped like the given ones."""
     frames = positive.get("num_video_frames", latent.shape[0])
     first = positive["concat_latent_image"].float()
     clips = whole_clips(latent.shape[0], frames)

@@ -1,7 +1,7 @@
 """`svd_core`'s video UNet as a native MODEL.
 
-ComfyUI gets its own SVD model class, built with its own `operations`, around our network: offloading, LoRA, fp8,
-merging, saving and every patch work on it as they do on the native one.
+Our network is wrapped in ComfyUI's own SVD model class and built with its `operations`, so offloading, LoRA, fp8,
+merging, saving and every patch work as on the native model.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 WORKSPACE = 1.25
-"""What libraries take for themselves beside the activations that are counted, as a factor."""
+"""Factor on the counted activations for the memory that libraries allocate in addition."""
 
 REUSE = "stable_video_reuse"
-"""In `transformer_options`: the `FeatureReuse` of a run, where there is one."""
+"""Key in `transformer_options` of a run's `FeatureReuse`, if any."""
 
 LEANER = (0.0, 0.5, 1.0)
-"""Shares of the weights that leave the device, one after the other, while its memory runs out; first only what the
-allocator holds unused."""
+"""Shares of the weights to move off the device on successive out-of-memory errors; the first attempt only empties the
+allocator's cache."""
 
 
 class HostedUNet(VideoUNet):
@@ -58,7 +58,7 @@ class HostedUNet(VideoUNet):
         operations: Any,
         **_native: Any,
     ) -> None:
-        """`_native` is the rest of ComfyUI's own description of this model, which other nodes read."""
+        """`_native` takes the rest of ComfyUI's model config, which other nodes read."""
         backend = Backend(operations, host_attention, dtype, device, frames=host_frames, weights=host_weights)
         super().__init__(svd_config, backend=backend)
         self.dtype = dtype
@@ -73,7 +73,7 @@ class HostedUNet(VideoUNet):
         transformer_options: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Tensor:
-        """As `VideoUNet.forward`; `extra` holds `num_video_frames`."""
+        """`VideoUNet.forward` with ComfyUI's signature and wrappers; `extra` holds `num_video_frames`."""
         options = {} if transformer_options is None else transformer_options
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self._run, self, wrappers)
@@ -99,16 +99,16 @@ class HostedUNet(VideoUNet):
         }
         hooks = HostHooks({} if transformer_options is None else transformer_options, control, call)
         frames = clip_length(x.shape[0], num_video_frames, hooks.options)
-        # Features that patches and ControlNets have changed, or that they count blocks for, are not taken again.
+        # No reuse with patches or ControlNets: they may change features, or count the blocks that run.
         reuse = None if control or hooks.patches or hooks.replacements else hooks.options.get(REUSE)
         return VideoUNet.forward(self, x, timesteps, context, y, frames, hooks, reuse)
 
 
 def clip_length(rows: int, num_video_frames: int | None, options: Mapping[str, Any]) -> int:
-    """Frames of one clip in a batch of `rows`.
+    """Number of frames of one clip in a batch of `rows`.
 
-    Context windows may add an anchor frame to a window without saying so; then the batch holds one clip for each
-    conditioning that ComfyUI joined in it.
+    Context windows may add an anchor frame to a window without updating `num_video_frames`; then the batch holds one
+    clip for each conditioning that ComfyUI joined in it.
     """
     if num_video_frames and rows % num_video_frames == 0:
         return num_video_frames
@@ -116,7 +116,7 @@ def clip_length(rows: int, num_video_frames: int | None, options: Mapping[str, A
 
 
 class StableVideoModel(comfy.model_base.SVD_img2vid):
-    """ComfyUI's SVD model with our network in it, and batches of clips told apart."""
+    """ComfyUI's SVD model around our network, with support for batches of clips."""
 
     def __init__(self, model_config: comfy.supported_models.SVD_img2vid, device: torch.device | None = None) -> None:
         edm = comfy.model_base.ModelType.V_PREDICTION_EDM
@@ -124,7 +124,7 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
         self.embedder = comfy.model_base.Timestep(model_config.unet_config["adm_in_channels"] // 3)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Native conditioning, except that conditioning may say how long one clip is; ComfyUI takes a batch for one."""
+        """Native conditioning that may also set the length of one clip; ComfyUI treats a batch as one clip."""
         require_numbers(kwargs)
         conds = super().extra_conds(**kwargs)
         if "num_video_frames" in kwargs:
@@ -132,8 +132,8 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
         return conds
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Mapping[str, Any] | None = None) -> float:
-        """Bytes of activations for latents (N, 4, h, w), by which ComfyUI decides how many weights fit beside them.
-        Counted, where its own estimate is several times more and would leave weights off the device for nothing."""
+        """Bytes of activations for latents (N, 4, h, w), from which ComfyUI decides how many weights fit in addition.
+        Counted, because its own estimate is several times higher and would keep weights off the device needlessly."""
         native = super().memory_required(input_shape, cond_shapes or {})
         management = comfy.model_management
         fused = management.xformers_enabled() or management.pytorch_attention_flash_attention()
@@ -145,8 +145,8 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
         return min(native, WORKSPACE * counted)
 
     def apply_model(self, *args: Any, **kwargs: Any) -> Tensor:
-        """ComfyUI's, repeated with fewer weights on the device where its memory runs out: no step is lost, and what is
-        calculated is the same."""
+        """ComfyUI's method, retried with fewer weights on the device when memory runs out: no step is lost, and the
+        result is the same."""
         for share in LEANER:
             try:
                 return super().apply_model(*args, **kwargs)
@@ -158,7 +158,7 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
 
 
 def require_numbers(told: Mapping[str, Any]) -> None:
-    """Raise InputError where what conditioning tells the network beside the picture is no number."""
+    """Raise InputError if fps, motion bucket or augmentation in the conditioning is not a number."""
     for name in ("fps", "motion_bucket_id", "augmentation_level"):
         value = told.get(name, 0)
         if not isinstance(value, Real | torch.Tensor):
@@ -168,14 +168,14 @@ def require_numbers(told: Mapping[str, Any]) -> None:
 
 
 def make_room(patcher: comfy.model_patcher.ModelPatcher | None, share: float) -> None:
-    """Move a share of a model's weights off its device, in the way in which ComfyUI does it."""
+    """Move a share of a model's weights off its device with ComfyUI's offloading, then empty the allocator's cache."""
     if patcher is not None and share and patcher.load_device != patcher.offload_device:
         patcher.partially_unload(patcher.offload_device, int(share * patcher.loaded_size()))
     comfy.model_management.soft_empty_cache()
 
 
 def native_config(config: UNetConfig, shapes: Mapping[str, Any]) -> comfy.supported_models.SVD_img2vid:
-    """ComfyUI's description of this model, read by it from `shapes` (name -> anything with a shape)."""
+    """ComfyUI's config for this model, detected from `shapes` (name -> anything with a shape)."""
     detected = comfy.model_detection.detect_unet_config(dict(shapes), "")
     model_config = comfy.supported_models.SVD_img2vid(detected)
     model_config.unet_config |= {"num_head_channels": config.head_channels, "svd_config": config}
@@ -185,7 +185,7 @@ def native_config(config: UNetConfig, shapes: Mapping[str, Any]) -> comfy.suppor
 def model_patcher(
     config: UNetConfig, weights: Mapping[str, Tensor], *, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """A native MODEL from weights under official names without their prefix; dtype and devices are ComfyUI's choice."""
+    """A native MODEL from weights under official names without prefix; ComfyUI chooses dtype and devices."""
     management = comfy.model_management
     model_config = native_config(config, weights)
     parameters = sum(tensor.numel() for tensor in weights.values())

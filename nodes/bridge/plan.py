@@ -1,4 +1,4 @@
-"""How a clip will run in the memory that ComfyUI sees, in words for the artist's window."""
+"""Sentences for the front end about how a clip will run in the memory that ComfyUI reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sampling_in_words(patcher: ModelPatcher, latent: Tensor) -> tuple[str, ...]:
-    """One sentence about latents (N, 4, h, w), before they are sampled; none about a model that is not ours."""
+    """One sentence about how latents (N, 4, h, w) will be sampled; empty for a model that is not ours."""
     if not isinstance(patcher.model, StableVideoModel):
         return ()
     windows = windows_of(patcher)
@@ -27,7 +27,7 @@ def sampling_in_words(patcher: ModelPatcher, latent: Tensor) -> tuple[str, ...]:
     said = f"weights {gibibytes(weights)}, activations {gibibytes(activations)}"
     if patcher.load_device == patcher.offload_device:
         return (f"Sampling: {said}.",)
-    # Other models leave when room is needed, so the whole device counts.
+    # Other models are unloaded when room is needed, so the whole device counts.
     room = comfy.model_management.get_total_memory(patcher.load_device) - comfy.model_management.extra_reserved_memory()
     off = max(0, weights + activations - room)
     where = f"{gibibytes(off)} of the weights stay on the host, which is slower" if off else "all on the device"
@@ -35,6 +35,6 @@ def sampling_in_words(patcher: ModelPatcher, latent: Tensor) -> tuple[str, ...]:
 
 
 def decoding_in_words(plan: DecodePlan) -> str:
-    """One sentence."""
+    """One sentence about how a clip will be decoded."""
     host = f", {gibibytes(plan.host_bytes)} of the host's memory" if plan.host_bytes else ""
     return f"Decoding: {gibibytes(plan.device_bytes)} on the device{host}; {decode_in_words(plan)}."

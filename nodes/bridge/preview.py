@@ -1,4 +1,4 @@
-"""Progress, and a preview of the whole clip that moves, where ComfyUI shows the first frame."""
+"""Progress, and an animated preview of the whole clip, in place of ComfyUI's preview of the first frame."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Callback = Callable[[int, "Tensor", "Tensor", int], None]
-"""ComfyUI's: (step from 0, denoised latents in sampler units, noisy latents, steps in all)."""
+"""ComfyUI's callback: (step from 0, denoised latents in sampler units, noisy latents, total steps)."""
 
 FRAMES_PER_SECOND = 8
 COLOURS = 256
-"""One palette for all frames: a third of the bytes, and the artist's window is often across a network."""
+"""Colours of the palette shared by all frames, which cuts the bytes to a third: the browser is often remote."""
 
 PALETTE_DETAIL = 4
-"""One pixel in so many squared is enough to choose the palette from."""
+"""The palette is chosen from a copy of the frames scaled down by this factor."""
 
 PAUSE = 0.5
-"""Seconds between two previews at least; shorter, and none would be watched."""
+"""Minimum seconds between previews; with less, none would be watched."""
 
 COST = 20
-"""At most one part in so many of the time goes into previews, however slow the previewer is."""
+"""At most about 1 / COST of the time goes into previews, however slow the previewer is."""
 
 _STILL = (latent_preview.TAESDPreviewerImpl, latent_preview.Latent2RGBPreviewer)
-"""Previewers of ComfyUI's own, which show one frame. Others may know video and are left to it."""
+"""ComfyUI's own previewers, which show one frame. Others may support video and are used unchanged."""
 
 
 class MovingPicture(Image.Image):
-    """The first of several frames; saved, as ComfyUI's server saves what it sends, an animated PNG of all of them."""
+    """The first of several frames as an image; `save`, which ComfyUI's server calls, writes all as an animated PNG."""
 
     def __init__(self, frames: Sequence[Image.Image]) -> None:
         super().__init__()
-        self.__setstate__(frames[0].__getstate__())  # Pillow's pickling: the one public way to become another picture
+        self.__setstate__(
+            frames[0].__getstate__()
+        )  # Pillow's pickling is the only public API that copies an image in place
         self._animation = animated_png(frames)
 
     def save(self, fp: IO[bytes], format: str | None = None, **_options: Any) -> None:
-        """Write the animation, a PNG whatever the format. It was compressed when made, off the server's thread."""
+        """Write the animation, a PNG whatever the format. Encoded in the constructor, off the server's thread."""
         fp.write(self._animation)
 
 
 class ProgressCallback:
-    """What ComfyUI calls after each step of a batch of clips: cancels, moves the progress bar, shows the clips."""
+    """Callback after each step of a batch of clips: checks for cancellation, updates progress bar and preview."""
 
     def __init__(self, patcher: ModelPatcher, steps: int, num_frames: int) -> None:
         self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
@@ -71,7 +73,7 @@ class ProgressCallback:
         start = time.perf_counter()
         if start < self.due:
             return None
-        # Begins where the clip would be by now, so that it plays on from one preview to the next.
+        # Start at the frame that would be playing now, so that playback continues from one preview to the next.
         frames = turned(self._frames(x0), int((start - self.began) * FRAMES_PER_SECOND))
         picture = MovingPicture(frames)
         end = time.perf_counter()
@@ -79,7 +81,7 @@ class ProgressCallback:
         return "PNG", picture, None
 
     def _frames(self, x0: Tensor) -> list[Image.Image]:
-        """Latents (B * T, 4, h, w) -> T pictures, the clips of a batch side by side."""
+        """Latents (B * T, 4, h, w) -> T pictures with the clips of the batch side by side."""
         stills = [self.previewer.decode_latent_to_preview(x0[i : i + 1]) for i in range(x0.shape[0])]
         rows = [side_by_side(stills[i :: self.num_frames]) for i in range(self.num_frames)]
         side = latent_preview.MAX_PREVIEW_RESOLUTION
@@ -87,7 +89,7 @@ class ProgressCallback:
 
 
 def turned(frames: list[Image.Image], start: int) -> list[Image.Image]:
-    """The same loop from another frame on."""
+    """The frames of a loop rotated to begin at index `start`, modulo its length."""
     start %= len(frames)
     return frames[start:] + frames[:start]
 

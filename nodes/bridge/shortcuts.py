@@ -1,4 +1,4 @@
-"""Ways to compute less than was asked, on a native MODEL. Class: approximate. Each says in the log what it left out."""
+"""Approximate speed-ups on a native MODEL that skip part of the computation; feature reuse logs what it skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_reusable(patcher: ModelPatcher) -> None:
-    """Raise InputError for a MODEL whose network keeps nothing."""
+    """Raise InputError for a MODEL whose network does not support feature reuse."""
     if not isinstance(patcher.model, StableVideoModel):
         raise InputError(
             "reuse needs the MODEL of Load Stable Video, and this one is ComfyUI's own: load it there, or set reuse "
@@ -35,20 +35,20 @@ def require_reusable(patcher: ModelPatcher) -> None:
 
 
 def with_reuse(patched: ModelPatcher, threshold: float) -> None:
-    """Let every run of the MODEL keep deep features from step to step."""
+    """Patch the MODEL so that every run reuses deep features from step to step."""
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Reusing(threshold))
 
 
 def with_interval(patched: ModelPatcher, interval: GuidanceInterval) -> None:
-    """Let every run of the MODEL be guided within the interval only; a step outside costs one pass."""
+    """Patch the MODEL so that every run is guided within the interval only; a step outside takes one pass."""
     patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _GuidedWithin(interval))
 
 
 @dataclass(frozen=True, slots=True)
 class _Reusing:
-    """Around a run: what it keeps is its own, and goes with it."""
+    """Wrapper around a run, whose cached features are its own and freed at its end."""
 
     threshold: float
 
@@ -71,7 +71,7 @@ class _Reusing:
 
 @dataclass(frozen=True, slots=True)
 class _GuidedWithin:
-    """Around one evaluation: outside the interval the guider is told of a scale of 1."""
+    """Wrapper around one evaluation: outside the interval the guider's scale is 1."""
 
     interval: GuidanceInterval
 
@@ -91,4 +91,4 @@ class _GuidedWithin:
 
 
 _GUIDING = ("sampler_cfg_function", "disable_cfg1_optimization")
-"""Options that guide whatever the scale says."""
+"""Options that cause guidance whatever the scale."""

@@ -13,7 +13,7 @@ import comfy.ops
 import comfy.sd
 import torch
 
-from ...svd_core.decode.places import USABLE
+from ...svd_core.device_memory import USABLE
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.vae import VideoVAE
 from .attention import host_attention
@@ -40,17 +40,17 @@ _PLACEHOLDER = {
         "dropout": 0.0,
     },
 }
-"""A few kilobytes for ComfyUI's constructor to build, so that it sets up whatever a VAE has in its version; our network
-takes that one's place."""
+"""Config of a tiny model for ComfyUI's constructor, so that it sets every attribute that its version has; our network
+then replaces the model."""
 
 
 class StableVideoVAE(comfy.sd.VAE):
-    """A native VAE around `VideoVAE`. Tiled decoding and encoding are the exact ones: seams would be the only gain."""
+    """A native VAE around `VideoVAE`. Tiled decoding and encoding run the exact methods: tiles would only add seams."""
 
     def __init__(
         self, config: VAEConfig, variant: Variant, weights: Mapping[str, Tensor], *, disable_dynamic: bool = False
     ) -> None:
-        """`disable_dynamic` as for the MODEL: a patcher that puts weights on the device itself."""
+        """`disable_dynamic` selects a patcher without dynamic loading, as for the MODEL."""
         stand_in = comfy.ldm.models.autoencoder.AutoencoderKL(**_PLACEHOLDER)
         super().__init__(sd=stand_in.state_dict(), config={"params": _PLACEHOLDER})
         self.variant = variant
@@ -76,14 +76,15 @@ class StableVideoVAE(comfy.sd.VAE):
         *,
         circular: bool = False,
     ) -> Tensor:
-        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]; circular where a clip is a loop. Free
-        memory picks where activations stay, which changes no bit of the result; `planned` is told before the work."""
+        """Latents (B * T, 4, h, w) unscaled -> images (B * T, H, W, 3) in [0, 1]; set `circular` if each clip loops.
+        Free memory decides where activations are kept, without changing a bit of the result; `planned` is called with
+        the plan before the work."""
         network, latents = self.first_stage_model, latents.to(self.vae_dtype)
         shape = (num_frames, *latents.shape[1:])
         quick = network.decode_plan(shape, num_frames, self.device, chunk=1, circular=circular)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=int(quick.device_bytes / USABLE))
         free = int(USABLE * self.patcher.get_free_memory(self.device))
-        # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
+        # ComfyUI's estimate may be too low, so the budget never drops below the leanest plan.
         budget = max(free, network.least_plan(shape, num_frames, self.device, circular=circular).device_bytes)
         if planned is not None:
             planned(network.decode_plan(shape, num_frames, self.device, budget=budget, circular=circular))
@@ -91,12 +92,12 @@ class StableVideoVAE(comfy.sd.VAE):
         return self.process_output(pixels.to(self.output_device).float()).movedim(1, -1)
 
     def decode_tiled(self, samples: Tensor, *_tiling: Any, **_more: Any) -> Tensor:
-        """The exact decode: it needs no tiles to fit."""
+        """Exact decode: no tiles are needed to fit."""
         return self.decode(samples)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """Images (n, H, W, 3) in [0, 1] -> latents (n, 4, H/8, W/8) unscaled, one picture at a time. Free memory picks
-        where activations stay, which changes no bit of the result."""
+        """Images (n, H, W, 3) in [0, 1] -> latents (n, 4, H/8, W/8) unscaled, one picture at a time. Free memory
+        decides where activations are kept, without changing a bit of the result."""
         network, pictures = self.first_stage_model, self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1)
         shape = (1, *pictures.shape[1:])
         pixels = math.prod(shape) * self.vae_dtype.itemsize
@@ -104,7 +105,7 @@ class StableVideoVAE(comfy.sd.VAE):
         needed = int(quick.device_bytes / USABLE) + pixels
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
         free = int(USABLE * self.patcher.get_free_memory(self.device)) - pixels
-        # ComfyUI's figure may be low, and there is nothing leaner to fall back to.
+        # ComfyUI's estimate may be too low, so the budget never drops below the leanest plan.
         budget = max(free, network.least_encode_plan(shape, self.device).device_bytes)
         latents = [
             network.encode(self.process_input(one).to(self.device, self.vae_dtype), budget=budget)
@@ -115,19 +116,19 @@ class StableVideoVAE(comfy.sd.VAE):
         return torch.cat(latents)
 
     def encode_tiled(self, pixel_samples: Tensor, *_tiling: Any, **_more: Any) -> Tensor:
-        """The exact encode: it needs no tiles to fit."""
+        """Exact encode: no tiles are needed to fit."""
         return self.encode(pixel_samples)
 
     def get_sd(self) -> dict[str, Tensor]:
-        """What ComfyUI saves. Its temporal VAE has no room for `quant_conv`, so that is folded into the encoder, which
-        is the same function (spec 2.1)."""
+        """The state dict that ComfyUI saves. Its temporal VAE has no `quant_conv`, so that is folded into the encoder,
+        which is the same function (spec 2.1)."""
         tensors = self.first_stage_model.state_dict()
         config = self.first_stage_model.config
         return fold_quant(tensors) if config.encoder_quant and not config.decoder_quant else tensors
 
 
 def fold_quant(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder.conv_out` followed by the 1x1 `quant_conv`, as one convolution: W' = Q W, b' = Q b + q."""
+    """Fold the 1x1 `quant_conv` into the preceding `encoder.conv_out`: W' = Q W, b' = Q b + q."""
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("quant_conv.")}
     weight, bias = tensors["encoder.conv_out.weight"], tensors["encoder.conv_out.bias"]
     mix = tensors["quant_conv.weight"].double().flatten(1)
@@ -138,7 +139,7 @@ def fold_quant(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _clips(samples: Tensor) -> tuple[Tensor, int]:
-    """(T, 4, h, w) is one clip; (B, 4, T, h, w) holds B of them -> (B * T, 4, h, w) and T."""
+    """Latents (T, 4, h, w) of one clip or (B, 4, T, h, w) of B clips -> (B * T, 4, h, w) and T."""
     if samples.ndim == 5:
         return samples.movedim(2, 1).flatten(0, 1), samples.shape[2]
     return samples, samples.shape[0]

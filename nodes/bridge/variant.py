@@ -1,4 +1,4 @@
-"""Which released model an object of ComfyUI's stands for: ours know, native ones are taken for the first."""
+"""The released model variant of a ComfyUI object: stored in our objects, assumed to be "svd" for native ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...svd_core.config import Variant
 
 UNKNOWN = VARIANTS["svd"]
-"""Native objects do not say; ComfyUI's own nodes default to this one too."""
+"""Assumed for native objects, which do not store a variant; ComfyUI's own nodes also default to it."""
 
 
 def vae_variant(vae: VAE) -> Variant:

@@ -1,4 +1,4 @@
-"""How ComfyUI's layers give their weights to a kernel: cast, moved and patched as for the layer itself."""
+"""Weights of ComfyUI's layers for a kernel, cast, moved and patched as for the layer itself."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PLAIN = tuple(
         family.LayerNorm,
     )
 )
-"""Layers that do nothing but cast. Those that hold eight-bit weights multiply in their own way."""
+"""Layers that only cast their weights. Those with eight-bit weights have their own matrix products."""
 
 
 @contextmanager
 def host_weights(layer: nn.Module, like: Tensor) -> Iterator[Weights | None]:
-    """`svd_core.model.fused.WeightsFn` for ComfyUI's layers."""
+    """`svd_core.model.fused.WeightsFn` for ComfyUI's layers; yields None for layers that must run themselves."""
     if type(layer) not in _PLAIN or altered(layer):
         yield None
         return
-    comfy.ops.run_every_op()  # ends the run where the user has asked for it
+    comfy.ops.run_every_op()  # raises if the user has cancelled the run
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     try:
         yield weight, bias

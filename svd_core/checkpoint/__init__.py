@@ -1,4 +1,4 @@
-"""Checkpoints: several formats in, filled modules out. Read `formats`, `detect`, `inventory`, `load` in order."""
+"""Loading checkpoints of several formats into modules. Read `formats`, `detect`, `inventory`, `load` in this order."""
 
 from .detect import Detection, detect
 from .formats import open_source

@@ -1,4 +1,4 @@
-"""From tensor shapes to a `ModelConfig`: nothing is taken from the file's name."""
+"""Deriving a `ModelConfig` from tensor shapes; the file's name is never used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .keymaps import CLIP, CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL
 from .source import TensorSource
 
 MAX_LAYERS, MAX_SIDE = 256, 2**20
-"""Far above any model of this kind; a file that claims more would keep the machine busy for hours."""
+"""Far above any model of this kind; keeps a malicious file from costing hours."""
 
 TEMPORAL_MARK = FIRST_STAGE + "decoder.mid.block_1.mix_factor"
 """Only the video decoder blends frames (spec 2.4)."""
@@ -26,11 +26,11 @@ TEMPORAL_MARK = FIRST_STAGE + "decoder.mid.block_1.mix_factor"
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What a checkpoint is.
+    """The detected configuration of a checkpoint.
 
-    `encoder_prefix` is the home of the encoder that conditions: the conditioner's own where it has one (spec 2.1).
-    `variant_reason` says why the variant was chosen; `variant_assumed` that nothing in the checkpoint settles it;
-    `overruled` is what the checkpoint says it is, where the caller chose another.
+    `encoder_prefix` is the prefix of the conditioning encoder: the conditioner's own if it has one (spec 2.1).
+    `variant_reason` says why the variant was chosen; `variant_assumed` that nothing in the checkpoint determines it;
+    `overruled` is the variant that the checkpoint states, if the caller chose another.
     """
 
     config: ModelConfig
@@ -41,8 +41,7 @@ class Detection:
 
     @property
     def variant_note(self) -> str:
-        """One sentence for people where the variant was assumed, or taken against what the checkpoint says; empty where
-        it is known."""
+        """A user-facing sentence if the variant was assumed, or contradicts the checkpoint; empty if it is known."""
         run = self.config.variant
         if self.overruled:
             return f"the checkpoint says {_in_words(self.overruled)}: {_in_words(run)} was taken instead, as was asked"
@@ -54,9 +53,9 @@ class Detection:
 
 
 def detect(source: TensorSource, variant: str | Variant | None = None) -> Detection:
-    """Read the configuration off the shapes. `variant` overrides what the checkpoint says or leaves open.
+    """Derive the configuration from tensor shapes. `variant` overrides what the checkpoint says.
 
-    Raises CheckpointError for another model family, for a model with parts left out, and where shapes contradict.
+    Raises CheckpointError for another model family, missing parts, and contradictory shapes.
     """
     require_svd(source)
     _require_parts(source)
@@ -80,7 +79,7 @@ def _require_parts(source: TensorSource) -> None:
 
 
 def _check_joints(source: TensorSource, config: ModelConfig) -> None:
-    """The parts of one model must fit each other."""
+    """Raise CheckpointError unless UNet, VAE and CLIP fit each other."""
     pixels = 2 ** (len(config.vae.channel_mult) - 1)
     joints = (
         ("pixels to a latent cell in the VAE", pixels, PIXELS_PER_LATENT),
@@ -138,7 +137,7 @@ def _vae(source: TensorSource, prefix: str) -> VAEConfig:
         res_blocks=len(_numbers(source, prefix, r"encoder\.down\.0\.block\.(\d+)\.")),
         latent_channels=_shape(source, FIRST_STAGE + "decoder.conv_in.weight", 4)[1],
         temporal=temporal,
-        # Only a temporal first stage does without them (spec 2.1, 2.4), so elsewhere their absence is a loss to report.
+        # Only a temporal first stage lacks these (spec 2.1, 2.4); elsewhere their absence must be reported.
         encoder_quant=prefix == CONDITIONER_VAE or not temporal or _any(source, prefix + "quant_conv."),
         decoder_quant=not temporal or _any(source, FIRST_STAGE + "post_quant_conv."),
     )
@@ -170,7 +169,7 @@ def _clip(source: TensorSource) -> CLIPVisionConfig:
 
 
 def _variant(source: TensorSource, temporal: bool, wanted: str | Variant | None) -> tuple[Variant, str, bool]:
-    """(the variant, why, whether it is a guess). svd and svd_xt hold the same tensors, so a bare file cannot tell."""
+    """(variant, reason, whether it is a guess). svd and svd_xt have the same tensors, so a bare file cannot tell."""
     if isinstance(wanted, Variant):
         return wanted, "chosen by the caller", False
     if wanted is not None:
@@ -187,7 +186,8 @@ def _variant(source: TensorSource, temporal: bool, wanted: str | Variant | None)
 
 
 def _overruled(source: TensorSource, chosen: Variant) -> Variant | None:
-    """What the checkpoint says it is, where that is not what was chosen. A folder tells its number of frames alone."""
+    """The variant that the checkpoint states, if it differs from the chosen one. A folder only states its number of
+    frames."""
     stated = source.hints.variant
     if stated is None or stated == chosen or (source.path.is_dir() and stated.frames == chosen.frames):
         return None
@@ -199,7 +199,7 @@ def _in_words(variant: Variant) -> str:
 
 
 def _as_released_in_half(source: TensorSource) -> bool:
-    """Every tensor in float16, with those that nothing reads: resaved files tend to have dropped them."""
+    """Whether every tensor is float16 and the unused ones are present, which resaved files tend to drop."""
     leftovers = (CLIP + "token_embedding.weight", CONDITIONER_VAE + "decoder.conv_in.weight")
     whole = all(key in source for key in leftovers)
     return whole and all(source.info(key).dtype == torch.float16 for key in source)
@@ -209,7 +209,7 @@ def _as_released_in_half(source: TensorSource) -> bool:
 
 
 def _shape(source: TensorSource, key: str, sides: int) -> tuple[int, ...]:
-    """The shape of a tensor that the configuration is read from."""
+    """The shape of a required tensor. Raises CheckpointError unless it has `sides` sides of 1 to MAX_SIDE."""
     if key not in source:
         raise CheckpointError(f"{source.path}: {key} is missing, and the model's size is read from it: {AGAIN}")
     shape = source.info(key).shape
@@ -225,7 +225,7 @@ def _any(source: TensorSource, prefix: str) -> bool:
 
 
 def _numbers(source: TensorSource, prefix: str, pattern: str) -> set[int]:
-    """The distinct numbers that the pattern's group finds in keys after `prefix`."""
+    """The distinct numbers that the pattern's group matches in keys after `prefix`."""
     numbered = re.compile(re.escape(prefix) + pattern)
     found = {int(match[1]) for key in source if (match := numbered.match(key))}
     if len(found) > MAX_LAYERS:

@@ -1,4 +1,4 @@
-"""Telling Stable Video Diffusion from its relatives and from strangers, by names and shapes alone (spec 7, 9.3)."""
+"""Telling Stable Video Diffusion from related and unrelated models, by tensor names and shapes alone (spec 7, 9.3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _WHOLE = f"it is only a part of a model: {_GET_SVD}, or a folder that holds unet
 
 @dataclass(frozen=True, slots=True)
 class _Stranger:
-    """A model we do not run. Any of `marks` within a tensor's name gives it away, after a line end at its start."""
+    """An unsupported kind of model, recognised if any of `marks` occurs in a tensor's name (after a newline: at its
+    start)."""
 
     name: str
     marks: tuple[str, ...]
@@ -38,7 +39,7 @@ _ADAPTERS = (
     _Stranger("an AnimateDiff motion module", ("motion_modules.",)),
     _Stranger("a textual inversion", ("emb_params", "string_to_param")),
 )
-"""Looked for only where there is no UNet, so that a model with leftovers of training is reported by its leftovers."""
+"""Checked only without a UNet, so that in a full model such tensors are reported as unknown leftovers of training."""
 
 _STRANGERS = (
     _Stranger("SV4D 2", ("time_mixer_motion.",)),
@@ -63,22 +64,22 @@ _PARTS = (
     _Stranger("an image encoder alone", ("visual.", "vision_model."), _WHOLE),
     _Stranger("a VAE alone", ("decoder.conv_in.", "encoder.conv_in."), _WHOLE),
 )
-"""VAEs first: diffusers names the blocks in them as it does a UNet's."""
+"""VAEs come first, because diffusers names some of their blocks like a UNet's."""
 
 _WITH_VECTOR = {2048: "SDXL", 1280: "the SDXL refiner", 1024: "Stable Diffusion 2 unCLIP"}
 _WITHOUT_VECTOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
-"""Image models by the width of their context, with and without a vector beside it."""
+"""Image models by the width of their context, with and without a vector input."""
 
 _SV3D = {256: "SV3D_u", 1280: "SV3D_p"}
 """Video models with camera angles in the vector, by its width (spec 7.1)."""
 
 
 def require_svd(source: TensorSource) -> None:
-    """Raise CheckpointError that names the family, and says what to do, for everything but Stable Video Diffusion."""
+    """Raise CheckpointError, naming the family and a remedy, for everything but Stable Video Diffusion."""
     names = "".join(f"\n{name}" for name in source)
     if not len(source):
         raise CheckpointError(f"{source.path} holds no tensors: {_GET_SVD}")
-    # Two witnesses, so that a model that lacks one of them is reported by what it lacks.
+    # Either key is enough, so that a UNet that lacks one of them is reported as having a missing tensor.
     has_unet = any(UNET + key in source for key in ("input_blocks.0.0.weight", "time_embed.0.weight"))
     if not has_unet:
         _raise_first(source, names, _ADAPTERS)
@@ -102,7 +103,7 @@ def _raise_first(source: TensorSource, names: str, strangers: tuple[_Stranger, .
 
 
 def _image_family(source: TensorSource) -> str:
-    """Name a UNet without frames by the width of its text context."""
+    """The family of an image UNet, by the width of its text context."""
     width = _second_side(source, "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     if UNET + "label_emb.0.0.weight" in source:
         return _WITH_VECTOR.get(width, "an SDXL relative")
@@ -119,7 +120,7 @@ def _require_svd_vector(source: TensorSource) -> None:
 
 
 def _second_side(source: TensorSource, key: str) -> int:
-    """The inputs of a layer; 0 where it is not there."""
+    """The number of inputs of a UNet layer; 0 if it is missing."""
     if UNET + key not in source:
         return 0
     shape = source.info(UNET + key).shape

@@ -1,4 +1,4 @@
-"""Finding the weights of a diffusers folder: plain, sharded or in a variant, whatever the index file is called."""
+"""Finding the weights in a diffusers folder: plain, sharded or of a variant, with any naming of the index file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHARD = r"(?:-\d{5}-of-\d{5})?"
 
 
 def refuse_other_folders(folder: Path) -> None:
-    """Raise CheckpointError unless the folder has the three parts of a Stable Video Diffusion pipeline."""
+    """Raise CheckpointError unless the folder has the three components of a Stable Video Diffusion pipeline."""
     missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if not missing:
         return
@@ -35,8 +35,9 @@ def refuse_other_folders(folder: Path) -> None:
 
 
 def _refuse_part(folder: Path) -> None:
-    """ComfyUI has folders called unet and vae too, which hold models to choose from: the folder above tells."""
-    whole = Path(os.path.abspath(folder))  # not resolved: a link's target may lie elsewhere
+    """Raise CheckpointError for a component of a diffusers folder, judged by the folder above, since ComfyUI's model
+    folders are called unet and vae too."""
+    whole = Path(os.path.abspath(folder))  # not resolved: a link's target may be elsewhere
     name, above = whole.name, whole.parent
     beside = all((above / part).is_dir() for part in COMPONENTS) or (above / "model_index.json").is_file()
     if name in COMPONENTS and beside:
@@ -57,11 +58,11 @@ def _pipeline_class(folder: Path) -> str:
 
 
 def open_component(folder: Path, name: str) -> Component:
-    """The tensors of one part. Full-precision files win over those of a variant such as fp16."""
+    """The tensors of one component. Full-precision files take precedence over those of a variant such as fp16."""
     part, stem = folder / name, re.escape(_STEMS[name])
     single = re.compile(rf"{stem}{_VARIANT}\.safetensors")
     index = re.compile(rf"{stem}{_VARIANT}\.safetensors\.index(?:\.(?P<late>[A-Za-z0-9_]+))?\.json")
-    files = (path for path in part.iterdir() if path.is_file())  # to open a pipe would wait for ever
+    files = (path for path in part.iterdir() if path.is_file())  # opening a pipe would block forever
     found = sorted(path for path in files if single.fullmatch(path.name) or index.fullmatch(path.name))
     if not found:
         raise CheckpointError(_nothing_found(part))
@@ -71,7 +72,7 @@ def open_component(folder: Path, name: str) -> Component:
 
 
 def _preference(name: str, single: re.Pattern[str], index: re.Pattern[str]) -> tuple[bool, bool, str]:
-    """Plain before variants, one file before shards."""
+    """Sort key: plain files before variants, single files before shards."""
     if match := single.fullmatch(name):
         return match["variant"] is not None, False, name
     match = index.fullmatch(name)
@@ -88,7 +89,8 @@ def _nothing_found(part: Path) -> str:
 
 
 def _shards(index: Path, stem: str) -> Sequence[Path]:
-    """The files an index names. Only plain shard names are followed, so an index cannot point outside its folder."""
+    """The files that an index names. Only plain shard names are accepted, so an index cannot point outside its
+    folder."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))

@@ -21,7 +21,7 @@ _FOLDER_MAPS: dict[str, Callable[[Collection[str]], dict[str, Recipe]]] = {
 def open_source(path: str | Path) -> TensorSource:
     """Open a .safetensors file (whatever its name) or a diffusers folder.
 
-    Raises CheckpointError where there is nothing at `path`, and for every other format and every damaged file.
+    Raises CheckpointError if `path` does not exist, and for other formats and damaged files.
     """
     path = Path(path)
     if path.is_dir():

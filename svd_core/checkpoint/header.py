@@ -1,7 +1,7 @@
-"""The head of a safetensors file, read with suspicion: every claim it makes is checked before a weight is touched.
+"""Reading and validating the header of a safetensors file before any weight is touched.
 
-A file is eight bytes (the length N of the head, little-endian), N bytes of JSON with each tensor's dtype, shape and
-byte range, then the bytes. Nothing here reads further than the head, and nothing here can run code.
+A file is eight bytes (the length N of the header, little-endian), N bytes of JSON with each tensor's dtype, shape and
+byte range, then the data. Nothing here reads beyond the header, and nothing here can run code from the file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from ..errors import CheckpointError
 
 MAX_HEADER = 100_000_000
-"""Bytes. The format's own limit on the head."""
+"""The format's own limit on the header, in bytes."""
 
 MAX_NAME, MAX_DIMENSIONS, MAX_SIZE = 1000, 16, 2**96
-"""Of any tensor that could be meant."""
+"""Limits that no real tensor exceeds: characters of its name, number of dimensions, and size of each."""
 
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
@@ -64,7 +64,7 @@ _OTHER_FORMATS: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the head says about one tensor."""
+    """Shape and dtype of one tensor, according to the header."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -76,24 +76,24 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The checked head of one file: its tensors by name, and its free-form metadata."""
+    """The validated header of one file: its tensors by name, and its free-form metadata."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, fit for one line of an error message."""
+    """The first few names, shortened for one line of an error message."""
     ordered = sorted(names)
     shown = ", ".join(repr(name)[1:-1][:100] for name in ordered[:limit])
     return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the head of one safetensors file.
+    """Read and validate the header of one safetensors file.
 
-    Raises CheckpointError where there is no such file, where it is another format (pickles among them, named from their
-    contents whatever the file is called), and where head and file disagree on any size.
+    Raises CheckpointError if the file cannot be read, is another format (such as a pickle, recognised by its contents
+    whatever its name), or if header and file disagree on any size.
     """
     try:
         with path.open("rb") as file:
@@ -111,7 +111,7 @@ def _head_text(file: BinaryIO, size: int, path: Path) -> bytes:
     if size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes): {AGAIN}")
     start = file.read(64)
-    # The length of a real head may look like the mark of another format, so the brace that opens the JSON decides.
+    # A real header's length may look like another format's magic bytes, so the JSON's opening brace decides.
     if start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
         raise CheckpointError(f"{path} is {_name_format(start)}")
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
@@ -195,14 +195,14 @@ def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, tuple[int
 
 
 def _sizes(values: object) -> bool:
-    """Few and of few digits, because a product of very many or long numbers takes hours."""
+    """Whether this is a short list of small non-negative integers; a product of very many or long ones takes hours."""
     if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
         return False
     return all(type(value) is int and 0 <= value < MAX_SIZE for value in values)
 
 
 def _check_ranges(ranges: list[tuple[int, int, str]], available: int, path: Path) -> None:
-    """The byte ranges must tile the rest of the file: no gap, no overlap, nothing beyond the end."""
+    """Raise CheckpointError unless the byte ranges tile the rest of the file, without gaps or overlaps."""
     position = 0
     for start, end, name in sorted(ranges):
         if start != position:

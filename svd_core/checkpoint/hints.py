@@ -1,10 +1,11 @@
-"""What a checkpoint says about itself in words: metadata `svd_core.config`, or a diffusers folder's config.json.
+"""What a checkpoint states about itself: metadata `svd_core.config`, or a diffusers folder's config.json.
 
-Tensor shapes do not tell the width of a head, nor how many frames a model was trained on. In a single file
+Tensor shapes do not reveal the head width or the number of frames a model was trained on. A single file can state them
+under the metadata key `svd_core.config`:
 
     {"unet": {"head_channels": 8}, "clip_vision": {"head_channels": 16}, "variant": {"name": "tiny", "frames": 4}}
 
-under the metadata key `svd_core.config` does. `variant` may also be the name of a released one. Every part is optional.
+`variant` may also be the name of a released one. Every part is optional.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ _ALLOWED = {
     "variant": {item.name for item in dataclasses.fields(Variant)},
 }
 _COUNTS = {"frames": MAX_FRAMES, "steps": MAX_STEPS, "height": MAX_SIDE, "width": MAX_SIDE}
-"""Whole numbers of a variant and the most that each may be."""
+"""Integer fields of a variant and their upper limits."""
 
 MAX_WHOLE = 2**31 - 1
 MAX_NAME = 100
-"""Characters of a variant's name."""
+"""Most characters of a variant's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Head widths and the variant where a checkpoint states them; `origin` says where, for the report."""
+    """Head widths and variant, if a checkpoint states them; `origin` says where, for the report."""
 
     unet_head_channels: int | None = None
     clip_head_channels: int | None = None
@@ -49,7 +50,8 @@ NO_HINTS = Hints()
 
 
 def hints_from_metadata(metadata: Mapping[str, str], path: Path) -> Hints:
-    """Raises CheckpointError on text that is not JSON, on unknown fields and on values out of range."""
+    """The hints in a file's metadata. Raises CheckpointError for invalid JSON, unknown fields and values out of
+    range."""
     if CONFIG_KEY not in metadata:
         return NO_HINTS
     where = f"{path}: metadata {CONFIG_KEY}"
@@ -64,7 +66,7 @@ def hints_from_metadata(metadata: Mapping[str, str], path: Path) -> Hints:
 
 
 def hints_from_folder(folder: Path) -> Hints:
-    """The same from unet/config.json and image_encoder/config.json of a diffusers folder, where they exist."""
+    """The hints in unet/config.json and image_encoder/config.json of a diffusers folder, if they exist."""
     unet, clip = _config(folder / "unet"), _config(folder / "image_encoder")
     where = f"{folder}/unet/config.json: num_frames"
     frames = _count(unet["num_frames"], MAX_FRAMES, where) if "num_frames" in unet else None
@@ -88,7 +90,8 @@ def _config(component: Path) -> dict[str, Any]:
 
 
 def _unet_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
-    """diffusers stores heads by level; ours, like the reference, have one width at every level (spec 1.1)."""
+    """The head width, if stated. diffusers stores the number of heads per level; here, as in the reference, all levels
+    have the same head width (spec 1.1)."""
     if not {"block_out_channels", "num_attention_heads"} <= config.keys():
         return None
     where = f"{folder}/unet/config.json"
@@ -118,7 +121,7 @@ def _clip_head_channels(config: Mapping[str, Any], folder: Path) -> int | None:
 
 
 def _variant_of_length(frames: int) -> Variant:
-    """svd and svd_xt differ in nothing else that a folder tells (spec 6)."""
+    """The variant for a number of frames, all that a folder reveals of svd and svd_xt's differences (spec 6)."""
     for variant in (VARIANTS["svd"], VARIANTS["svd_xt"]):
         if variant.frames == frames:
             return variant
@@ -146,7 +149,7 @@ def _variant(value: object, where: str) -> Variant:
 
 
 def named_variant(name: str, where: str) -> Variant:
-    """A released variant by its name."""
+    """A released variant by its name. Raises CheckpointError for an unknown name."""
     if name not in VARIANTS:
         raise CheckpointError(f"{where} {_short(name)} is not known: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
@@ -171,7 +174,7 @@ def _json(text: str, where: str) -> object:
 
 
 def _short(value: object) -> str:
-    """Enough of a value to recognise it."""
+    """The value's repr, shortened for an error message."""
     return repr(value)[:MAX_NAME]
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its headers alone."""
+"""Inspecting a checkpoint from its headers alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PARTS = (
     ("first-stage decoder", FIRST_STAGE + "decoder."),
     ("first-stage rest", FIRST_STAGE),
 )
-"""Each tensor counts for the first prefix that it has."""
+"""Each tensor is counted under the first prefix that matches."""
 
 _OTHER = "other"
 
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect_checkpoint` finds. `str()` of it is the report that the command line prints."""
+    """The result of `inspect_checkpoint`. Its `str()` is the report that the command line prints."""
 
     path: Path
     format: str
@@ -82,11 +82,11 @@ class Inspection:
 
     @property
     def loadable(self) -> bool:
-        """Whether strict loading would accept the tensors by name, shape and dtype; their values are not looked at."""
+        """Whether strict loading would accept the tensors' names, shapes and dtypes; values are not checked."""
         return not (self.missing or self.unknown or self.misshapen or self.mistyped)
 
     def report(self) -> str:
-        """Several lines, without a line end."""
+        """The report as several lines, without a trailing newline."""
         return "\n".join([*self._summary(), *self._table(), *self._verdict()])
 
     def __str__(self) -> str:
@@ -125,10 +125,10 @@ class Inspection:
 
 
 def inspect_checkpoint(path: str | Path, variant: str | Variant | None = None) -> Inspection:
-    """Say what a file or folder holds, without reading a weight.
+    """Describe a checkpoint file or folder without reading weights.
 
-    Missing and unknown tensors are part of the answer. Raises CheckpointError where there is no answer: another family
-    (named in the message), another format, or damage.
+    Missing and unknown tensors are part of the result. Raises CheckpointError for another family (named in the
+    message), another format, or damage.
     """
     source = open_source(path)
     detection = detect(source, variant)

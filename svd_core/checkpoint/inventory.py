@@ -1,4 +1,4 @@
-"""Every tensor of an official file, derived from the modules themselves (spec 1.8), and how a given file differs."""
+"""The tensors of an official file, derived from the modules themselves (spec 1.8), and how a given file differs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .source import TensorSource
 
 _META = Backend(device="meta")
 _TEXT_POSITIONS, _TEXT_TOKENS = 77, 49408
-"""Rows of the text tower's embeddings, which came along with OpenCLIP's image tower and are never read."""
+"""Rows of the embeddings of OpenCLIP's text tower, which official files include and nothing reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One tensor of an official file. `required` ones are read by inference; the others may be left out."""
+    """One tensor of an official file. Inference reads the `required` ones; the others may be missing."""
 
     shape: tuple[int, ...]
     required: bool
@@ -33,8 +33,8 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How a checkpoint departs from its inventory, by official key; `misshapen` maps to (found, needed), `mistyped` to
-    the dtype of numbers that are no floats."""
+    """Differences between a checkpoint and its inventory, by official key; `misshapen` maps to (found, needed) shapes,
+    `mistyped` to dtypes that are not floating-point."""
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -43,9 +43,9 @@ class Difference:
 
 
 def inventory(config: ModelConfig, encoder_prefix: str = CONDITIONER_VAE) -> dict[str, Expected]:
-    """Every tensor of the official file of this configuration, 2,446 or 2,322 at the released size.
+    """Every tensor of the official file of this configuration; 2,446 or 2,322 at the released size.
 
-    `encoder_prefix` is the home of the encoder that inference reads; the tensors of the other one are optional.
+    `encoder_prefix` is where inference reads the encoder from; the tensors of the other encoder are optional.
     """
     expected: dict[str, Expected] = {}
 
@@ -89,9 +89,9 @@ def _text_tower(width: int) -> dict[str, Expected]:
 
 
 def difference(source: TensorSource, detection: Detection) -> Difference:
-    """Compare a checkpoint with the inventory of what it was detected to be. Reads headers only.
+    """Compare a checkpoint with the inventory of its detected configuration. Reads headers only.
 
-    Shapes and dtypes are compared where inference reads them; leftovers may have any.
+    Shapes and dtypes are compared only for tensors that inference reads.
     """
     expected = inventory(detection.config, detection.encoder_prefix)
     required = {key: spec.shape for key, spec in expected.items() if spec.required}
@@ -105,8 +105,8 @@ def difference(source: TensorSource, detection: Detection) -> Difference:
 
 
 def require_match(source: TensorSource, detection: Detection) -> None:
-    """Raise CheckpointError unless every required tensor is there in its shape and as floats, and nothing is there
-    unknown."""
+    """Raise CheckpointError unless all required tensors are present with the right shapes and float dtypes, and no
+    unknown tensor is."""
     found = difference(source, detection)
     if found.missing:
         raise CheckpointError(f"{source.path}: {_tensors(len(found.missing))} missing ({some(found.missing)}): {AGAIN}")

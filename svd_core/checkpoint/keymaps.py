@@ -1,7 +1,7 @@
-"""Other people's names for the official tensors (spec 9): diffusers folders, and files saved by ComfyUI.
+"""Mapping of other naming schemes to the official tensor names (spec 9): diffusers folders, and files saved by ComfyUI.
 
-Each function takes the stored names of one component and returns official key -> Recipe. A name that no rule knows
-stays as it is behind the component's name, so that strict loading reports it.
+Each function takes the stored names of one component and returns official key -> Recipe. An unknown name is kept,
+prefixed with the component's name, so that strict loading reports it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONDITIONER_VAE = "conditioner.embedders.3.encoder."
 FIRST_STAGE = "first_stage_model."
 
 COMFY_EXTRAS = frozenset({"edm_vpred.sigma_max", "edm_vpred.sigma_min", "v_pred", "ztsnr"})
-"""Sampling notes that ComfyUI writes beside the weights. Not weights; the schedule is the caller's."""
+"""Sampling parameters that ComfyUI stores among the weights; ignored, since the caller chooses the schedule."""
 
 Recipes = dict[str, Recipe]
 
@@ -31,7 +31,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def as_pointwise(tensor: Tensor) -> Tensor:
-    """A linear layer's weight (out, in) as that of a 1x1 convolution (out, in, 1, 1)."""
+    """A linear layer's weight (out, in) as a 1x1 convolution's (out, in, 1, 1)."""
     return tensor[..., None, None] if tensor.ndim == 2 else tensor
 
 
@@ -40,7 +40,8 @@ def joined(*tensors: Tensor) -> Tensor:
 
 
 def official(names: Collection[str]) -> Recipes:
-    """A single file: official names, or ComfyUI's, which keep transformers' names under the visual prefix."""
+    """Recipes of a single file with official names, or ComfyUI's, which put transformers' names under the visual
+    prefix."""
     foreign = {name for name in names if name.startswith((VISUAL + "vision_model.", VISUAL + "visual_projection."))}
     recipes = {name: Recipe((name,)) for name in names if name not in foreign and name not in COMFY_EXTRAS}
     return recipes | transformers_clip(foreign, VISUAL)
@@ -67,7 +68,7 @@ _CLIP_LAYER = {
 _CLIP_LAYER_NAME = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _CLIP_THIRD = re.compile(r"self_attn\.[qkv]_proj")
 _POSITION_IDS = "vision_model.embeddings.position_ids"
-"""Counting numbers that older transformers versions stored."""
+"""The indices 0, 1, 2, ..., which older transformers versions stored."""
 
 
 def transformers_clip(names: Collection[str], prefix: str = "") -> Recipes:
@@ -85,7 +86,7 @@ def transformers_clip(names: Collection[str], prefix: str = "") -> Recipes:
 
 
 def _clip_rule(local: str) -> tuple[str, tuple[str, ...], Arrange]:
-    """(official key after `visual.`, the stored names that make it, how); an empty key where no rule fits."""
+    """(official key after `visual.`, stored names, how to arrange them); the key is empty if no rule applies."""
     if local in _CLIP_TOP:
         return _CLIP_TOP[local], (local,), as_stored
     if local == "visual_projection.weight":
@@ -142,7 +143,8 @@ def diffusers_unet(names: Collection[str]) -> Recipes:
 def _unet_block_key(
     way: str | None, level: str | None, layer: str, index: str, rest: str, *, down: int, up: int, attentive: set[str]
 ) -> str:
-    """`down` and `up` are residual blocks a level; on the way down a downsampler takes one more number."""
+    """The official key of a block's tensor. `down` and `up` are residual blocks per level; a downsampler takes one more
+    number."""
     if layer == "downsamplers":
         return f"input_blocks.{(int(level or 0) + 1) * (down + 1)}.0.{rest.replace('conv.', 'op.', 1)}"
     if layer == "upsamplers":
@@ -218,7 +220,8 @@ def _vae_key(name: str, levels: int) -> str:
 
 
 def _vae_level(coder: str, level: str, levels: int) -> str:
-    """Officially both ways are numbered by resolution; diffusers numbers the decoder from the deepest."""
+    """The official name of a level. Official files number both halves by resolution; diffusers numbers the decoder from
+    the deepest level."""
     return f"down.{level}" if coder == "encoder" else f"up.{levels - 1 - int(level)}"
 
 

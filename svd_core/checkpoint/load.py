@@ -1,4 +1,4 @@
-"""From a checkpoint to filled modules, one tensor at a time. What needs no conversion stays on disk."""
+"""Loading a checkpoint into modules, one tensor at a time. Tensors that need no conversion stay on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .keymaps import FIRST_STAGE, UNET, VISUAL
 from .source import TensorSource
 
 OfficialKey = Callable[[str], str]
-"""A module's own key -> the official key."""
+"""A module's own key -> official key."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,7 +36,7 @@ _META = Backend(device="meta")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModules:
-    """The filled networks of one checkpoint, in evaluation mode and without gradients, and what it is."""
+    """The networks of one checkpoint with their weights, in evaluation mode and without gradients."""
 
     config: ModelConfig
     detection: Detection
@@ -47,7 +47,7 @@ class LoadedModules:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose tensors are all there in their shapes. Weights are read when a network asks for them."""
+    """A checkpoint whose required tensors are all present with the right shapes. Weights are read on demand."""
 
     source: TensorSource
     detection: Detection
@@ -57,7 +57,7 @@ class Checkpoint:
         return self.detection.config
 
     def unet(self, backend: Backend) -> VideoUNet:
-        """The network without its weights; `backend` says where and with which layers."""
+        """The network without its weights; `backend` chooses device, dtype and layers."""
         return VideoUNet(self.config.unet, backend=backend)
 
     def vae(self, backend: Backend) -> VideoVAE:
@@ -67,9 +67,9 @@ class Checkpoint:
         return CLIPVision(self.config.clip_vision, backend=backend)
 
     def unet_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """A `VideoUNet`'s tensors by its own keys; on the CPU, views of the file where nothing is converted.
+        """A `VideoUNet`'s tensors by its own keys; on the CPU, views of the file unless converted.
 
-        `dtype` None keeps every tensor as it is stored. Raises CheckpointError for values that are not finite or that
+        `dtype` None keeps each tensor's stored dtype. Raises CheckpointError for values that are not finite or that
         `dtype` cannot hold.
         """
         return self._read(self.unet(_META), UNET.__add__, device, dtype)
@@ -80,7 +80,7 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         encoder_dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
-        """The same for `VideoVAE`, whose encoder may have another dtype."""
+        """`unet_weights` for `VideoVAE`, whose encoder may have another dtype."""
         official = vae_keys(self.detection.encoder_prefix)
         dtypes = {key: encoder_dtype if of_encoder(key) else dtype for key in self.vae(_META).state_dict()}
         return {key: _converted(self.source, official(key), device, own, planes=True) for key, own in dtypes.items()}
@@ -88,7 +88,7 @@ class Checkpoint:
     def clip_vision_weights(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """The same for `CLIPVision`."""
+        """`unet_weights` for `CLIPVision`."""
         return self._read(self.clip_vision(_META), VISUAL.__add__, device, dtype)
 
     def _read(
@@ -100,8 +100,8 @@ class Checkpoint:
 def open_checkpoint(path: str | Path, variant: str | Variant | None = None) -> Checkpoint:
     """Open a .safetensors file or a diffusers folder; reads headers only.
 
-    `variant` overrides what the file says or leaves open. Raises CheckpointError for what cannot be loaded strictly and
-    whole: another family or format, damage, missing, unknown or misshapen tensors, and such as hold no floats.
+    `variant` overrides what the file says. Raises CheckpointError for anything that cannot be loaded strictly: another
+    family or format, damage, and missing, unknown, misshapen or non-float tensors.
     """
     source = open_source(path)
     detection = detect(source, variant)
@@ -118,16 +118,16 @@ def load_modules(
     variant: str | Variant | None = None,
     unet_device: torch.device | str | None = None,
 ) -> LoadedModules:
-    """All networks of a checkpoint, filled, on `device`; the UNet on `unet_device` where that is given.
+    """Load all networks of a checkpoint on `device`; the UNet on `unet_device` if given.
 
-    `dtype` None keeps every tensor as it is stored; the VAE's encoder is float32 where `dtype` is a 16-bit one, as in
-    the reference. On the CPU, tensors already in their dtype stay views of the mapped file, but for CLIP's q, k, v in
+    `dtype` None keeps each tensor's stored dtype; the VAE's encoder is float32 if `dtype` is a 16-bit one, as in the
+    reference. On the CPU, tensors already in their dtype stay views of the mapped file, except for CLIP's q, k, v in
     transformers' naming, which are joined; others are converted one by one. `backend` gives the layers and the
     attention (its dtype and device are not used). Raises CheckpointError as `open_checkpoint` does, and for weights
     that are not finite or that `dtype` cannot hold.
     """
     checkpoint = open_checkpoint(path, variant)
-    # The reference encodes the still in float32 whatever the rest runs in (spec 4, 6).
+    # The reference always encodes the still in float32 (spec 4, 6).
     encoder_dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     bare = dataclasses.replace(backend, device="meta", dtype=dtype)
     return LoadedModules(
@@ -140,7 +140,7 @@ def load_modules(
 
 
 def vae_keys(encoder_prefix: str) -> OfficialKey:
-    """`VideoVAE` takes its encoder from one home and its decoder from the first stage."""
+    """Official keys of a `VideoVAE`: the encoder's under `encoder_prefix`, the decoder's in the first stage."""
 
     def official(key: str) -> str:
         return (encoder_prefix if of_encoder(key) else FIRST_STAGE) + key
@@ -154,7 +154,7 @@ def of_encoder(key: str) -> bool:
 
 
 def _filled(network: Network, weights: dict[str, Tensor]) -> Network:
-    """Put weights in the place of a network's meta tensors, strictly, and freeze it for inference."""
+    """Replace a network's meta tensors by weights, strictly, and freeze it for inference."""
     network.requires_grad_(False).eval()
     network.load_state_dict(weights, strict=True, assign=True)
     return network
@@ -166,15 +166,16 @@ def _converted(
     stored = source.get(key)
     _check_values(source, key, stored, dtype or stored.dtype)
     converted = stored.to(device=device, dtype=dtype or stored.dtype)
-    # What needs no conversion stays on disk.
+    # Tensors that need no conversion stay on disk.
     return converted if converted is stored else laid_out(converted, planes=planes)
 
 
 def _check_values(source: TensorSource, key: str, stored: Tensor, dtype: torch.dtype) -> None:
-    """`aminmax` makes no temporary, and both ends are NaN where any value is."""
+    """Raise CheckpointError for values that are not finite or do not fit `dtype`. `aminmax` allocates no temporary and
+    propagates NaN."""
     if not stored.numel():
         return
-    # Eight-bit floats have no reductions of their own.
+    # torch has no reductions for 8-bit floats.
     lowest, highest = (bound.item() for bound in torch.aminmax(stored.float() if stored.itemsize == 1 else stored))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise CheckpointError(f"{source.path}: {key} holds values that are not finite (NaN or infinity): {AGAIN}")

@@ -1,4 +1,4 @@
-"""Tensors on disk under official names: shapes at once, weights only when asked for, as views of the mapped file."""
+"""Tensors on disk under official names: shapes from the headers, weights on demand as views of the mapped file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one official tensor is made: stored names, and what is done with them. Only a join copies."""
+    """How one official tensor is made: stored names, and the function that arranges them. Only a join copies."""
 
     names: tuple[str, ...]
     arrange: Arrange = as_stored
 
 
 class SafetensorsFile:
-    """One checked file. It is mapped at the first `get`, and its pages are read when a tensor's values are."""
+    """One file with a checked header. It is mapped at the first `get`; pages are read when values are used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class SafetensorsFile:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """The tensors of one or more files that belong together, by stored name."""
+    """The tensors of one or more files of one component, by stored name."""
 
     files: Mapping[str, SafetensorsFile]
 
@@ -74,7 +74,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """A checkpoint whatever its format: official keys, their shapes and dtypes, and lazily their values.
+    """A checkpoint of any format: official keys with shapes and dtypes, and values on demand.
 
     `hints` is what the checkpoint says about itself beyond its tensors.
     """
@@ -103,13 +103,13 @@ class TensorSource:
         return self._infos[key]
 
     def get(self, key: str) -> Tensor:
-        """The tensor of an official key: a view of the file, but for joined tensors, which are copies."""
+        """The tensor of an official key: a view of the file, or a copy if it is joined from several."""
         component, recipe = self.origins[key]
         return recipe.arrange(*(component.get(name) for name in recipe.names))
 
 
 def _arranged(key: str, stored: list[TensorInfo], recipe: Recipe, path: Path) -> TensorInfo:
-    """What a recipe makes, found by following it on tensors without memory."""
+    """Shape and dtype of a recipe's result, found by applying it to meta tensors."""
     try:
         made = recipe.arrange(*(torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored))
     except (RuntimeError, IndexError, TypeError, OverflowError) as error:

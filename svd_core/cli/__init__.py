@@ -1,7 +1,7 @@
 """The command line: `python -m svd_core animate | inspect | decode | plan | watermark | batch`.
 
-Exit codes: 0 done, 2 something given cannot be used (one line on stderr says what), 130 interrupted, 143 ended by
-SIGTERM, 129 by SIGHUP.
+Exit codes: 0 success, 2 unusable input (explained in one line on stderr), 130 interrupted, 143 ended by SIGTERM, 129 by
+SIGHUP.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..errors import OutputError, StableVideoError, out_of_memory, precision_not
 from .interrupts import Interrupts, signal_of
 
 UNUSABLE = 2
-"""The exit code where something given cannot be used."""
+"""Exit code for unusable input."""
 
 BY_SIGNAL = 128
-"""Exit codes of what a signal ended are its number and this, as shells count."""
+"""Added to a signal's number to give the exit code, as shells do."""
 
 _NOT_HALF = "interrupted: no file is left half-written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. `argv` is without the program's name; None takes the process's own."""
+    """Run one command and return its exit code. `argv` excludes the program's name; None means the process's own."""
     _have_stderr()
     with Interrupts() as interrupts:
         try:
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _have_stderr() -> None:
-    """Where it was closed (2>&-), what would be said there goes nowhere, and the work is done all the same. It stays
-    open, as the process's own would have, for what is said after us."""
+    """Replace a closed stderr (2>&-) by the null device, so that the command still runs. Like a real stderr it is never
+    closed, since later code may write to it."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
@@ -50,7 +50,7 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
     from .flags import parser
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold letters that a terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain letters that the encoding lacks
     try:
         args = parser().parse_args(argv)
         interrupts.run_whole(_import_libraries)
@@ -61,7 +61,7 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
 
 
 def _notes() -> AbstractContextManager[None]:
-    """Our own warnings, each in one line like any other note."""
+    """Print our own warnings as notes of one line each."""
     from .notes import note
 
     return precision_notices(note)
@@ -72,7 +72,7 @@ def _import_libraries() -> None:
 
 
 def _flush() -> None:
-    """Before Python does at exit, which would report a failure in several lines."""
+    """Flush stdout before Python does at exit, where a failure would be reported in several lines."""
     if sys.stdout is None:
         return
     try:
@@ -85,7 +85,7 @@ def _flush() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line for what a user can do something about; empty for a mistake of ours."""
+    """A line that describes an error the user can do something about; empty for bugs."""
     if isinstance(error, StableVideoError):
         return str(error)
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
-"""Many pictures through Ray, over the GPUs of one machine or of a cluster. Ray is optional.
+"""Rendering many pictures with Ray, on the GPUs of one machine or a cluster. Ray is optional.
 
-The outputs are the record: a clip appears only when it is whole and carries its recipe, so what is there and was made
-as asked is done. Nothing else is written, and a batch that was killed goes on where it stopped.
+The outputs are the only state: a clip appears only when complete and carries its recipe, so existing clips with the
+requested recipe are done, and a batch that was killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from .notes import note
 from .table import LiveTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-"""Of the pictures that a folder is searched for; a list may name any."""
+"""Suffixes of the pictures that are looked for in a folder; a list may name others."""
 
 CLIP_SUFFIXES = (".webp", ".gif")
-"""Of clips that a folder's pictures may end in too."""
+"""Suffixes that both clips and pictures may have."""
 
 NEEDS_RAY = "batch needs the package ray ({}): pip install ray, or run animate for each picture"
 _OWN_FLAGS = {"run", "pictures", "output", "workers", "retries", "format", "address"}
 _PAUSE = 0.5
-"""Seconds between looks at the workers."""
+"""Seconds between progress queries to the workers."""
 
 _GRACE = 5.0
-"""Seconds that an interrupted batch gives its workers to finish the clip that they are writing."""
+"""Seconds that an interrupted batch gives its workers to finish writing their clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ def batch(args: Namespace) -> None:
 
 @dataclass(slots=True)
 class _Pool:
-    """Workers and what they have to do. One that dies is replaced, and its picture is tried again.
+    """Workers and their tasks. A worker that dies is replaced, and its picture is retried.
 
-    Ray could restart it, but meanwhile refuses its tasks, which would count as tries of pictures that it never saw.
+    Ray's own restart is not used, because it rejects tasks meanwhile, which would count as tries of their pictures.
     """
 
     ray: ModuleType
@@ -99,7 +99,7 @@ class _Pool:
             raise
 
     def _let_finish(self) -> None:
-        """A worker that is killed while it writes would leave its scratch folder."""
+        """Stop the workers and wait for them; a worker killed while writing would leave its scratch folder."""
         with suppress(self.ray.exceptions.RayError):
             for index, _ in self.running.values():
                 self.workers[index].stop.remote()
@@ -124,7 +124,7 @@ class _Pool:
         self.running[reference] = (index, task)
 
     def _finish(self, reference: object) -> int:
-        """Note what came of a task; the worker that is free again."""
+        """Record the result of a task and return the index of its worker, now idle."""
         index, task = self.running.pop(reference)
         try:
             outcome = self.ray.get(reference)
@@ -144,7 +144,7 @@ class _Pool:
         return index
 
     def _pass_on(self, noted: str) -> None:
-        """What a worker said on stderr; a note that several pictures have once."""
+        """Print a worker's stderr, with each distinct note only once."""
         for line in noted.splitlines():
             if line not in self.noted:
                 sys.stderr.write(f"{line}\n")
@@ -162,17 +162,17 @@ class _Pool:
             return f"worker {index}  idle"
         try:
             now = self.ray.get(self.workers[index].progress.remote(), timeout=_PAUSE)
-        except self.ray.exceptions.RayError:  # it is still starting, or has just died
+        except self.ray.exceptions.RayError:  # the worker is still starting, or has just died
             now = None
         stage = "{} {}/{}".format(*now) if now else "starting"
         return f"worker {index}  {stage:<18} {task.picture.name}"
 
 
-# What is to be done
+# Tasks
 
 
 def _tasks(args: Namespace) -> list[Task]:
-    """One for each picture. Raises InputError where there are none, or two would have the same clip."""
+    """One task per picture. Raises InputError if there are no pictures, or two would have the same clip."""
     folder, suffix = Path(args.output), f".{getattr(args, 'format', 'mp4')}"
     taken: dict[str, Path] = {}
     for picture in _pictures(Path(args.pictures)):
@@ -184,7 +184,7 @@ def _tasks(args: Namespace) -> list[Task]:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """The output folder, while what is left to check needs it. One that was not there goes again if that refuses."""
+    """Create the output folder if needed, and remove a newly created one if the body raises."""
     new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def _pictures(source: Path) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """All but clips of ours, so that a batch which writes beside its pictures can go on."""
+    """The pictures in a folder, without our own clips, so that a batch that writes next to its pictures can resume."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     pictures = [path for path in found if not _is_our_clip(path)]
     if found and not pictures:
@@ -221,7 +221,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _is_our_clip(path: Path) -> bool:
-    """Whether a recipe is inside, by the file's metadata alone."""
+    """Whether a .webp or .gif file has a recipe in its metadata."""
     if path.suffix.lower() not in CLIP_SUFFIXES:
         return False
     try:
@@ -242,7 +242,7 @@ def _lines(source: Path) -> list[str]:
 
 
 def _unfinished(tasks: Sequence[Task], order: Order, args: Namespace) -> list[Task]:
-    """Those without a clip. Raises OutputError where a clip's place is taken by something made otherwise."""
+    """The tasks without a clip. Raises OutputError if a clip's path is taken by anything not made from this order."""
     check_output(tasks[0].output, order.playback_fps)
     left = [task for task in tasks if not task.output.exists()]
     there = [task for task in tasks if task.output.exists()]
@@ -274,8 +274,8 @@ def _require_same(task: Task, order: Order, variant: Variant, checkpoint: str, a
 
 
 def _resolved(order: Order, variant: Variant, recipe: Recipe) -> object:
-    """What the recipe's settings would be, had this order made its clip. A size that is not given follows from the
-    picture, which is compared by its hash."""
+    """The settings that the recipe would have if this order had made its clip. A size that was not given is taken from
+    the recipe: it follows from the picture, which is compared by its hash."""
     settings = order.settings.for_variant(variant)
     made = recipe.settings
     width, height = round_size(settings.width or made.width, settings.height or made.height)
@@ -283,7 +283,7 @@ def _resolved(order: Order, variant: Variant, recipe: Recipe) -> object:
 
 
 def _flags(args: Namespace) -> dict[str, Any]:
-    """Those that `animate` has too."""
+    """The flags that `animate` has too."""
     return {name: value for name, value in vars(args).items() if name not in _OWN_FLAGS}
 
 
@@ -291,7 +291,7 @@ def _flags(args: Namespace) -> dict[str, Any]:
 
 
 def _ray() -> ModuleType:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # disables Ray's telemetry
     try:
         import ray
     except ImportError as error:
@@ -301,7 +301,7 @@ def _ray() -> ModuleType:
 
 @contextmanager
 def _connected(ray: ModuleType, args: Namespace) -> Iterator[None]:
-    """Ray at hand. Stops what it started; a cluster stays."""
+    """Start Ray or connect to a cluster; afterwards stop what was started. A cluster keeps running."""
     ours = not ray.is_initialized()
     try:
         if ours:
@@ -315,8 +315,8 @@ def _connected(ray: ModuleType, args: Namespace) -> Iterator[None]:
 
 
 def _workers(ray: ModuleType, args: Namespace, pictures: int) -> tuple[Callable[[], Any], int]:
-    """What starts a worker, and how many to start: one for each GPU, or one on a machine without, unless told how many;
-    never more than there are pictures."""
+    """A function that starts a worker, and how many to start: --workers, or one per GPU, or one without GPUs; at most
+    one per picture. Raises InputError for more workers than GPUs."""
     wanted = getattr(args, "device", None)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if wanted in (None, "cuda") else 0
     count = min(getattr(args, "workers", max(gpus, 1)), pictures)
@@ -324,6 +324,6 @@ def _workers(ray: ModuleType, args: Namespace, pictures: int) -> tuple[Callable[
         raise InputError(f"{count} workers for {gpus} GPUs: give --workers {gpus} or fewer, or --device cpu")
     flags = {**_flags(args), "device": "cuda" if gpus else wanted or "cpu"}
     threads = max(1, torch.get_num_threads() // count)
-    # Ray counts processors; a worker takes none of them, so that as many start as were asked for.
+    # num_cpus=0, because Ray would otherwise limit the number of workers by the CPUs it counts.
     actor = ray.remote(Worker).options(num_cpus=0, num_gpus=1 if gpus else 0, max_concurrency=2)
     return partial(actor.remote, flags, threads), count

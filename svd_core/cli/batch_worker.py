@@ -1,4 +1,4 @@
-"""What one worker of a batch does, in a process of its own: it loads the model once and renders what it is given."""
+"""A worker of a batch, which runs in its own process, loads the model once and renders the pictures it is given."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .commands import Means, Order, load_model, order_from_flags, render_order
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """said and noted are what `animate` would have printed on stdout and stderr; error is empty for a clip that was
-    written; lasting says that trying again would not help."""
+    """The result for one picture: said and noted are what `animate` would have printed on stdout and stderr; error is
+    empty if the clip was written; lasting says that a retry would not help."""
 
     said: str = ""
     noted: str = ""
@@ -32,7 +32,7 @@ class _StoppedError(Exception):
 
 
 class Worker:
-    """One model, one picture at a time. `progress` and `stop` may be called meanwhile, from another thread."""
+    """Renders one picture at a time with one model. Other threads may call `progress` and `stop` meanwhile."""
 
     def __init__(self, flags: dict[str, object], threads: int) -> None:
         self._flags, self._threads = flags, threads
@@ -41,8 +41,8 @@ class Worker:
         self._stopped = False
 
     def render(self, image: str, output: str) -> Outcome:
-        """Write the clip of a picture. What goes wrong is in the outcome."""
-        torch.set_num_threads(self._threads)  # here, because each thread has a number of its own
+        """Write the clip of a picture. Errors are returned in the outcome."""
+        torch.set_num_threads(self._threads)  # here, because the setting is per thread
         args = Namespace(**self._flags, image=image, output=output)
         means = Means(load=self._load, bars=self._listening)
         said, noted = io.StringIO(), io.StringIO()
@@ -52,23 +52,23 @@ class Worker:
                 render_order(order_from_flags(args), args, means)
         except StableVideoError as refused:
             error, lasting = str(refused), True
-        except Exception as failed:  # anything else may be this machine's trouble and not the picture's
+        except Exception as failed:  # anything else may be due to this machine, not the picture
             error = f"{type(failed).__name__}: {' '.join(str(failed).split())}"
         finally:
             self._progress = None
         return Outcome(said.getvalue(), noted.getvalue(), error, lasting)
 
     def stop(self) -> None:
-        """Go no further than the part of a render that is under way; a clip that is being written is finished."""
+        """Stop rendering at the next progress report; a clip that is being written is finished."""
         self._stopped = True
 
     def progress(self) -> tuple[str, int, int] | None:
-        """Stage, parts done and parts in all; None between pictures."""
+        """(stage, parts done, parts in total); None between pictures."""
         now = self._progress
         return None if now is None else (now.stage, now.index, now.total)
 
     def _load(self, order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
-        """The one model. Whether its weights are streamed depends on the picture's size; a change loads it anew."""
+        """The cached model. Whether its weights are streamed depends on the picture's size; a change reloads it."""
         if stream_weights not in self._loaded:
             self._loaded.clear()
             self._loaded[stream_weights] = load_model(order, args, stream_weights)

@@ -1,4 +1,4 @@
-"""What the commands do: flags in, svd_core, files out. Whatever can be refused is refused before the long work."""
+"""The commands' implementations. All input is validated as early as possible, before long work begins."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..checkpoint import inspect_checkpoint
 from ..checkpoint.load import open_checkpoint
 from ..conditioning import MicroConditioning, warnings_for
 from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig, Variant
-from ..decode.places import free_bytes, has_own_memory, spare_bytes
 from ..demo import DEMO_MODEL, DEMO_NOTE
+from ..device_memory import free_bytes, has_own_memory, spare_bytes
 from ..errors import InputError, OutputError, printable
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
 from ..pipeline import Clip, ProgressFn, StableVideo, known_device, load_checkpoint, plan_sampling
@@ -57,7 +57,7 @@ _BESIDE_RECIPE = {
     "no_watermark",
     "content_filter",
 }
-"""What may be given with --recipe: places, the machine, what changes no pixel, and what is asked of it once more."""
+"""Flags that may be combined with --recipe: paths, the machine, what changes no pixel, and provenance."""
 
 _SAGE_NOTE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
 _INTERVAL_NOTE = "guidance runs between noise levels {:g} and {:g} alone: frames will differ from those of all steps"
@@ -73,7 +73,7 @@ _NO_CHECKPOINT = "--checkpoint was not given: name the one that the latents were
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One clip to render; `recipe` is what it repeats, if anything."""
+    """One clip to render; `recipe` is the recipe that it repeats, if any."""
 
     image: str
     checkpoint: str
@@ -99,7 +99,7 @@ def animate(args: Namespace) -> None:
 
 
 def render_order(order: Order, args: Namespace, means: Means | None = None) -> None:
-    """Render one clip and write it, unless another process does."""
+    """Render one clip and write it; with split guidance, only the leading process writes."""
     began = time.monotonic()
     means = means or Means()
     limits = _limits(args)
@@ -135,7 +135,7 @@ def inspect(args: Namespace) -> None:
 
 
 def plan(args: Namespace) -> None:
-    """Print how a clip would run in a memory, without weights and without running it."""
+    """Print how a clip would run in a given memory, without loading weights or rendering."""
     given = vars(args)
     variant = given.get("variant")
     if "checkpoint" in given:
@@ -155,7 +155,7 @@ def plan(args: Namespace) -> None:
 
 
 def decode(args: Namespace) -> None:
-    """Decode latents that `animate --save-latents` wrote; exact whatever the chunk."""
+    """Decode latents written by `animate --save-latents`; the frames do not depend on the chunk."""
     began = time.monotonic()
     limits = {name: value for name, value in _limits(args).items() if name != "memory"}
     if "checkpoint" not in args:
@@ -184,8 +184,8 @@ def decode(args: Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a render uses that may outlive it or be shared: how it gets its model, who hears of its progress, and the
-    other process, if guidance is split over two."""
+    """What a render uses but does not own: the function that loads its model, its progress callback, and the split if
+    guidance runs in two processes."""
 
     load: Callable[[Order, Namespace, bool], tuple[StableVideo, Source]] = field(default_factory=lambda: load_model)
     bars: Callable[[], AbstractContextManager[ProgressFn]] = Bars
@@ -197,19 +197,21 @@ def _is_split(order: Order, split: GuidanceSplit | None) -> bool:
 
 
 def _branches(order: Order, split: GuidanceSplit | None) -> dict[str, object]:
-    """How guidance's two passes run. What two processes have rendered, one repeats pass by pass, to the same bits."""
+    """Options of `render` for the two guidance passes. A single process repeats a split clip with the passes one after
+    the other, which gives the same bits."""
     if split is not None:
         return {"split": split}
     return {"joint": False} if _is_split(order, split) else {}
 
 
 def _device_of_this_process(device: str) -> str:
-    """The GPU with this process's number, unless one was named."""
+    """The device of this process: for "cuda", the GPU with the process's local rank; else as given."""
     return _known_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if device == "cuda" else device
 
 
 def _heard_once(split: GuidanceSplit) -> AbstractContextManager[object]:
-    """Of two processes that say the same, the one that leads is heard. An error is heard from whichever has it."""
+    """Silence the process that does not lead, since both print the same. Errors are reported by either, outside this
+    context."""
     if split.leads:
         return nullcontext()
     stack = ExitStack()
@@ -268,8 +270,8 @@ def _order_from_recipe(args: Namespace) -> Order:
 
 
 def _recorded(source: Source, name: str, remedy: str) -> str:
-    """The path that a recipe holds, if there is something. Raises InputError."""
-    if not os.path.exists(source.path):  # unlike Path.exists, it bears names that no system takes
+    """The path that a recipe recorded. Raises InputError if it does not exist."""
+    if not os.path.exists(source.path):  # unlike Path.exists, tolerates invalid names
         raise InputError(
             f"the recipe's {name} {source.path} does not exist, seen from the folder {Path.cwd()}: {remedy} or change "
             "to the folder that the clip was made in"
@@ -282,14 +284,15 @@ def _recorded_picture(source: Source) -> str:
 
 
 def _recorded_checkpoint(source: Source) -> str:
-    """Likewise; the demo model is the same file wherever the pack has been put."""
+    """The recorded checkpoint. The demo model is found by its hash if the package has moved. Raises InputError."""
     if not os.path.exists(source.path) and source.sha256 == Source.of(DEMO_MODEL).sha256:
         return str(DEMO_MODEL)
     return _recorded(source, "checkpoint", "name it with --checkpoint")
 
 
 def check_settings(settings: Settings) -> None:
-    """What the pipeline would refuse too, but only after gigabytes have been read. Any variant's defaults will do."""
+    """Raise InputError for settings that the pipeline would only reject after loading gigabytes. Uses the defaults of
+    an arbitrary variant."""
     plan_sampling(settings.for_variant(VARIANTS["svd"]))
     _micro(settings)
 
@@ -308,9 +311,9 @@ def _check_outputs(order: Order, args: Namespace) -> None:
 
 
 def _refuse_overwriting(output: str, kept: Sequence[str]) -> None:
-    """Raise OutputError where an output is one of the files to keep, or lies in a folder of them."""
+    """Raise OutputError if an output is one of the inputs `kept`, or is inside a folder among them."""
     target = Path(output)
-    places = (target.resolve(), target.parent.resolve() / target.name)  # where a link leads, and the link itself
+    places = (target.resolve(), target.parent.resolve() / target.name)  # a link's target, and the link itself
     for name in kept:
         path = Path(name)
         same = target.exists() and path.exists() and os.path.samefile(target, path)
@@ -325,7 +328,8 @@ def _picture(order: Order, args: Namespace) -> tuple[Source, np.ndarray]:
 
 
 def _way(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
-    """How the clip will run where memory is limited, known before a weight is read; said where a limit was given."""
+    """The plan for limited memory, made before any weight is read; printed if `memory` is given. None without a
+    limit on a device other than CUDA."""
     device = torch.device(order.device)
     free = free_bytes(device)
     if memory is None and free is None:
@@ -346,8 +350,8 @@ def _job(order: Order, image: np.ndarray, config: ModelConfig) -> Job:
 
 
 def _cramped(order: Order, image: np.ndarray, config: ModelConfig) -> list[str]:
-    """Of a device that works in the host's memory, where the system may end a program that asks for too much without a
-    word. What is free is an estimate, so nothing is refused."""
+    """A note, if a clip may not fit in the host's memory (on devices that use it), where the system may kill a process
+    without a message. Free memory is only an estimate, so nothing is rejected."""
     job = _job(order, image, config)
     spare = None if has_own_memory(job.device) else spare_bytes(job.device)
     if spare is None or (needed := least_beside_weights(job, spare)) <= spare:
@@ -366,8 +370,8 @@ def _clip_size(settings: Settings, image: np.ndarray, variant: Variant) -> tuple
 
 
 def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
-    """The model and its file. A recipe's file is compared before the long loading; without a recipe, hashing can wait
-    until the file has proved to be a checkpoint."""
+    """Load the model; also returns its file. With a recipe, the file's hash is compared before loading; without one,
+    hashing waits until the file has proved to be a checkpoint."""
     known = _same_source(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
     more = {"stream_weights": stream_weights, "attention": order.attention, "weights": order.weights}
     svd = _open(order.checkpoint, order.device, order.dtype, order.variant, **more)
@@ -375,7 +379,7 @@ def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[Sta
 
 
 def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
-    """Advice, before the long work. A recipe has settled everything that a variant decides."""
+    """Print advice before the long work, except on the variant with a recipe, which settles all that it decides."""
     width, height = _clip_size(order.settings, image, svd.config.variant)
     notes = warnings_for(_micro(order.settings), height, width, svd.config.variant)
     notes += _cramped(order, image, svd.config)
@@ -398,7 +402,7 @@ def _say_notes(order: Order, svd: StableVideo, image: np.ndarray) -> None:
 
 
 def _unused_steps(order: Order) -> bool:
-    """Whether a number of steps was given that noise levels, given too, do not make. A recipe holds both."""
+    """Whether both steps and sigmas were given and disagree. Recipes are exempt, because they store both."""
     settings = order.settings
     if order.recipe or settings.steps is None or settings.sigmas is None:
         return False
@@ -406,14 +410,14 @@ def _unused_steps(order: Order) -> bool:
 
 
 def _use_threads(recipe: Recipe | None, device: str) -> None:
-    """As many threads as the recipe was made with: on the CPU the last bits depend on it."""
+    """On the CPU, use the recipe's number of threads, on which the last bits depend."""
     if recipe is not None and torch.device(device).type == "cpu":
         torch.set_num_threads(recipe.threads)
 
 
 def _same_source(path: str, recorded: Source | None, args: Namespace) -> Source:
-    """The source to record. One that a recipe recorded keeps its path though the file has moved, because its hash says
-    which file it is; a file of another hash is refused unless asked for."""
+    """The source to record. If the hash is the recipe's, the recorded path is kept even if the file has moved. Raises
+    InputError for another hash unless --ignore-hash was given."""
     found = Source.of(path)
     if recorded is None:
         return found
@@ -443,7 +447,7 @@ def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Reci
 
 
 def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DType) -> Recipe | None:
-    """The recipe of decoded latents, where rendering it would give these frames; where it would not, that is said."""
+    """The recipe of decoded latents if rendering it would give the same frames; otherwise None, with a note."""
     if recipe is None:
         return None
     here = {"device": device, "dtype": dtype, "checkpoint": Source.of(checkpoint).sha256[:12]}
@@ -455,12 +459,12 @@ def _still_true(recipe: Recipe | None, checkpoint: str, device: str, dtype: DTyp
 
 
 def _open(checkpoint: str, device: str, dtype: DType, variant: str | None, **more: Any) -> StableVideo:
-    """`more` goes to `load_checkpoint`."""
+    """Load a checkpoint; `more` is passed to `load_checkpoint`."""
     return load_checkpoint(checkpoint, device=device, dtype=_DTYPES[dtype], variant=variant, **more)
 
 
 def _limits(args: Namespace) -> dict[str, int | None]:
-    """Chunk and budget for the decoder and memory for everything, which change no bit."""
+    """The decoder's chunk and budget and the render's memory, which change no bit. Raises InputError below 1."""
     limits = {name: getattr(args, name, None) for name in ("chunk", "budget", "memory")}
     for name, value in limits.items():
         if value is not None and value < 1:
@@ -474,7 +478,7 @@ def _device(args: Namespace) -> str:
 
 
 def _known_device(name: str) -> str:
-    """The name of a device that is there. Raises InputError."""
+    """The given device name. Raises InputError if there is no such device."""
     known_device(name)
     return name
 
@@ -486,7 +490,7 @@ def _rounding(asked: Settings, made: Settings) -> str:
 
 
 def _say(text: str) -> None:
-    """One line, whatever is in a path."""
+    """Print one line, whatever a path in it contains."""
     print(printable(text))
 
 

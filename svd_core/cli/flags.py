@@ -1,4 +1,4 @@
-"""The flags of every command. Light to import, so that `--help` is quick; torch comes with the command that runs."""
+"""The flags of every command. Quick to import, so that `--help` is fast; torch is imported only to run a command."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 class _Parser(ArgumentParser):
-    """Reports a bad flag like any other bad input: in one line, without the usage text before it. A flag cut short is
-    one: what it stands for would change when another flag comes."""
+    """Reports a bad flag like any other bad input: in one line, without usage text. Abbreviated flags are rejected,
+    because a new flag could change their meaning."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -29,7 +29,8 @@ class _Parser(ArgumentParser):
 
 
 def parser() -> ArgumentParser:
-    """Flags that were not given are absent from the namespace; `run` is the command to call with it."""
+    """The argument parser. Flags that were not given are absent from its namespace; `run` is the command to call with
+    the namespace."""
     top = _Parser(
         prog="python -m svd_core", description="Turn a still picture into a clip with Stable Video Diffusion."
     )
@@ -251,7 +252,7 @@ def _batch(args: Namespace) -> None:
 
 
 def _path(text: str) -> str:
-    """An empty one, as a script's unset variable gives, would stand for the current folder."""
+    """A path that is not empty; an empty one (from a script's unset variable) would mean the current folder."""
     if not text:
         raise ArgumentTypeError("the path is empty: give the name of a file or folder")
     return text

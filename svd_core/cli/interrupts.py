@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, remembered: libraries turn the KeyboardInterrupt they raise into other errors, or swallow it."""
+"""Signal handling that remembers Ctrl-C and similar, because libraries swallow or replace KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType, TracebackType
 from typing import Any
 
 PATIENCE = 2.0
-"""Seconds after Ctrl-C in which pressing it again changes nothing, so that scratch files can be removed."""
+"""Seconds after Ctrl-C during which further presses are ignored, so that scratch files can be removed."""
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, `docker stop` or `timeout`, and a terminal that is closed, which Windows does not tell."""
+"""Ctrl-C; `docker stop` or `timeout`; and a closed terminal (SIGHUP does not exist on Windows)."""
 
 
 class Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP.
+    """SIGTERM or SIGHUP was received.
 
-    A class of its own because after a plain KeyboardInterrupt within a library's `exec` Python ends with SIGINT's
+    A separate class because after a plain KeyboardInterrupt within a library's `exec`, Python exits with SIGINT's
     status, whatever the exit code.
     """
 
@@ -29,16 +29,16 @@ class Ended(KeyboardInterrupt):
 
 
 def signal_of(error: BaseException) -> int:
-    """The number of the signal that an exception stands for; 0 for any other."""
+    """The number of the signal that caused an exception; 0 if none did."""
     if isinstance(error, Ended):
         return error.number
     return signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
 
 
 class Interrupts:
-    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt and `heard` is the first one's number.
+    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt; `heard` is the first one's number.
 
-    Where one has another meaning already (ignored in a background job or under nohup, or a host's own) it keeps that.
+    Signals that already have another handler (ignored in a background job or under nohup, or a host's own) keep it.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def run_whole(self, work: Callable[[], None]) -> None:
-        """Do short work that an exception would crash, as it does torch's import from C++; interrupt after it."""
+        """Run short work that an exception would crash (such as importing torch, in C++), and interrupt after it."""
         self._waiting = True
         try:
             work()
@@ -80,8 +80,8 @@ class Interrupts:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """What a library puts in the place of our handlers, as Ray does for SIGTERM, is undone. Its own answer, which is to
-    exit, becomes ours."""
+    """Restore our signal handlers after a library has replaced them, as Ray does for SIGTERM; a SystemExit from the
+    library's handler becomes Ended."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Latents in a safetensors file: `latent` (T, 4, h, w) float32 in sampler units, with the clip's recipe beside it."""
+"""Latents in a safetensors file: `latent` (T, 4, h, w) float32 in sampler units, with the clip's recipe as metadata."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def check_latents_output(path: str | Path) -> None:
 
 
 def save_latents(latents: Tensor, path: str | Path, recipe: Recipe) -> None:
-    """Write latents (T, 4, h, w), whole or not at all. Raises OutputError."""
+    """Write latents (T, 4, h, w) atomically. Raises OutputError."""
     with replacing(Path(path)) as scratch:
         try:
             scratch.touch()
             mode = scratch.stat().st_mode
             save_file({KEY: latents.float().contiguous()}, scratch, metadata={TEXT_KEY: recipe.to_json()})
-            scratch.chmod(mode)  # as any other new file: safetensors lets nobody but the owner read
-        except SafetensorError as error:  # what it makes of a full disk
+            scratch.chmod(mode)  # default permissions: safetensors makes the file readable only by its owner
+        except SafetensorError as error:  # raised for a full disk, for example
             raise OutputError(f"latents output {path} cannot be written ({error}): choose another place") from error
 
 

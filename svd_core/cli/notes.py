@@ -1,4 +1,4 @@
-"""Sentences beside the result, on stderr."""
+"""Notes to the user on stderr."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from ..errors import printable
 
 
 def note(text: str) -> None:
-    """One line, whatever a file put into the text."""
+    """Print a note as one line, whatever the text contains."""
     sys.stderr.write(f"note: {printable(text)}\n")

@@ -1,4 +1,4 @@
-"""Progress of a render on a terminal: one bar a stage, with the time a step takes and the time left."""
+"""Progress of a render on a terminal: one bar per stage, with the time per step and the time left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORMAT = "{desc:<9} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_inv_fm
 
 
 class Bars:
-    """A callback for `StableVideo.render` and the context of its bars. Silent where stderr is no terminal."""
+    """A callback for `StableVideo.render` that draws bars; a context manager. Silent if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -27,7 +27,7 @@ class Bars:
         self._last_heard = time.time()
 
     def _open(self, progress: Progress) -> None:
-        """A stage may first be heard of when its first step is done; it began when the one before ended."""
+        """Start a bar. A stage's first report may follow its first step, so time starts at the last report before."""
         self.close()
         self._stage = progress.stage
         self._bar = tqdm(

@@ -1,4 +1,4 @@
-"""Whether a clip gets the invisible watermark, and the user's own content filter, on the command line."""
+"""The invisible watermark and the user's content filter on the command line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..recipe import Recipe
 from .notes import note
 
 MOST_VALUES = 2**28
-"""Of the frames in which a watermark is looked for: 1 GiB in float32, 151 frames of 1024x576."""
+"""Most values of the frames in which a watermark is looked for: 1 GiB in float32, 151 frames of 1024x576."""
 
 
 def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -> bool:
-    """Whether clips of this size are marked: unless --no-watermark was given, as the recipe says, else wherever they
-    can be, with a note where they cannot.
+    """Whether clips of this size are marked: never with --no-watermark, with a recipe as it says, else whenever
+    possible, with a note if not.
 
-    Raises InputError where a recipe's clip is marked and ours cannot be, for its bytes would differ.
+    Raises InputError if the recipe's clip is marked and this one cannot be, since its bytes would differ.
     """
     if "no_watermark" in args or (recipe is not None and not recipe.watermark):
         return False
@@ -38,12 +38,12 @@ def will_mark(width: int, height: int, recipe: Recipe | None, args: Namespace) -
 
 
 def marked(frames: np.ndarray, mark: bool) -> tuple[np.ndarray, str]:
-    """The frames to write, and what marked them, for the recipe."""
+    """The frames to write, and the name of the library that marked them, for the recipe ("" if not marked)."""
     return (embed(frames), library()) if mark else (frames, "")
 
 
 def watermark(args: Namespace) -> None:
-    """Say whether a clip or picture holds the invisible watermark, by its first frames."""
+    """Print whether a clip or picture holds the invisible watermark, judged by its first frames."""
     frames = read_frames(args.clip, MOST_VALUES)
     found = detect(frames)
     count = f"{len(frames)} frame" + ("s" if len(frames) > 1 else "")
@@ -51,11 +51,11 @@ def watermark(args: Namespace) -> None:
 
 
 def chosen_filter(args: Namespace) -> ContentFilter | None:
-    """The function that --content-filter names. Raises InputError where there is none."""
+    """The filter given by --content-filter, if any. Raises InputError if there is no such function."""
     return filter_named(args.content_filter) if "content_filter" in args else None
 
 
 def require_clean(chosen: ContentFilter | None, frames: np.ndarray, what: str) -> None:
-    """Raise InputError where a filter was chosen and objects to a frame."""
+    """Raise InputError if a filter was chosen and objects to a frame."""
     if chosen is not None:
         chosen.require(frames, what)

@@ -1,4 +1,4 @@
-"""A table that is drawn over itself on a terminal."""
+"""A table on a terminal that is redrawn in place."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _UP_AND_CLEAR = "\033[{}F\033[J"
 
 
 class LiveTable:
-    """Rows on stderr that replace the ones before; nothing where stderr is no terminal."""
+    """Rows on stderr that replace the previous ones; draws nothing if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._drawn = 0
         self.live = sys.stderr is not None and sys.stderr.isatty()
 
     def draw(self, rows: Sequence[str]) -> None:
-        """Each row on a line of its own, cut to the terminal's width."""
+        """Draw each row on its own line, cut to the terminal's width."""
         if self.live:
             width = shutil.get_terminal_size().columns - 1
             self.clear()
@@ -26,7 +26,7 @@ class LiveTable:
             self._drawn = len(rows)
 
     def clear(self) -> None:
-        """Take the rows away, so that other text can be written."""
+        """Remove the rows, so that other text can be written."""
         if self._drawn:
             sys.stderr.write(_UP_AND_CLEAR.format(self._drawn))
             sys.stderr.flush()

@@ -16,9 +16,10 @@ from math import floor, prod
 import torch
 from torch import Tensor
 
-from ..errors import InputError, out_of_memory
+from ..device_memory import has_own_memory, leaner_if_full, release_host
+from ..errors import InputError
 from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
-from .places import MODES, Mode, OnDevice, OnHost, Place, has_own_memory, release_host, steady
+from .places import MODES, Mode, OnDevice, OnHost, Place, steady
 from .plan import mebibytes
 
 PLAIN_PIXELS = 2**16
@@ -99,17 +100,11 @@ def run_encode(layers: Sequence[InsideFrame], picture: Tensor, dtype: torch.dtyp
     If memory runs out because another program took some since planning, the next leaner mode is tried, with the same
     bits.
     """
-    ways = encode_modes(has_own_memory(picture.device) or plan.mode == "bands")
-    *quicker, leanest = ways[ways.index(plan.mode) :]
-    for mode in quicker:
-        try:
-            return encode_picture(layers, picture, dtype, mode)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-        # Outside the handler, what the failed attempt held is free.
-    moments = encode_picture(layers, picture, dtype, leanest)
-    if leanest == "bands":
+    modes = encode_modes(has_own_memory(picture.device) or plan.mode == "bands")
+    moments, mode = leaner_if_full(
+        lambda mode: (encode_picture(layers, picture, dtype, mode), mode), modes[modes.index(plan.mode) :]
+    )
+    if mode == "bands":
         release_host(picture.device)
     return moments
 

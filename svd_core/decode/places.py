@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .host_memory import free_host_bytes
 
 Mode = Literal["device", "host", "bands"]
 """What the device holds besides the current part: the clip, a frame or nothing, respectively. The host holds the
@@ -31,10 +30,6 @@ On a CPU they stay below the 32 MiB from which C's allocator requests every bloc
 LARGE_DEVICE = 40 * 2**30
 """Memory of a CUDA device from which it takes large bands. One that fast computes a small 16-bit band in about the time
 that the host takes to launch it."""
-
-
-USABLE = 0.8
-"""Share of the free memory that activations may take; the rest is for libraries' workspaces and fragmentation."""
 
 
 class Place(Protocol):
@@ -143,43 +138,6 @@ def band_bytes(device: torch.device) -> int:
     return LARGE_BANDS if torch.cuda.get_device_properties(device).total_memory >= LARGE_DEVICE else SMALL_BANDS
 
 
-def has_own_memory(device: torch.device) -> bool:
-    """Whether the device's memory is separate from the host's."""
-    return device.type not in ("cpu", "mps")
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that activations may take now on a CUDA device; None for other devices, which have no such limit."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1, int(USABLE * (free + unused)))
-
-
-def spare_bytes(device: torch.device) -> int | None:
-    """`free_bytes`, or for a device that uses host memory the free bytes of that, if the system reports them."""
-    if has_own_memory(device):
-        return free_bytes(device)
-    free = free_host_bytes()
-    return None if free is None else max(1, int(USABLE * free))
-
-
-def release_unused(device: torch.device) -> None:
-    """Release the unused memory of PyTorch's allocator, so that free memory is in one piece."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
-def release_host(device: torch.device) -> None:
-    """Release the unused memory of PyTorch's pinned allocator, which would otherwise keep it for good."""
-    release = getattr(torch._C, "_host_emptyCache", None)  # not in every version, and public in none so far
-    if device.type == "cuda" and release is not None:
-        release()
-
-
 @contextmanager
 def steady(device: torch.device) -> Iterator[None]:
     """Context in which cuDNN chooses a convolution by its shape alone, and only deterministic ones. Otherwise a host
@@ -194,14 +152,6 @@ def steady(device: torch.device) -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
-
-
-def wait_for(device: torch.device) -> None:
-    """Return when every copy from the device has arrived."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

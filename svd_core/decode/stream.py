@@ -22,9 +22,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..device_memory import wait_for
 from .frames import InsideFrame, Shape
 from .norms import Affine, Moments, affine_bytes, moments_bytes
-from .places import Mode, Place, Placement, steady, wait_for
+from .places import Mode, Place, Placement, steady
 
 
 class AcrossFrames(Protocol):

@@ -100,8 +100,7 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """means and squares (N, splits, C) -> mean and 1 / sqrt(variance + eps), (N, groups) each, of groups of WIDTH
-    channels."""
+    """means, squares (N, splits, C) -> mean, 1 / sqrt(variance + eps) (N, groups) each, of groups of WIDTH channels."""
     group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     w = tl.arange(0, BLOCK_W)
     base = image * splits * channels + group * WIDTH

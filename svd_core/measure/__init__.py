@@ -1,4 +1,4 @@
-"""What a clip shows, measured from its pixels: motion, flicker, drift, seam, sharpness. Imports no model."""
+"""Measurements of a clip's pixels: motion, flicker, drift, seam, sharpness. Imports no model."""
 
 from .flow import flow_magnitude as flow_magnitude
 from .flow import optical_flow as optical_flow

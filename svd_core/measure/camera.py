@@ -1,7 +1,7 @@
-"""What the camera does: the one affine motion that most of a picture's flow agrees on.
+"""Camera motion: the affine motion that most of a picture's flow agrees on.
 
-Flow (n, 2, h, w) is in pixels, x right and y down. Where a picture has an edge and no corner, flow is known across the
-edge and not along it, and in an empty sky not at all; so every pixel has its say only in the directions that it sees.
+Flow (n, 2, h, w) is in pixels, x right and y down. At an edge, flow is known only across it, and in an empty sky not at
+all; so each pixel is weighted only in the directions in which its flow is visible.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from torch import Tensor
 from .flow import STIFFNESS, structure
 
 GRID = 64
-"""Samples along the shorter side that the fit looks at; more change nothing but the time."""
+"""Samples along the shorter side used by the fit; more only cost time."""
 
 UNSEEN = 0.1
-"""How much say a pixel has, compared with a corner, in a direction that it does not see, where its flow is 0. An empty
-sky counts for a camera that stands still, unless what can be seen says otherwise."""
+"""Weight of a pixel, relative to a corner, in a direction in which its flow is not visible and therefore 0. An empty
+sky thus suggests a still camera, unless visible flow says otherwise."""
 
 ROUNDS = 10
 INLIER = 0.3
-"""Pixels that a flow may differ from the camera's and still be taken for it, in the last round."""
+"""Scale of the robust fit in its last round: pixels by which a flow may differ from the camera's and still count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Camera:
-    """Affine flow of n steps about the picture's middle: offset (n, 2) in pixels, slope (n, 2, 2) in pixels per pixel,
-    row x then y, column x then y."""
+    """Affine flow of n steps about the picture's centre: offset (n, 2) in pixels, and slope (n, 2, 2) in pixels per
+    pixel, where slope[:, i, j] is the change of flow component i along axis j (x, then y)."""
 
     offset: Tensor
     slope: Tensor
 
     def flow(self, height: int, width: int) -> Tensor:
-        """(n, 2, height, width): what the camera does to each pixel."""
+        """The camera's flow of each pixel, (n, 2, height, width)."""
         places = _places(height, width)  # (2, h, w)
         return self.offset[..., None, None] + torch.einsum("nij,jhw->nihw", self.slope, places)
 
     @property
     def zoom(self) -> Tensor:
-        """(n,) percent a frame by which the picture grows: above 0 the camera comes closer."""
+        """Growth of the picture in percent per frame, (n,); positive when the camera comes closer."""
         return 50 * (self.slope[:, 0, 0] + self.slope[:, 1, 1])
 
     @property
     def roll(self) -> Tensor:
-        """(n,) degrees a frame by which the picture turns clockwise."""
+        """Clockwise rotation of the picture in degrees per frame, (n,)."""
         return (self.slope[:, 1, 0] - self.slope[:, 0, 1]) / 2 * (180 / math.pi)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visibility:
-    """How far each pixel sees in each direction: the symmetric matrix S = G (G + k)^-1 (n, h, w each of its entries)
+    """How visible flow is at each pixel in each direction: the symmetric matrix S = G (G + k)^-1 (each entry (n, h, w))
     of the structure tensor G and the flow's stiffness k. Its eigenvalues are 1 across a strong edge, 0 along it."""
 
     xx: Tensor
@@ -61,27 +61,26 @@ class Visibility:
 
     @classmethod
     def of(cls, luma: Tensor) -> Visibility:
-        """luma (n, 1, h, w)."""
+        """The visibility in pictures of luma (n, 1, h, w)."""
         xx, xy, yy = (part[:, 0] for part in structure(luma))
         stiff_xx, stiff_yy = xx + STIFFNESS, yy + STIFFNESS
         inverse = STIFFNESS / (stiff_xx * stiff_yy - xy * xy)
         return cls(1 - inverse * stiff_yy, inverse * xy, 1 - inverse * stiff_xx)
 
     def length(self, flow: Tensor) -> Tensor:
-        """Length (n, h, w) of the part of a flow (n, 2, h, w) that can be seen."""
+        """Length (n, h, w) of the visible part of a flow (n, 2, h, w)."""
         x, y = flow[:, 0], flow[:, 1]
         return torch.hypot(self.xx * x + self.xy * y, self.xy * x + self.yy * y)
 
     def every(self, step: int) -> Visibility:
-        """The same at one pixel in so many, both ways."""
+        """The visibility subsampled to every `step`-th row and column."""
         return Visibility(*(part[:, ::step, ::step] for part in (self.xx, self.xy, self.yy)))
 
 
 def fit_camera(flow: Tensor, seen: Visibility) -> Camera:
-    """The affine motion of most of the picture, by least squares whose weights leave out, round by round, what moves
-    otherwise (Geman-McClure's estimator, its scale falling to INLIER pixels; Black and Anandan 1996).
-
-    flow (n, 2, h, w). Where a thing that moves fills most of what can be seen, it is taken for the camera.
+    """Fit the affine motion of most of the picture to flow (n, 2, h, w), by least squares reweighted each round to
+    exclude what moves differently (Geman-McClure estimator, its scale falling to INLIER pixels; Black and Anandan
+    1996). A moving object that fills most of the visible area is taken for the camera.
     """
     height, width = flow.shape[-2:]
     step = max(1, min(height, width) // GRID)
@@ -100,26 +99,26 @@ def fit_camera(flow: Tensor, seen: Visibility) -> Camera:
 
 
 def _places(height: int, width: int) -> Tensor:
-    """(2, h, w): x and y of each pixel, from the picture's middle."""
+    """Coordinates (2, h, w), x and y, of each pixel relative to the picture's centre."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     return torch.stack([x - width / 2, y - height / 2])
 
 
 def _say(seen: Visibility) -> Tensor:
-    """(n, 2, 2, h, w): the visibility, with some for what is not seen."""
+    """Weight matrices (n, 2, 2, h, w): the visibility, raised to at least UNSEEN in every direction."""
     rows = [torch.stack([seen.xx, seen.xy], dim=1), torch.stack([seen.xy, seen.yy], dim=1)]
     identity = torch.eye(2)[None, :, :, None, None]
     return ((1 - UNSEEN) * torch.stack(rows, dim=1) + UNSEEN * identity).double()
 
 
 def _misfit(basis: Tensor, flow: Tensor, say: Tensor, found: Tensor) -> Tensor:
-    """(n, h, w): how far each pixel's flow is from the fit, in the directions that it sees."""
+    """Weighted distance (n, h, w) of each pixel's flow from the fit."""
     left = flow - torch.einsum("nik,khw->nihw", found, basis)
     return torch.einsum("nihw,nijhw,njhw->nhw", left, say, left).clamp(min=0).sqrt()
 
 
 def _solve(basis: Tensor, flow: Tensor, say: Tensor, weights: Tensor) -> Tensor:
-    """(n, 2, 3): the weighted least-squares coefficients of basis (3, h, w), for x and for y."""
+    """Weighted least-squares coefficients (n, 2, 3) of basis (3, h, w), for x and for y."""
     weighted = say * weights[:, None, None]
     matrix = torch.einsum("khw,nijhw,lhw->nikjl", basis, weighted, basis).flatten(3).flatten(1, 2)  # (n, 6, 6)
     wanted = torch.einsum("khw,nijhw,njhw->nik", basis, weighted, flow).flatten(1)

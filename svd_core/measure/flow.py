@@ -1,6 +1,6 @@
-"""Dense optical flow in torch: where each pixel of a frame is found in the next.
+"""Dense optical flow in torch: the displacement of each pixel from one frame to the next.
 
-Frames are (T, H, W, 3) in [0, 1]; flow is in pixels a frame, x right and y down. Tensors are (n, channels, h, w).
+Frames are (T, H, W, 3) in [0, 1]; flow is in pixels per frame, x right and y down. Tensors are (n, channels, h, w).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ..errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)
 LEAST_CLIP_SIDE = 16
-"""Pixels a side below which there is nothing to see moving."""
+"""Smallest frame side in pixels on which motion can be measured."""
 LEAST_SIDE = 12
-"""Pixels along the shorter side of the coarsest level of the pyramid."""
+"""Fewest pixels along the shorter side of a pyramid level."""
 ITERATIONS = 5
 LONGEST_STEP = 1.0
-"""Pixels of its level that one iteration may correct the flow by."""
+"""Largest correction of the flow in one iteration, in pixels of the level."""
 WINDOW = 1.6
-"""Standard deviation in pixels of the neighbourhood that is taken to move as one."""
+"""Standard deviation in pixels of the neighbourhood that is assumed to move as one."""
 STIFFNESS = 2e-4
-"""Added to the structure tensor's diagonal (squared luma per pixel): where nothing can be seen, nothing moves."""
+"""Added to the structure tensor's diagonal (squared luma per pixel), so that flow is 0 where there is no texture."""
 
 
 def optical_flow(frames: np.ndarray) -> np.ndarray:
-    """Dense flow from each frame to the next -> (T - 1, H, W, 2) float32, pixels a frame.
+    """Dense flow from each frame to the next -> (T - 1, H, W, 2) float32, pixels per frame.
 
-    Lucas-Kanade, iterated with warping over a pyramid (Bouguet 2001), on luma. Where a neighbourhood has no texture
-    the flow shrinks to 0, so a mean over the picture grows with what is seen to move, not with the empty sky behind.
+    Lucas-Kanade, iterated with warping over a pyramid (Bouguet 2001), on luma. Without texture the flow shrinks to 0,
+    so a mean over the picture reflects visible motion, not the empty sky behind it.
     Raises InputError for anything but (T, H, W, 3) with at least 2 frames.
     """
     require_clip(frames)
@@ -42,12 +42,12 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
 
 
 def flow_between(first: Tensor, second: Tensor) -> Tensor:
-    """Flow (n, 2, H, W) that leads from each picture of luma (n, 1, H, W) to its partner, as `optical_flow` does."""
+    """Flow (n, 2, H, W) from each picture of luma (n, 1, H, W) to its counterpart; see `optical_flow`."""
     return _coarse_to_fine(_pyramid(first), _pyramid(second))
 
 
 def flow_magnitude(frames: np.ndarray) -> np.ndarray:
-    """Mean length of the flow over the picture -> (T - 1,) float32, pixels a frame."""
+    """Mean length of the flow over the picture -> (T - 1,) float32, pixels per frame."""
     return np.linalg.norm(optical_flow(frames), axis=-1).mean(axis=(1, 2))
 
 
@@ -58,13 +58,13 @@ def require_clip(frames: np.ndarray) -> None:
 
 
 def luma_of(frames: np.ndarray) -> Tensor:
-    """(T, H, W, 3) in [0, 1] -> (T, 1, H, W) float32 in [0, 1]."""
+    """Luma of frames: (T, H, W, 3) in [0, 1] -> (T, 1, H, W) float32 in [0, 1]."""
     return (torch.as_tensor(np.ascontiguousarray(frames, np.float32)) @ torch.tensor(LUMA))[:, None]
 
 
 def shrunk(frames: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """Frames (T, H, W, 3) averaged over squares so that they have at most `side` pixels a side, and how many pixels the
-    squares have a side. Left as they are where the shorter side would be too short to see motion."""
+    """Frames (T, H, W, 3) averaged over squares to at most `side` pixels a side, and the squares' side in pixels.
+    Returned unchanged, with 1, if the shorter side would become too short to see motion."""
     factor = -(-max(frames.shape[1:3]) // side)
     if factor == 1 or min(frames.shape[1:3]) < factor * LEAST_CLIP_SIDE:
         return frames, 1
@@ -75,7 +75,7 @@ def shrunk(frames: np.ndarray, side: int) -> tuple[np.ndarray, int]:
 def structure(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The structure tensor's xx, xy and yy, (n, 1, h, w) each: squared luma per pixel, averaged over a neighbourhood.
 
-    Its small eigenvalue tells where both parts of the flow can be seen, its large one where at least one can.
+    Its small eigenvalue is high where both components of the flow are visible, its large one where at least one is.
     """
     gx, gy = _slopes(picture)
     xx, xy, yy = blurred(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), WINDOW).split(1, dim=1)
@@ -83,8 +83,8 @@ def structure(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def warped(picture: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """What the picture (n, c, h, w) shows where the flow (n, 2, h, w) leads, and 1 where that is inside the picture and
-    0 elsewhere (n, 1, h, w)."""
+    """Sample the picture (n, c, h, w) at the positions that the flow (n, 2, h, w) points to. Also returns a mask
+    (n, 1, h, w): 1 where that is inside the picture, else 0."""
     height, width = picture.shape[-2:]
     x = torch.arange(width) + 0.5 + flow[:, 0]
     y = torch.arange(height)[:, None] + 0.5 + flow[:, 1]
@@ -94,7 +94,7 @@ def warped(picture: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blurred(picture: Tensor, deviation: float) -> Tensor:
-    """A Gaussian blur of (n, c, h, w), edges repeated."""
+    """A Gaussian blur of (n, c, h, w), with replicated edges."""
     reach = math.ceil(2.5 * deviation)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation) ** 2)
     kernel = kernel / kernel.sum()
@@ -120,13 +120,13 @@ def _pyramid(luma: Tensor) -> list[Tensor]:
 
 
 def _resized(flow: Tensor, height: int, width: int) -> Tensor:
-    """Flow of a coarser level in this level's pixels."""
+    """Flow of a coarser level, resized to this level and scaled to its pixels."""
     scale = torch.tensor([width / flow.shape[-1], height / flow.shape[-2]])[:, None, None]
     return interpolate(flow, (height, width), mode="bilinear", align_corners=False) * scale
 
 
 def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Flow (n, 2, h, w) after the level's iterations; first and second (n, 1, h, w)."""
+    """Flow (n, 2, h, w) after the level's iterations; first and second are (n, 1, h, w)."""
     for _ in range(ITERATIONS):
         there, seen = warped(second, flow)
         flow = flow + _correction(first, there, seen).clamp(-LONGEST_STEP, LONGEST_STEP)
@@ -134,8 +134,8 @@ def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _correction(first: Tensor, second: Tensor, seen: Tensor) -> Tensor:
-    """The least-squares displacement (n, 2, h, w) of each neighbourhood that is left between two pictures, from those
-    of its pixels that are seen (n, 1, h, w), 1 or 0, in both."""
+    """The remaining least-squares displacement (n, 2, h, w) of each neighbourhood between two pictures, using only the
+    pixels whose `seen` (n, 1, h, w) is 1."""
     gx, gy = (slope * seen for slope in _slopes((first + second) / 2))
     change = second - first
     products = torch.cat([gx * gx, gx * gy, gy * gy, gx * change, gy * change], dim=1)

@@ -1,4 +1,4 @@
-"""Many clips in one: a grid of tiles that play together, with a title, labels beside and a few lines below each."""
+"""A grid of clips that play together as one, with a title, row and column labels, and text below each tile."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..errors import InputError
 from .lettering import text_width, write
 
 TILE_AREA = 288 * 162
-"""Pixels of one tile, whatever its shape; smaller clips are enlarged, so that there is room to write."""
+"""Approximate pixels of one tile, whatever its shape; smaller clips are enlarged to leave room for text."""
 
 LEAST_WIDTH = 208
-"""Of a tile: a seed of twenty digits fits below it."""
+"""Smallest tile width in pixels, so that a twenty-digit seed fits below a tile."""
 
 GAP, LINE, TITLE = 10, 18, 34
-"""Pixels between tiles, for a line below them, and for the title above all."""
+"""Pixels between tiles, per line of text below them, and for the title at the top."""
 
 PAPER, INK, PALE, MARK = (24, 24, 28), (238, 238, 240), (168, 170, 178), (255, 190, 60)
 FRAME = 3
-"""Pixels of the line around a marked tile."""
+"""Width in pixels of the frame around a marked tile."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """A tile (T, h, w, 3) uint8 from `tile_of`, what is written below it, and whether it stands out."""
+    """A tile (T, h, w, 3) uint8 from `tile_of`, the lines of text below it, and whether it is highlighted."""
 
     tile: np.ndarray
     lines: tuple[str, ...]
@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What stands around a grid; empty rows or columns leave no room."""
+    """The title and labels of a grid; empty rows or columns take no room."""
 
     title: str
     rows: tuple[str, ...] = ()
@@ -44,15 +44,15 @@ class Labels:
 
 
 def tile_of(frames: np.ndarray) -> np.ndarray:
-    """A clip (T, H, W, 3) in [0, 1] at the size of a tile: (T, h, w, 3) uint8, h and w even."""
+    """Resize a clip (T, H, W, 3) in [0, 1] to a tile: (T, h, w, 3) uint8, h and w even."""
     size = _tile_size(frames.shape[2], frames.shape[1])
     pictures = (Image.fromarray(np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)) for frame in frames)
     return np.stack([np.asarray(picture.resize(size, Image.Resampling.LANCZOS)) for picture in pictures])
 
 
 def draw_grid(rows: Sequence[Sequence[Cell]], labels: Labels) -> np.ndarray:
-    """Cells row by row, the last row perhaps shorter, all tiles of one shape -> (T, H, W, 3) float32 in [0, 1], both
-    sides even, as movies need them. Raises InputError for tiles of several shapes and for no cell at all."""
+    """Draw rows of cells (the last may be shorter) as a clip (T, H, W, 3) float32 in [0, 1], both sides even, as movies
+    require. Raises InputError if tiles differ in shape or there are none."""
     shapes = {cell.tile.shape for row in rows for cell in row}
     if len(shapes) != 1:
         raise InputError(f"tiles of shapes {sorted(shapes)}: a grid needs at least one, and all of one size and length")
@@ -68,11 +68,11 @@ def draw_grid(rows: Sequence[Sequence[Cell]], labels: Labels) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where things lie, in pixels."""
+    """The layout of a grid, in pixels."""
 
     frames: int
     tile: tuple[int, int]
-    """Width, height."""
+    """(width, height)."""
     lines: int
     left: int
     top: int
@@ -100,12 +100,12 @@ class _Places:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the whole, rounded up to even."""
+        """(width, height) of the whole grid, rounded up to even numbers."""
         width, height = self.left + self.columns * self.step[0], self.top + self.rows * self.step[1]
         return width + width % 2, height + height % 2
 
     def corner(self, x: int, y: int) -> tuple[int, int]:
-        """Left and top of a tile."""
+        """(left, top) of a tile."""
         return self.left + x * self.step[0], self.top + y * self.step[1]
 
 
@@ -131,7 +131,7 @@ def _write_cell(pen: ImageDraw.ImageDraw, places: _Places, place: tuple[int, int
 
 
 def _played(paper: np.ndarray, places: _Places, rows: Sequence[Sequence[Cell]]) -> np.ndarray:
-    """The paper once for each frame, with the tiles of that frame on it."""
+    """The background repeated for each frame, with that frame's tiles drawn on it."""
     film = np.repeat(paper[None], places.frames, axis=0)
     width, height = places.tile
     for y, row in enumerate(rows):

@@ -1,11 +1,11 @@
-"""Text on pictures: Pillow's own font, never cut off."""
+"""Text on pictures in Pillow's own font, shrunk or shortened to fit."""
 
 from __future__ import annotations
 
 from PIL import ImageDraw, ImageFont
 
 SMALLEST = 8
-"""Pixels below which letters are no longer read; longer text ends in dots instead."""
+"""Smallest legible letter size in pixels; text that is still too long is shortened with dots."""
 
 Colour = tuple[int, int, int]
 
@@ -13,8 +13,8 @@ Colour = tuple[int, int, int]
 def write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, ink: Colour, anchor: str = "lm"
 ) -> None:
-    """Write one line at `place`, in letters of at most `size` pixels that let it fit in `width` pixels. `anchor` is
-    Pillow's: which point of the text lies there, by default its left end and half its height."""
+    """Write one line at `place`, in letters of at most `size` pixels, small enough to fit `width` pixels. `anchor` is
+    Pillow's: the point of the text that is at `place`, by default the middle of its left edge."""
     while size > SMALLEST and text_width(pen, text, size) > width:
         size -= 1
     whole = text
@@ -25,5 +25,5 @@ def write(
 
 
 def text_width(pen: ImageDraw.ImageDraw, text: str, size: int) -> int:
-    """Pixels, rounded up."""
+    """Width of a text in pixels, rounded up."""
     return int(pen.textlength(text, font=ImageFont.load_default(size))) + 1

@@ -1,4 +1,4 @@
-"""How alike pictures are."""
+"""Similarity of pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 from .flow import flow_between, luma_of, warped
 
 MOST_DB = 60.0
-"""Where frames equal the still, the likeness is infinite; no picture of 8 bits can tell more than this."""
+"""Upper bound of the likeness, which would be infinite for equal frames; 8-bit pictures resolve no more."""
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
@@ -24,12 +24,12 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def likeness(frames: np.ndarray, still: np.ndarray) -> np.ndarray:
-    """How much of a still each frame still shows, wherever it has moved to -> (T,) float64, dB up to MOST_DB.
+    """How much of a still each frame shows, wherever it has moved to -> (T,) float64, dB up to MOST_DB.
 
-    frames (T, H, W, 3), still (H, W, 3), in [0, 1]. Each frame is brought back onto the still along the flow between
-    them, and compared where it lies inside the picture. So a thing that travels keeps its likeness, and one that melts
-    or changes colour loses it. A frame that has nothing of the still left inside has likeness 0.
-    Raises InputError where the sizes differ.
+    frames (T, H, W, 3), still (H, W, 3), in [0, 1]. Each frame is warped back onto the still along the flow between
+    them and compared where the flow stays inside the picture. So an object that moves keeps its likeness, and one that
+    melts or changes colour loses it. A frame that shows nothing of the still has likeness 0.
+    Raises InputError if the sizes differ.
     """
     if frames.shape[1:] != still.shape:
         given = f"the still has shape {still.shape} and the frames {frames.shape[1:]}"
@@ -38,7 +38,7 @@ def likeness(frames: np.ndarray, still: np.ndarray) -> np.ndarray:
 
 
 def _likeness(frame: np.ndarray, still: np.ndarray) -> float:
-    """One frame and still, (1, H, W, 3) each."""
+    """The likeness of one frame and a still, (1, H, W, 3) each."""
     flow = flow_between(luma_of(still), luma_of(frame))
     back, seen = warped(_planes(frame), flow)
     pixels = float(seen.sum())
@@ -49,5 +49,5 @@ def _likeness(frame: np.ndarray, still: np.ndarray) -> float:
 
 
 def _planes(frames: np.ndarray) -> Tensor:
-    """(n, H, W, 3) -> (n, 3, H, W) float32."""
+    """Channels first: (n, H, W, 3) -> (n, 3, H, W) float32."""
     return torch.as_tensor(np.ascontiguousarray(frames, np.float32)).movedim(-1, 1)

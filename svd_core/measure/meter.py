@@ -1,4 +1,4 @@
-"""The motion meter: one clip in, what moves and what is wrong with it out, as numbers with units."""
+"""The motion meter: measures a clip's motion and flaws as numbers with units."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from .camera import Visibility, fit_camera
 from .flow import LEAST_CLIP_SIDE, flow_between, luma_of, require_clip, shrunk, warped
 
 MEASURED_SIDE = 512
-"""Larger frames are shrunk by a whole factor to at most this many pixels a side before their flow is looked for."""
+"""Larger frames are shrunk by an integer factor to at most this many pixels a side before computing their flow."""
 
 PAIRS = 8
-"""Steps that are measured at once, which bounds the memory whatever the clip's length."""
+"""Steps measured at once, which bounds the memory whatever the clip's length."""
 
 FLICKER_BLOCKS = 8
-"""Flicker is looked for in squares of this part of the shorter side; finer, and it would be the flow's own error."""
+"""Flicker is averaged over squares whose side is the shorter side over this; in finer ones the flow's own error would
+dominate."""
 
 STILL_CHANGE = 1e-4
-"""A median change from frame to frame below this (of white) is none; the seam is divided by at least this."""
+"""Changes and spreads below this fraction of white count as none; the seam is divided by at least this."""
 
 LEAST_SLOPE = 1e-4
-"""Of a first frame without any detail, so that sharpness has something to be divided by."""
+"""Smallest divisor of the sharpness, for a first frame without any detail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One number about a clip: what it is called, its value and unit, and a sentence on what it says."""
+    """One number about a clip: its name, value and unit, and a phrase on what it means."""
 
     name: str
     value: float
@@ -42,7 +43,7 @@ class Reading:
 
     @property
     def figure(self) -> str:
-        """The value with two decimals, and 0 without a sign."""
+        """The value with two decimals; never -0.00."""
         return f"{round(self.value, 2) + 0.0:.2f}"
 
     def __str__(self) -> str:
@@ -51,16 +52,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """What a clip of T frames shows, step by step and frame by frame. float64 arrays.
+    """Measurements of a clip of T frames, as float64 arrays.
 
-    Of each step, (T - 1,): motion, mean length of the flow over the picture, pixels a frame; camera, mean length of the
-    affine part that most of the picture shares; subject, mean length of what is seen to move otherwise; pan_x and
-    pan_y, the camera's shift at the middle (right and down above 0), pixels a frame; zoom, percent a frame (closer
-    above 0); roll, degrees a frame (clockwise above 0); flicker, percent of white by which brightness changes after
-    motion is taken out; change, mean absolute difference of neighbouring frames, percent of white.
-    Of each frame, (T,): drift, percent of white by which the colours' means and spreads are off those of the first
-    frame, the worst of the six; sharpness, root mean square slope of luma as a multiple of the first frame's.
-    Of the clip: seam, the change from the last frame to the first over the median change within.
+    Per step, (T - 1,): motion, mean length of the flow over the picture, pixels per frame; camera, mean length of the
+    affine part that most of the picture shares; subject, mean visible length of the remaining flow; pan_x and pan_y,
+    the camera's shift at the centre (positive right and down), pixels per frame; zoom, percent per frame (positive
+    closer); roll, degrees per frame (positive clockwise); flicker, change of brightness after motion is compensated,
+    percent of white; change, mean absolute difference of neighbouring frames, percent of white.
+    Per frame, (T,): drift, the largest difference of the channels' means and spreads from the first frame's, percent of
+    white; sharpness, root mean square slope of luma as a multiple of the first frame's.
+    Per clip: seam, the change from the last frame to the first over the median change within the clip.
     """
 
     motion: np.ndarray
@@ -78,7 +79,8 @@ class Measured:
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """The clip in eleven numbers: means over steps, the worst drift, the median sharpness after the first frame."""
+        """The clip in eleven numbers: means over steps, the worst drift, the median sharpness after the first frame,
+        and the seam."""
         per_frame = "px a frame"
         return (
             Reading("motion", _mean(self.motion), per_frame, "all that is seen to move, averaged over the picture"),
@@ -95,11 +97,11 @@ class Measured:
         )
 
     def report(self) -> str:
-        """A line for each reading."""
+        """The number of frames, then one line per reading."""
         return "\n".join([f"{len(self.drift)} frames", *(str(each) for each in self.readings)])
 
     def to_json(self) -> str:
-        """One line: every reading with its unit, and the curves behind them."""
+        """One line of JSON: every reading with its unit, and the curves behind them."""
         curves = {name: np.round(getattr(self, name), 5).tolist() for name in CURVES}
         numbers = {each.name: {"value": round(each.value, 5), "unit": each.unit} for each in self.readings}
         return json.dumps({"frames": len(self.drift), "numbers": numbers, "curves": curves}, allow_nan=False)
@@ -111,8 +113,8 @@ CURVES = (*STEP_CURVES, *FRAME_CURVES)
 
 
 def measure(frames: np.ndarray, side: int = MEASURED_SIDE) -> Measured:
-    """Measure a clip (T, H, W, 3) in [0, 1]; distances are in pixels of the given frames, which are looked at with at
-    most `side` pixels a side.
+    """Measure a clip (T, H, W, 3) in [0, 1]. Distances are in pixels of the given frames, which are shrunk to at most
+    `side` pixels a side to compute the flow.
 
     Raises InputError for fewer than 2 frames, frames below 16 pixels a side, and NaN or infinity.
     """
@@ -129,8 +131,8 @@ def measure(frames: np.ndarray, side: int = MEASURED_SIDE) -> Measured:
 
 
 def seam(frames: np.ndarray) -> float:
-    """Change from the last frame to the first over the median change between neighbours; 1 is a loop without a seam,
-    0 a clip whose last frame is its first. Changes are mean absolute differences. Raises InputError as `measure`."""
+    """Change from the last frame to the first over the median change between neighbours: 1 is a seamless loop, 0 a clip
+    whose last frame equals its first. Changes are mean absolute differences. Raises InputError as `measure` does."""
     frames = _measurable(frames)
     closing = float(np.abs(frames[0] - frames[-1]).mean())
     return closing / max(float(np.median(_changes(frames))), STILL_CHANGE)
@@ -152,7 +154,7 @@ def _measurable(frames: np.ndarray) -> np.ndarray:
 
 
 def _steps(luma: Tensor, factor: int) -> dict[str, np.ndarray]:
-    """Every curve over steps but the change, from luma (n + 1, 1, h, w)."""
+    """All per-step curves except `change`, from luma (n + 1, 1, h, w) shrunk by `factor`."""
     even = _even(luma)
     flow = flow_between(even[:-1], even[1:])
     seen = Visibility.of(even[:-1])
@@ -172,14 +174,15 @@ def _steps(luma: Tensor, factor: int) -> dict[str, np.ndarray]:
 
 
 def _even(luma: Tensor) -> Tensor:
-    """The same with every frame brought to the first one's mean and spread, so that flicker is not taken for motion."""
+    """Luma with every frame normalised to the first one's mean and spread, so that flicker is not taken for motion."""
     mean, spread = luma.mean(dim=(1, 2, 3), keepdim=True), luma.std(dim=(1, 2, 3), keepdim=True)
     gain = torch.where(spread > STILL_CHANGE, spread[:1] / spread.clamp(min=STILL_CHANGE), 1.0)
     return (luma - mean) * gain + mean[:1]
 
 
 def _flicker(luma: Tensor, flow: Tensor) -> Tensor:
-    """(n,): mean absolute change of brightness, of white, in squares that were brought back along the flow."""
+    """Flicker of each step, (n,), as a fraction of white: mean absolute change of brightness over squares, after
+    warping back along the flow."""
     back, seen = warped(luma[1:], flow)
     side = max(min(luma.shape[-2:]) // FLICKER_BLOCKS, 1)
     weight = avg_pool2d(seen, side)
@@ -188,18 +191,18 @@ def _flicker(luma: Tensor, flow: Tensor) -> Tensor:
 
 
 def _slope(luma: Tensor) -> np.ndarray:
-    """(T,): root mean square slope of luma, of white per pixel."""
+    """Root mean square slope of luma, (T,), as a fraction of white per pixel."""
     x, y = luma.diff(dim=-1).square().mean(dim=(1, 2, 3)), luma.diff(dim=-2).square().mean(dim=(1, 2, 3))
     return (x + y).sqrt().double().numpy()
 
 
 def _changes(frames: np.ndarray) -> np.ndarray:
-    """(T - 1,): mean absolute difference of neighbours, of white."""
+    """Mean absolute difference of neighbouring frames, (T - 1,), as a fraction of white."""
     return np.array([np.abs(after - before).mean() for before, after in pairwise(frames)])
 
 
 def _drift(frames: np.ndarray) -> np.ndarray:
-    """(T,): percent of white."""
+    """Colour drift of each frame from the first, (T,), in percent of white."""
     statistics = np.stack([np.stack([frame.mean(axis=(0, 1)), frame.std(axis=(0, 1))]) for frame in frames])
     return 100 * np.abs(statistics.astype(np.float64) - statistics[0]).max(axis=(1, 2))
 

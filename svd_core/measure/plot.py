@@ -1,4 +1,4 @@
-"""What the motion meter found, as a picture: four curves over the clip, and the numbers above them."""
+"""A plot of the motion meter's results: four panels of curves over the clip, with the readings above."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .meter import Measured
 
 SIZE = (1024, 640)
 HEAD = 96
-"""Pixels above the curves, for the numbers."""
+"""Height in pixels of the readings above the panels."""
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 48, 34
-"""Room around a panel's curves: the scale, the last frame's number, title and legend, the frames."""
+"""Margins in pixels around a panel's curves: for the scale, the last frame's number, title and legend, and the frame
+numbers."""
 
 PAPER, INK, PALE, GRID = (252, 252, 250), (30, 32, 38), (110, 114, 122), (222, 222, 218)
 BLUE, ORANGE, GREEN = (38, 96, 190), (222, 120, 20), (40, 140, 80)
@@ -26,7 +27,7 @@ LETTERS = 14
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Curve:
-    """Values over frames, its name and colour."""
+    """A curve's name, values over frames, and colour."""
 
     name: str
     values: np.ndarray
@@ -35,8 +36,8 @@ class _Curve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Panel:
-    """Curves on one scale that begins at 0. `first` is the frame (from 1) of the first value; `least` the smallest
-    value that the top of the scale stands for, so that nothing does not fill the picture."""
+    """Curves on a common scale from 0. `first` is the frame (from 1) of the first value; `least` the smallest top of
+    the scale, so that noise does not fill the panel."""
 
     title: str
     curves: tuple[_Curve, ...]
@@ -45,12 +46,12 @@ class _Panel:
 
     @property
     def high(self) -> float:
-        """The value at the top."""
+        """The value at the top of the scale."""
         return max(self.least, 1.08 * max(float(curve.values.max()) for curve in self.curves))
 
 
 def plot_measured(measured: Measured) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]: motion with its camera and subject parts, flicker, drift and sharpness."""
+    """Plot motion with its camera and subject parts, flicker, drift and sharpness -> (H, W, 3) float32 in [0, 1]."""
     picture = Image.new("RGB", SIZE, PAPER)
     pen = ImageDraw.Draw(picture)
     _write_head(pen, measured)
@@ -76,7 +77,7 @@ def _panels(measured: Measured) -> tuple[_Panel, ...]:
 
 
 def _write_head(pen: ImageDraw.ImageDraw, measured: Measured) -> None:
-    """The readings in three lines."""
+    """Write the readings in three lines."""
     texts = [f"{each.name} {each.figure} {each.unit}" for each in measured.readings]
     for number, part in enumerate((texts[:3], texts[3:7], texts[7:])):
         ink = INK if number == 0 else PALE
@@ -85,7 +86,7 @@ def _write_head(pen: ImageDraw.ImageDraw, measured: Measured) -> None:
 
 
 def _draw_panel(pen: ImageDraw.ImageDraw, panel: _Panel, box: tuple[int, int, int, int]) -> None:
-    """box is left, top, width and height in pixels."""
+    """Draw one panel in box (left, top, width, height), in pixels."""
     left, top, width, height = box
     inner = (left + LEFT, top + TOP, left + width - RIGHT, top + height - BOTTOM)
     _draw_legend(pen, panel, (left + 16, top + 16), width - 32)
@@ -100,7 +101,7 @@ def _draw_panel(pen: ImageDraw.ImageDraw, panel: _Panel, box: tuple[int, int, in
 
 
 def _draw_legend(pen: ImageDraw.ImageDraw, panel: _Panel, place: tuple[int, int], width: int) -> None:
-    """The title, and the names of the curves after it."""
+    """Write the title and, after it, the names of the curves."""
     x, y = place
     write(pen, place, panel.title, width, LETTERS + 1, INK)
     x += text_width(pen, panel.title, LETTERS + 1) + 24
@@ -112,7 +113,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, panel: _Panel, place: tuple[int, int]
 
 
 def _write_frames(pen: ImageDraw.ImageDraw, panel: _Panel, inner: tuple[int, int, int, int]) -> None:
-    """The numbers of the first, middle and last frame below the curves."""
+    """Write the numbers of the first, middle and last frame below the curves."""
     count = len(panel.curves[0].values)
     for place in sorted({0, (count - 1) // 2, count - 1}):
         x = _across(place, count, inner)
@@ -122,7 +123,7 @@ def _write_frames(pen: ImageDraw.ImageDraw, panel: _Panel, inner: tuple[int, int
 
 
 def _points(values: np.ndarray, high: float, inner: tuple[int, int, int, int]) -> Sequence[tuple[int, int]]:
-    """Where each value lies; a single one becomes a level line."""
+    """The pixel (x, y) of each value; a single value becomes a horizontal line."""
     if len(values) == 1:
         values = np.repeat(values, 2)
     down = inner[3] - np.clip(values / high, 0, 1) * (inner[3] - inner[1])

@@ -1,8 +1,8 @@
-"""Seed Scout: try many seeds cheaply, measure what each would do, and rank them.
+"""Seed Scout: try many seeds cheaply, measure their clips, and rank them.
 
-A seed decides where a clip starts from in the noise, and a sampler without noise of its own leads from there to nearly
-the same clip in few steps as in many. So a clip of few steps tells which seeds move, and how, at a part of the cost.
-This module knows no model: it is handed a function that makes a cheap clip of a seed.
+A seed determines the starting noise, from which a sampler that adds no noise reaches nearly the same clip in few steps
+as in many. So clips of few steps show which seeds move, and how, at a fraction of the cost. This module is independent
+of the model: the caller passes a function that makes a cheap clip for a seed.
 
     def render(seed):
         return svd.animate(picture, seed=seed, steps=10)
@@ -28,21 +28,21 @@ from .likeness import likeness
 from .meter import measure
 
 CHEAP_STEPS, CHEAP_SCHEDULE, CHEAP_SAMPLER = 10, "edm", "euler"
-"""How a cheap clip is sampled, unless told otherwise: as the full one, in fewer steps, so that both err alike. Another
-solver or schedule errs otherwise and ranked worse. `python -m benchmarks.scout` measures how well it ranks."""
+"""Default sampling of a cheap clip: like the full one but in fewer steps, so that both have similar errors. Other
+solvers and schedules, with other errors, ranked worse. `python -m benchmarks.scout` measures the ranking."""
 
 MAX_TRIES = 64
 SCOUTED_SIDE = 320
-"""Frames are measured at no more pixels a side than this: motion of whole things needs no detail."""
+"""Frames are measured at no more pixels a side than this: the motion of whole objects needs no detail."""
 
 Render = Callable[[int], np.ndarray]
-"""Seed -> a clip (T, H, W, 3) in [0, 1]."""
+"""seed -> clip (T, H, W, 3) in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one seed's cheap clip shows. motion, camera and subject in pixels a frame; sharpness as a multiple of the
-    first frame's (median over the rest); likeness to the still in dB (median over frames)."""
+    """Measurements of one seed's cheap clip: motion, camera and subject in pixels per frame; sharpness as a multiple of
+    the first frame's (median over the rest); likeness to the still in dB (median over frames)."""
 
     seed: int
     motion: float
@@ -53,13 +53,13 @@ class Trial:
 
     @property
     def quality(self) -> float:
-        """0 to 1: falls where the clip blurs, and where it no longer shows what the still shows."""
+        """Quality from 0 to 1: falls if the clip blurs or no longer resembles the still."""
         return min(1.0, self.sharpness) * (1 - 10 ** (-self.likeness / 20))
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a person looks for: in words, and as the score that ranks trials, higher first."""
+    """What the user looks for: a description, and the score by which trials are ranked, highest first."""
 
     words: str
     score: Callable[[Trial], float]
@@ -72,12 +72,12 @@ WISHES: dict[str, Wish] = {
     "calm": Wish("least motion", lambda trial: trial.quality / (1 + trial.motion)),
     "closest to the picture": Wish("closest to the picture", lambda trial: trial.likeness),
 }
-"""What a person may call them."""
+"""Wishes by their user-facing names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scouted:
-    """Trials in order, best first; `sheet` is a clip (T, H, W, 3) in [0, 1] of all of them, labelled, in that order."""
+    """Trials, best first; `sheet` is a labelled clip (T, H, W, 3) in [0, 1] of all of them in that order."""
 
     wish: Wish
     trials: tuple[Trial, ...]
@@ -89,7 +89,7 @@ class Scouted:
         return self.trials[0].seed
 
     def report(self) -> str:
-        """A line for each trial, best first."""
+        """A table with one line per trial, best first."""
         head = f"{'rank':>4} {'score':>7} {'motion':>7} {'camera':>7} {'subject':>7} {'sharp':>6} {'like':>6}  seed"
         lines = [
             f"{rank:4} {self.wish.score(each):7.3f} {each.motion:7.3f} {each.camera:7.3f} {each.subject:7.3f} "
@@ -100,7 +100,7 @@ class Scouted:
         return "\n".join([f"{len(self.trials)} seeds, {self.wish.words} first", head, *lines, units])
 
     def to_json(self) -> str:
-        """One line: the wish, the chosen seed and every trial with its score, best first."""
+        """One line of JSON: the wish, the chosen seed and every trial with its score, best first."""
         trials = [{**dataclasses.asdict(each), "score": self.wish.score(each)} for each in self.trials]
         return json.dumps({"wish": self.wish.words, "chosen": self.chosen, "trials": trials}, allow_nan=False)
 
@@ -114,10 +114,10 @@ def scout(
 ) -> Scouted:
     """Render each seed once, one after the other, and rank them.
 
-    still (H, W, 3) in [0, 1] is the picture, at the clip's size; `told` hears of each trial as it is done, and may
-    raise to stop, as `render` may. Clips are kept as small tiles only, so memory hardly grows with their number. Equal
+    still (H, W, 3) in [0, 1] is the picture, at the clip's size. `told` is called with each finished trial; it and
+    `render` may raise to stop. Clips are kept only as small tiles, so memory hardly grows with their number. Equal
     scores stay in the order of the seeds.
-    Raises InputError for no seed, more than MAX_TRIES, one seed twice, and a still of another size.
+    Raises InputError for no seed, more than MAX_TRIES, a repeated seed, and a still of another size.
     """
     _check(seeds)
     found: list[tuple[Trial, np.ndarray]] = []
@@ -133,7 +133,7 @@ def scout(
 
 
 def seeds_from(first: int, count: int) -> tuple[int, ...]:
-    """`count` seeds that follow one another, from `first` on; after 2**64 - 1 comes 0."""
+    """`count` consecutive seeds from `first` on, wrapping from 2**64 - 1 to 0."""
     return tuple((first + place) % 2**64 for place in range(count))
 
 

@@ -1,6 +1,6 @@
 """Sweep: every combination of the values of one or two settings, side by side in a labelled grid.
 
-This module knows no model: it is handed a function that makes a clip of a choice of settings.
+This module is independent of the model: the caller passes a function that makes a clip for a choice of settings.
 
     def render(choice):
         return svd.animate(picture, seed=3, **choice)
@@ -30,7 +30,7 @@ SWEPT_SIDE = 320
 """Frames are measured at no more pixels a side than this."""
 
 Choice = Mapping[str, Any]
-"""Names of `Settings` and the values that one cell takes for them."""
+"""Fields of `Settings` and their values in one cell."""
 
 SWEPT: dict[str, Callable[[str], Any]] = {
     "motion_bucket": int,
@@ -44,15 +44,15 @@ SWEPT: dict[str, Callable[[str], Any]] = {
     "sampler": str,
     "seed": int,
 }
-"""Settings that can be swept, and how a value is read from text."""
+"""Settings that can be swept, and how to parse their values."""
 
 _KINDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One setting and the values that it takes, in order. Raises InputError for a setting that cannot be swept, for no
-    value, more than MAX_VALUES, and one value twice."""
+    """One setting and its values, in order. Raises InputError for a setting that cannot be swept, no values, more than
+    MAX_VALUES, and repeated values."""
 
     setting: str
     values: tuple[Any, ...]
@@ -69,7 +69,7 @@ class Axis:
 
     @classmethod
     def parse(cls, setting: str, text: str) -> Axis:
-        """The values between commas or spaces. Raises InputError, naming the word, for what is no such value."""
+        """Parse values separated by commas or spaces. Raises InputError naming the first invalid one."""
         read = SWEPT.get(setting, str)
         values = []
         for word in text.replace(",", " ").split():
@@ -86,8 +86,8 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Swept:
-    """Every cell's choice and measurements, row by row; the grid as one image (H, W, 3) of the last frames, where what
-    a setting does has added up, and as one clip (T, H, W, 3), in [0, 1]."""
+    """Every cell's choice and measurements, row by row; the grid as a clip (T, H, W, 3) in [0, 1], and as an image
+    (H, W, 3) of the last frames, where a setting's effect is largest."""
 
     x: Axis
     y: Axis | None
@@ -99,14 +99,14 @@ class Swept:
         return self.frames[-1]
 
     def report(self) -> str:
-        """A line for each cell."""
+        """The number of clips, then one line per cell."""
         lines = [
             f"{', '.join(f'{name} {value}' for name, value in each.items()):40} {_numbers(m)}" for each, m in self.cells
         ]
         return "\n".join([f"{len(self.cells)} clips; motion, camera and subject in pixels a frame", *lines])
 
     def to_json(self) -> str:
-        """One line: each cell's settings and readings."""
+        """One line of JSON: each cell's settings and readings."""
         cells = [
             {"settings": dict(choice), "numbers": {each.name: round(each.value, 5) for each in measured.readings}}
             for choice, measured in self.cells
@@ -115,7 +115,7 @@ class Swept:
 
 
 def check_choice(choice: Choice) -> None:
-    """Raise InputError for values that `svd_core` would refuse."""
+    """Raise InputError for values that `svd_core` would reject."""
     settings = Settings(**choice)
     settings.check()
     if settings.sampler not in SAMPLERS:
@@ -124,8 +124,8 @@ def check_choice(choice: Choice) -> None:
 
 
 def choices(x: Axis, y: Axis | None) -> list[Choice]:
-    """What each cell takes, row by row: x runs along a row. Raises InputError for one setting on both axes, and for
-    more than MAX_CELLS cells."""
+    """The choice of each cell, row by row, with x along the rows. Raises InputError if both axes have the same setting,
+    and for more than MAX_CELLS cells."""
     if y is not None and x.setting == y.setting:
         raise InputError(f"{x.setting} is on both axes: choose another setting for one of them, or none for y")
     rows: tuple[Any, ...] = (None,) if y is None else y.values
@@ -144,11 +144,11 @@ def sweep(
     check: Callable[[Choice], None] = check_choice,
     told: Callable[[Choice, Measured], None] | None = None,
 ) -> Swept:
-    """Render every combination once, and lay the clips out: x from left to right, y from top to bottom.
+    """Render every combination once and arrange the clips: x from left to right, y from top to bottom.
 
-    `render` makes a clip (T, H, W, 3) in [0, 1] of a choice; `check` sees every choice before the first is rendered;
-    `told` hears of each cell as it is done. Both it and `render` may raise to stop. Clips are kept as small tiles only.
-    Raises InputError as `choices` and `check` do, and for clips of several sizes or lengths.
+    `render` makes a clip (T, H, W, 3) in [0, 1] for a choice; `check` is called with every choice before the first is
+    rendered; `told` is called with each finished cell. `told` and `render` may raise to stop. Clips are kept only as
+    small tiles. Raises InputError as `choices` and `check` do, and for clips of different sizes or lengths.
     """
     wanted = choices(x, y)
     for choice in wanted:

@@ -1,4 +1,4 @@
-"""Pictures in and clips out. What is not a tensor of the model's passes through here."""
+"""Reading pictures and writing clips: everything between files or arrays and the model's tensors."""
 
 from .fitting import Fitted, default_size, fit_image, round_size
 from .metadata import read_recipe

@@ -1,4 +1,4 @@
-"""A picture of any size into the size of the clip."""
+"""Fitting a picture of any size to the size of the clip."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..settings import SIZE_MULTIPLE, Fit
 from .pictures import WHITE, Colour, unit_colour
 
 _NOTICEABLE = 1e-3
-"""Share of a side below which a difference in proportions is rounding, not worth a sentence."""
+"""Fraction of a side below which a difference in proportions is rounding and not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """image (H, W, 3) float32 in [0, 1]; report, one sentence on what was done; box (left, top, right, bottom), the
-    pixels that show the picture and not background."""
+    """A fitted picture: image (H, W, 3) float32 in [0, 1]; report, one sentence on what was done; box (left, top,
+    right, bottom), the pixels that show the picture, not background."""
 
     image: np.ndarray
     report: str
@@ -28,10 +28,10 @@ class Fitted:
 
 
 def fit_image(image: np.ndarray, width: int, height: int, fit: Fit = "crop", background: Colour = WHITE) -> Fitted:
-    """Bring an image (H, W, 3) in [0, 1] to width x height with an antialiased Lanczos filter in float32.
+    """Resize an image (H, W, 3) in [0, 1] to width x height with an antialiased Lanczos filter in float32.
 
     "crop" fills the size and cuts the overhang evenly; "pad" shows all of the picture, centred on `background` (0-255
-    each); "stretch" ignores proportions. An image of the right size comes back bit for bit. Raises InputError for an
+    each); "stretch" ignores proportions. An image of the right size is returned unchanged. Raises InputError for an
     unknown fit.
     """
     if image.shape[:2] == (height, width):
@@ -47,8 +47,8 @@ def fit_image(image: np.ndarray, width: int, height: int, fit: Fit = "crop", bac
 
 
 def default_size(image: np.ndarray, variant: Variant) -> tuple[int, int]:
-    """(width, height) to render an image (H, W, 3) at when nobody chose: the size the variant was trained on, turned to
-    the picture's orientation, or a square of about as many pixels where that is nearer to the picture's proportions."""
+    """Default (width, height) of the clip for an image (H, W, 3): the size the variant was trained on, in the picture's
+    orientation, or a square of about as many pixels if that is closer to the picture's proportions."""
     rows, columns = image.shape[:2]
     long, short = max(variant.width, variant.height), min(variant.width, variant.height)
     if max(rows, columns) / min(rows, columns) < math.sqrt(long / short):
@@ -58,7 +58,7 @@ def default_size(image: np.ndarray, variant: Variant) -> tuple[int, int]:
 
 
 def round_size(width: float, height: float) -> tuple[int, int]:
-    """The nearest multiples of 64 pixels, at least 64."""
+    """Round both sides to the nearest multiples of 64 pixels, at least 64."""
     return _nearest(width), _nearest(height)
 
 
@@ -104,7 +104,7 @@ def _report(image: np.ndarray, verb: str, width: int, height: int, notes: list[s
 
 
 def _percent(share: float) -> str:
-    """Whole ones, but never all of a side where some is left."""
+    """A fraction as whole percent; never 0 %, and 100 % only if exact."""
     if 0.995 <= share < 1 - 1e-9:
         return "over 99 %"
     return f"{100 * share:.0f} %" if share >= 0.01 else "less than 1 %"
@@ -113,7 +113,8 @@ def _percent(share: float) -> str:
 def _resize(
     image: np.ndarray, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """`box`, in fractions of pixels, is the part of the image that fills the result. Lanczos overshoots: clipped."""
+    """Resize the part of the image within `box` (left, top, right, bottom, may be fractional). Clipped to [0, 1],
+    because Lanczos overshoots."""
     channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0))
     resized = [np.asarray(each.resize((width, height), Image.Resampling.LANCZOS, box=box)) for each in channels]
     return np.stack(resized, axis=-1).clip(0, 1)

@@ -1,4 +1,4 @@
-"""The recipe inside a clip's file: where each container keeps it, and how to get it back."""
+"""Storing and reading a recipe in a clip's file, for each container format."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .pictures import DECODE_ERRORS
 from .reading import opened_as
 
 TEXT_KEY = "svd_core.recipe"
-"""Name of the text chunk of a PNG, and of the metadata entry of a latents file."""
+"""Name of a PNG's text chunk and of a latents file's metadata entry that hold the recipe."""
 
 MOVIE_KEY = "comment"
 FRAME_NAME = "frame_{:04d}.png"
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe of a clip, from an mp4, webm, webp, gif or PNG file, a folder of PNG frames, a latents file
-    (.safetensors), or the recipe's own .json.
+    """Read the recipe of a clip from an mp4, webm, webp, gif or PNG file, a folder of PNG frames, a latents file
+    (.safetensors), or a .json recipe.
 
-    Raises InputError for a file that is missing, unreadable, carries no recipe, or carries a damaged one.
+    Raises InputError for a file that is missing or unreadable, and for a missing or damaged recipe.
     """
     path = Path(path)
     path = path / FRAME_NAME.format(0) if path.is_dir() else path
@@ -45,14 +45,14 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def png_info(text: str) -> PngInfo:
-    """The text chunk that carries a recipe's JSON in a PNG."""
+    """The text chunk that holds a recipe's JSON in a PNG."""
     info = PngInfo()
     info.add_text(TEXT_KEY, text)
     return info
 
 
 def exif(text: str) -> Image.Exif:
-    """The EXIF block that carries a recipe's JSON in a WebP."""
+    """The EXIF block that holds a recipe's JSON in a WebP."""
     block = Image.Exif()
     block[Base.ImageDescription] = text
     return block

@@ -1,4 +1,4 @@
-"""Pictures from files, Pillow and arrays, all as image: (H, W, 3) float32 in [0, 1]."""
+"""Conversion of files, PIL images and arrays to an image: (H, W, 3) float32 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 
 MIN_SIDE = 16
-"""Smaller pictures hold nothing to animate; they are icons or mistakes."""
+"""Smallest side in pixels; smaller pictures are icons or mistakes."""
 
 MAX_SIDE = 16384
 MAX_PIXELS = 100_000_000
-"""1.2 GB as float32: above any camera a still comes from, below what a decompression bomb unpacks to."""
+"""1.2 GB as float32: more than any camera produces, less than a decompression bomb unpacks to."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that Pillow decodes by itself. Others, such as EPS, would start programs outside this one."""
+"""Formats that Pillow decodes by itself. Others, such as EPS, would run external programs."""
 
 DECODE_ERRORS = (
     OSError,
@@ -45,20 +45,20 @@ _WITH_OPACITY = ("LA", "PA", "RGBA", "RGBa")
 _GREY = ("1", "L", "LA")
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-"""TIFF 6.0's tag of what numbers stand for, and its value for pictures that count from white to black."""
+"""TIFF 6.0's PhotometricInterpretation tag, and its value for pictures in which 0 is white."""
 
 _WHITEST = {"u1": 255.0, "u2": 65535.0}
-"""The value that means 1.0, by the kind and size of an array's dtype."""
+"""The value that means 1.0, by array dtype."""
 
 
 def load_image(path: str | Path, background: Colour = WHITE) -> np.ndarray:
-    """The picture in a file, upright: (H, W, 3) float32 in [0, 1].
+    """Load a picture file -> (H, W, 3) float32 in [0, 1], upright.
 
     EXIF rotation is applied, transparency is composited on `background` (0-255 each), and an animated file gives its
-    first frame. Grey 16-bit files keep their precision; Pillow reduces 16-bit colour to 8 bits a channel. Colours of an
-    ICC profile become sRGB; a profile that is broken, or for other channels than the picture's, is passed over in
-    silence, and so are profiles of floats. Raises InputError for a file that is missing, empty, closed to this user,
-    damaged, no picture, or of a size out of range.
+    first frame. Grey 16-bit files keep their precision; Pillow reduces 16-bit colour to 8 bits per channel. An ICC
+    profile is converted to sRGB; it is silently ignored if it is broken, if it is for other channels than the
+    picture's, and for float pictures. Raises InputError for a file that is missing, empty, unreadable for this user,
+    damaged, not a picture, or of a size out of range.
     """
     path = Path(path)
     name = f"picture {path}"
@@ -70,18 +70,18 @@ def load_image(path: str | Path, background: Colour = WHITE) -> np.ndarray:
 
 
 def as_image(picture: Image.Image | np.ndarray, background: Colour = WHITE) -> np.ndarray:
-    """A PIL image or an array as image: (H, W, 3) float32 in [0, 1].
+    """Convert a PIL image or an array -> (H, W, 3) float32 in [0, 1].
 
-    A PIL image is treated as `load_image` treats a file: turned upright by its EXIF, its ICC profile followed. Arrays
-    are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in [0, 1],
-    which pass through bit for bit. Raises InputError for anything else, such as NaN or what Pillow cannot decode.
+    A PIL image is treated like a file by `load_image`: its EXIF rotation and ICC profile are applied. Arrays are
+    (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with the last channel opacity; uint8, uint16, or floats in [0, 1]
+    (float32 is kept bit for bit). Raises InputError for anything else, such as NaN or what Pillow cannot decode.
     """
     array = _pixels(picture) if isinstance(picture, Image.Image) else _array(picture)
     return _image("image", array, background)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    """`_unpack` of a PIL image, which may still have to read its file."""
+    """`_unpack` a PIL image, whose file may not have been read yet."""
     _check_size("image", *picture.size)
     try:
         with _quiet():
@@ -98,7 +98,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 def _array(picture: object) -> np.ndarray:
     try:
         array = np.asarray(picture)
-    except (TypeError, ValueError, RuntimeError):  # lists of several lengths, tensors of another device
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on another device
         array = None
     if array is None or not array.ndim:
         raise InputError(
@@ -109,7 +109,7 @@ def _array(picture: object) -> np.ndarray:
 
 
 def _image(name: str, array: np.ndarray, background: Colour) -> np.ndarray:
-    """`as_image` of an array; `name` is what a refusal calls it."""
+    """`as_image` for an array; `name` is what errors call it."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InputError(f"{name} of shape {array.shape}: needed (height, width, 1, 3 or 4 channels)")
     _check_size(name, array.shape[1], array.shape[0])
@@ -129,10 +129,10 @@ def unit_colour(colour: Colour) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Decoded, turned as its EXIF says, and counted from black to white. Raises one of DECODE_ERRORS."""
+    """The picture decoded, with its EXIF rotation applied and 0 as black. Raises one of DECODE_ERRORS."""
     white_is_zero = _counts_from_white(picture)
     picture.load()
-    with suppress(*DECODE_ERRORS):  # of EXIF that is damaged: the pixels are not
+    with suppress(*DECODE_ERRORS):  # damaged EXIF does not affect the pixels
         picture = ImageOps.exif_transpose(picture)
     if not white_is_zero:
         return picture
@@ -142,17 +142,17 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _counts_from_white(picture: Image.Image) -> bool:
-    """Whether this is a 16-bit TIFF whose 0 is white. Pillow turns those of up to 8 bits itself."""
+    """Whether this is a 16-bit TIFF in which 0 is white. Pillow itself inverts those of up to 8 bits."""
     tags = getattr(picture, "tag_v2", {})
     return picture.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _unpack(picture: Image.Image, name: str) -> np.ndarray:
-    """The picture as an array that `as_image` takes, in sRGB and no less than its own precision."""
+    """The picture as an array that `as_image` accepts, in sRGB, without losing precision."""
     if picture.mode.startswith("I;16"):
         grey = np.asarray(picture).astype(np.uint16)
         return _with_key(grey, picture.info.get("transparency"), grey_curve(picture))
-    if picture.mode == "I":  # how older Pillow opens 16-bit grey
+    if picture.mode == "I":  # older Pillow opens 16-bit grey like this
         return _along(grey_curve(picture), _sixteen_bit(name, np.asarray(picture)))
     if picture.mode == "F":
         return np.asarray(picture)
@@ -169,7 +169,7 @@ def _unpack(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _along(curve: np.ndarray | None, array: np.ndarray) -> np.ndarray:
-    """Greys of 8 or 16 bits through a `grey_curve`, as uint16, opacity untouched; the array itself without one."""
+    """Apply a `grey_curve` to 8- or 16-bit greys, not to opacity -> uint16; without a curve, the array itself."""
     if curve is None:
         return array
     deep = np.atleast_3d(array).astype(np.uint16) * np.uint16(257 if array.dtype == np.uint8 else 1)
@@ -177,7 +177,8 @@ def _along(curve: np.ndarray | None, array: np.ndarray) -> np.ndarray:
 
 
 def _with_key(grey: np.ndarray, key: int | None, curve: np.ndarray | None) -> np.ndarray:
-    """(H, W) or (H, W, 1) uint16 along the curve, or (H, W, 4) where one grey value stands for transparent."""
+    """Apply the curve, if any, to greys (H, W) uint16 -> (H, W) or (H, W, 1) uint16; or (H, W, 4) if the grey value
+    `key` means transparent."""
     if key is None:
         return _along(curve, grey)
     opacity = np.where(grey == key, 0, 65535).astype(np.uint16)
@@ -193,7 +194,7 @@ def _sixteen_bit(name: str, grey: np.ndarray) -> np.ndarray:
 
 
 def _unit_range(name: str, array: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1] from uint8, uint16 or floats already there."""
+    """float32 in [0, 1] from uint8, uint16, or floats already in that range."""
     whitest = _WHITEST.get(array.dtype.str[1:])
     if whitest:
         return array.astype(np.float32) / np.float32(whitest)
@@ -229,7 +230,7 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's notes on odd metadata; the sizes it warns about are checked here."""
+    """Silence Pillow's warnings about odd metadata, and about sizes, which are checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -237,7 +238,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _allowed(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to open a file into an InputError."""
+    """Turn a system error on opening a file into an InputError."""
     try:
         yield
     except (PermissionError, IsADirectoryError) as error:
@@ -248,10 +249,10 @@ def _allowed(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn what Pillow raises on a bad file into an InputError."""
+    """Turn Pillow's errors on a bad file into an InputError."""
     try:
         yield
-    except (InputError, PermissionError, IsADirectoryError):  # of which `_allowed` speaks
+    except (InputError, PermissionError, IsADirectoryError):  # handled by `_allowed`
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture: needed one of {', '.join(FORMATS)}, export it again") from error

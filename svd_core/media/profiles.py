@@ -1,5 +1,4 @@
-"""What a picture's ICC profile says about its colours, as transforms to sRGB. Without one that can be used,
-values are taken as sRGB."""
+"""Transforms from a picture's ICC profile to sRGB. Without a usable profile, values are taken as sRGB."""
 
 from __future__ import annotations
 
@@ -12,25 +11,26 @@ from PIL import Image, ImageCms
 
 INTENT = 1
 FLAGS = 0x2000
-"""LittleCMS's relative colorimetric and black point compensation: what sRGB can show stays as it is, and black stays
-black. In numbers, because older Pillow has no names for them."""
+"""LittleCMS's relative colorimetric intent and black point compensation: colours within sRGB are preserved, and black
+stays black. As numbers, because older Pillow has no names for them."""
 
 AS_GOOD_AS_SRGB = 2
-"""Of 255: as far as the tables of sRGB profiles lie apart from its formula. Such pictures keep their values."""
+"""Largest difference, of 255, at which a profile counts as sRGB and values are kept: that of sRGB profiles' tables from
+the formula."""
 
 EXACT = FLAGS | 0x0100
-"""Without optimisation, for greys, whose dark end LittleCMS's shortcut in 16 bits gets wrong by up to 4 %."""
+"""FLAGS without optimisation, for greys: LittleCMS's optimised 16-bit path is wrong by up to 4 % in the darks."""
 
 PROFILE_ERRORS = (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError, OverflowError, AttributeError)
-"""What Pillow raises on profiles that are broken or of no use for this, and where it was built without LittleCMS."""
+"""What Pillow raises on profiles that are broken or unsuitable, and when it was built without LittleCMS."""
 
 _SPACES = {"CMYK": "CMYK", "LAB": "LAB", "1": "GRAY", "L": "GRAY", "LA": "GRAY", "I": "GRAY"}
-"""Mode of a picture -> ICC's name for the colour space; RGB for all others but those that begin with I."""
+"""Picture mode -> ICC's name for the colour space; GRAY for modes that begin with I;16, RGB for all others."""
 
 
 def srgb_transform(picture: Image.Image, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """From an image of `mode`, RGB, RGBA or CMYK, to one of RGB or RGBA in sRGB, opacity untouched, by the profile of
-    `picture`. None where it has none, or has sRGB, or a broken one, or one for other channels than its own."""
+    """A function that converts an image of `mode` (RGB, RGBA or CMYK) from the profile of `picture` to sRGB (RGB, or
+    RGBA with opacity unchanged). None if there is no profile or it is sRGB, broken, or for other channels."""
     target = mode if mode == "RGBA" else "RGB"
     try:
         if (profile := _profile(picture)) is None:
@@ -43,7 +43,7 @@ def srgb_transform(picture: Image.Image, mode: str) -> Callable[[Image.Image], I
 
 
 def grey_curve(picture: Image.Image) -> np.ndarray | None:
-    """(65536,) uint16: sRGB's grey for each grey of a picture by its profile, both of 16 bits. None as there."""
+    """A table (65536,) uint16 from the 16-bit greys of a picture's profile to sRGB. None as in `srgb_transform`."""
     greys = np.arange(65536, dtype=np.uint16)
     try:
         if (profile := _profile(picture)) is None:
@@ -55,12 +55,13 @@ def grey_curve(picture: Image.Image) -> np.ndarray | None:
         return None
     steps = np.diff(curve.astype(np.int32))
     moved = np.abs(curve.astype(np.int32) - greys).max()
-    # Where a curve falls, this Pillow does not know 16-bit greys here and has read them as something else.
+    # A falling curve means that this Pillow does not support 16-bit greys here and misread them.
     return None if (steps < 0).any() or moved <= AS_GOOD_AS_SRGB * 257 else curve
 
 
 def _profile(picture: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The picture's own, if it is for its channels. Raises one of PROFILE_ERRORS where it is broken."""
+    """The picture's profile, or None if it has none or one for other channels. Raises one of PROFILE_ERRORS for a
+    broken one."""
     data = picture.info.get("icc_profile")
     if not data:
         return None
@@ -70,7 +71,7 @@ def _profile(picture: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 
 def _keeps(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether colours from all over the cube, and all greys, come out as they went in."""
+    """Whether a transform leaves all greys and a sample of the colour cube unchanged, within AS_GOOD_AS_SRGB."""
     steps = np.linspace(0, 255, 16).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 16, 3)
     greys = np.arange(256, dtype=np.uint8).reshape(-1, 16, 1).repeat(3, axis=2)
@@ -80,7 +81,7 @@ def _keeps(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 
 def _srgb_grey() -> bytes:
-    """A profile of greys with sRGB's own curve (IEC 61966-2-1), which LittleCMS has for colours alone. Laid out as in
+    """A grey profile with sRGB's curve (IEC 61966-2-1), which LittleCMS only provides for colours. Laid out as in
     ICC.1:2010: a header of 128 bytes, a table of two tags, the white point and the curve."""
     numbers = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
     curve = struct.pack(">4sIHH5i", b"para", 0, 3, 0, *(round(number * 65536) for number in numbers))

@@ -1,4 +1,4 @@
-"""Frames out of the files that clips are kept in: movies, animations, folders of PNGs, single pictures."""
+"""Reading frames from clips: movies, animations, folders of PNGs, single pictures."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ ANIMATIONS = (".gif", ".webp")
 PICTURE = ".png"
 
 DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
-"""What Pillow, and `opened` for PyAV, raise on files that they cannot read."""
+"""What Pillow, and PyAV through `opened`, raise on files that they cannot read."""
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a clip, (H, W, 3) uint8 each. Raises one of `DAMAGE` where they cannot be read."""
+    """The frames of a clip, (H, W, 3) uint8 each. Raises one of `DAMAGE` if they cannot be read."""
     if path.is_dir():
         return map(_picture, pictures_in(path))
     return _reader(path)(path)
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Files alone: to open a pipe would wait for ever."""
+    """The PNG files in a folder, sorted. Regular files only: opening a pipe would block forever."""
     return sorted(path for path in folder.glob(f"*{PICTURE}") if path.is_file())
 
 
 @contextmanager
 def opened_as(path: Path, container: str) -> Iterator[InputContainer]:
-    """A movie, by a named container and open file, so that no file's contents can send FFmpeg to another demuxer or
-    address. Raises FFmpeg's own errors."""
+    """Open a movie with a fixed container format and from an open file, so that its contents cannot make FFmpeg use
+    another demuxer or address. Raises FFmpeg's own errors."""
     import av
 
     with path.open("rb") as file, av.open(file, format=container) as movie:
@@ -51,20 +51,21 @@ def opened_as(path: Path, container: str) -> Iterator[InputContainer]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """`opened_as` the suffix says; FFmpeg's errors become OSErrors."""
+    """Open a movie with the container of its suffix; FFmpeg's errors become OSErrors."""
     import av
 
     try:
         with opened_as(path, MOVIES[path.suffix.lower()]) as movie:
             yield movie
-    except av.error.FFmpegError as error:  # of which not every kind is an OSError or a ValueError
+    except av.error.FFmpegError as error:  # some are neither OSError nor ValueError
         raise OSError(f"{error.strerror or error}") from error
 
 
 def read_frames(path: str | Path, most_values: int) -> np.ndarray:
-    """(T, H, W, 3) float32 in [0, 1]: the first frames of a clip, as many as have `most_values` values, at least one.
+    """Read the first frames of a clip, as many as fit in `most_values` values but at least one -> (T, H, W, 3) float32
+    in [0, 1].
 
-    Raises InputError for what is no clip, is damaged before that, or has frames of several sizes.
+    Raises InputError if it is not a clip, is damaged within those frames, or has frames of different sizes.
     """
     path = Path(path)
     _require_clip(path)
@@ -77,7 +78,7 @@ def read_frames(path: str | Path, most_values: int) -> np.ndarray:
             if values + frame.size > most_values:
                 break
     except DAMAGE as error:
-        bad = next(iter(pictures_in(path)[len(kept) :]), path)  # of a folder, the picture that comes next
+        bad = next(iter(pictures_in(path)[len(kept) :]), path)  # in a folder, the next picture
         raise InputError(f"{bad} cannot be read ({_reason(error)}): save the clip again") from error
     if len({frame.shape for frame in kept}) != 1:
         why = "frames of several sizes" if kept else "no frames"
@@ -88,7 +89,7 @@ def read_frames(path: str | Path, most_values: int) -> np.ndarray:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):  # whose message names the file once more
+    if isinstance(error, UnidentifiedImageError):  # its message would repeat the file's name
         return "it is damaged, or not what its name says"
     return shorten(str(error), 80, placeholder=" ...")
 
@@ -121,5 +122,5 @@ def _animation(path: Path) -> Iterator[np.ndarray]:
 def _movie(path: Path) -> Iterator[np.ndarray]:
     with opened(path) as movie:
         for frame in movie.decode(video=0):
-            turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, as phones say how they were held
+            turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, from the phone's orientation
             yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))

@@ -1,6 +1,6 @@
-"""Clips into files: mp4 and webm through PyAV, webp and gif through Pillow, or a folder of PNGs.
+"""Writing clips: mp4 and webm through PyAV, webp and gif through Pillow, or a folder of PNGs.
 
-The same frames and recipe give the same bytes, and a file appears only when it is whole.
+The same frames and recipe give the same bytes, and a file appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .metadata import FRAME_NAME, MOVIE_KEY, exif, png_info
 from .whole import is_empty, reason_of, replacing
 
 GIF_MAX_FPS = 50
-"""Browsers slow down frames shorter than two hundredths of a second, the unit of GIF being one."""
+"""Browsers slow down GIF frames shorter than two hundredths of a second."""
 
 WEBP_QUALITY = 95
 BT709 = 1
-"""ITU-T H.273 code of BT.709, for primaries, transfer and matrix alike."""
+"""ITU-T H.273 code of BT.709, the same for primaries, transfer and matrix."""
 
 LIMITED_RANGE = 1
 """FFmpeg's code for luma of 16-235 and chroma of 16-240."""
 
 _RED_LUMA, _GREEN_LUMA, _BLUE_LUMA = 0.2126, 0.7152, 0.0722
-"""ITU-R BT.709-6, item 3.2."""
+"""Luma coefficients (ITU-R BT.709-6, item 3.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ _SUFFIXES = (*_MOVIES, ".webp", ".gif")
 def check_output(path: str | Path, fps: float) -> None:
     """Raise OutputError if a clip played at `fps` could not be written to `path`; called before rendering.
 
-    The kind of file follows from the suffix: .mp4, .webm, .webp, .gif; without a suffix, or ending in a slash, it is a
-    folder of PNGs. The parent folder must exist. A file in the way is replaced; a folder must be empty, and is filled.
+    The suffix determines the format: .mp4, .webm, .webp, .gif; without a suffix, or ending in a slash, it is a folder
+    of PNGs. The parent folder must exist. An existing file is replaced; an existing folder must be empty.
     """
     target, suffix = _target(path)
     if not suffix and not _names_folder(path) and target.name.lower() in _SUFFIXES:
@@ -67,7 +67,7 @@ def check_output(path: str | Path, fps: float) -> None:
 
 
 def check_target(target: Path, *, folder: bool = False) -> None:
-    """Raise OutputError if a file (or a folder) cannot be put at `target`. A folder's links are followed."""
+    """Raise OutputError if a file (or a folder) cannot be written at `target`. Links to folders are followed."""
     place = _folder(target) if folder else target
     parent, fills = place.parent, folder and place.is_dir()
     if not parent.is_dir():
@@ -87,12 +87,11 @@ def check_target(target: Path, *, folder: bool = False) -> None:
 
 
 def write_clip(frames: np.ndarray, path: str | Path, fps: float, recipe: Recipe | None = None) -> Path:
-    """Write frames (T, H, W, 3) in [0, 1] as the kind of file that the suffix of `path` names, and return its path.
+    """Write frames (T, H, W, 3) in [0, 1] in the format given by the suffix of `path`, and return the path.
 
-    `fps` is the playback speed in frames per second; the recipe goes into the file's metadata (`read_recipe`). The file
-    is built beside its place, or in the empty folder that its frames are for, and moved there when whole; on any
-    exception nothing is left and what was there stays. mp4 and webm are 8-bit 4:2:0 in BT.709 and need even sizes.
-    Raises OutputError.
+    `fps` is the playback speed in frames per second; the recipe is stored in the file's metadata (see `read_recipe`).
+    The output is written to a scratch folder and moved into place when complete; on an exception nothing changes. mp4
+    and webm are 8-bit 4:2:0 in BT.709 and need even sizes. Raises OutputError.
     """
     check_output(path, fps)
     target, suffix = _target(path)
@@ -111,10 +110,10 @@ def write_clip(frames: np.ndarray, path: str | Path, fps: float, recipe: Recipe 
 
 
 def to_yuv420(frame: np.ndarray) -> np.ndarray:
-    """(H, W, 3) in [0, 1] -> (3 H / 2, W) uint8: planar 4:2:0, BT.709, limited range.
+    """Convert (H, W, 3) in [0, 1] -> (3 H / 2, W) uint8: planar 4:2:0, BT.709, limited range.
 
-    Straight from float, so that rounding happens once. Chroma sits on the left of each pair of columns and between the
-    rows, where H.264 and VP9 players expect it.
+    Converts directly from float, so that values are rounded once. Chroma is sited at the left of each pair of columns
+    and between the rows, where H.264 and VP9 players expect it.
     """
     red, green, blue = np.moveaxis(frame.astype(np.float32), -1, 0)
     luma = _RED_LUMA * red + _GREEN_LUMA * green + _BLUE_LUMA * blue
@@ -126,7 +125,7 @@ def to_yuv420(frame: np.ndarray) -> np.ndarray:
 
 
 def _halved(plane: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H/2, W/2): [1 2 1] / 4 around even columns, mean of each pair of rows."""
+    """Subsample (H, W) -> (H/2, W/2): [1 2 1] / 4 around even columns, mean of each pair of rows."""
     rows = (plane[0::2] + plane[1::2]) / 2
     padded = np.pad(rows, ((0, 0), (1, 0)), mode="edge")
     return (padded[:, 0:-1:2] + 2 * rows[:, 0::2] + rows[:, 1::2]) / 4
@@ -157,7 +156,7 @@ def _set_colours_and_determinism(codec: object) -> None:
 
     codec.colorspace = codec.color_primaries = codec.color_trc = BT709
     codec.color_range = LIMITED_RANGE
-    codec.thread_count = 1  # the encoders' results depend on how many threads share a frame
+    codec.thread_count = 1  # the encoded bytes depend on the number of threads
     codec.flags |= av.codec.context.Flags.bitexact
 
 
@@ -176,7 +175,7 @@ def _write_gif(frames: np.ndarray, path: Path, fps: float, text: str) -> None:
 
 
 def _to_palette(picture: Image.Image) -> Image.Image:
-    """256 colours that suit this frame, dithered: without it gradients band. An octree is 30 times as fast as Pillow's
+    """Reduce to 256 colours chosen for this frame, dithered to avoid banding. An octree is 30 times as fast as Pillow's
     median cut and, dithered, as close to the frame."""
     return picture.quantize(palette=picture.quantize(256, method=Image.Quantize.FASTOCTREE))
 
@@ -192,13 +191,13 @@ def _picture(frame: np.ndarray) -> Image.Image:
 
 
 def _durations(count: int, fps: float, unit: int) -> list[int]:
-    """Milliseconds each frame stays, in whole units, so that rounding never adds up over the clip."""
+    """Durations of the frames in milliseconds, multiples of `unit`, rounded so that errors do not accumulate."""
     ends = [unit * round(1000 * index / (fps * unit)) for index in range(count + 1)]
     return [end - start for start, end in pairwise(ends)]
 
 
 def _target(path: str | Path) -> tuple[Path, str]:
-    """Where to write, and the lower-case suffix, empty for a folder of PNGs."""
+    """The path to write, and its lower-case suffix ("" for a folder of PNGs)."""
     target = Path(path)
     return target, "" if _names_folder(path) else target.suffix.lower()
 
@@ -223,7 +222,7 @@ def _check_codec(target: Path, movie: _Movie) -> None:
 
 
 def _folder(target: Path) -> Path:
-    """Where a folder of PNGs really lies. Unlike Path.resolve, this bears links that lead in a circle."""
+    """The real path of a folder of PNGs. Unlike Path.resolve, this tolerates circular links."""
     return Path(os.path.realpath(target))
 
 

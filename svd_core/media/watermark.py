@@ -1,9 +1,9 @@
 """The reference's invisible watermark: 48 fixed bits in every frame, through the library that the reference uses.
 
 The library (invisible-watermark, imported as imwatermark) is optional, and imported only when a frame is marked or
-read. Its method "dwtDct" moves the largest coefficient of each 4 x 4 block of the blue chroma's Haar average to a place
-that says 0 or 1; the bits repeat over the blocks. Frames go in as 8-bit BGR, as the library documents: what a file of 8
-bits holds is then read as it was written. (The reference hands over floats, which its own detector, reading 8-bit
+read. Its method "dwtDct" shifts the largest coefficient of each 4 x 4 block of the blue chroma's Haar average to a
+value that encodes 0 or 1; the bits repeat over the blocks. Frames are passed as 8-bit BGR, as the library documents, so
+that 8-bit files are read as they were written. (The reference passes floats, which its own detector, reading 8-bit
 files, often misses; see docs/LOG.md.)
 """
 
@@ -24,10 +24,10 @@ MESSAGE = tuple(int(bit) for bit in f"{0xB3EC907BB19E:048b}")
 
 METHOD = "dwtDct"
 LEAST_AREA = 256 * 256
-"""In pixels; the library refuses smaller frames."""
+"""Smallest frame in pixels; the library rejects smaller ones."""
 
 CERTAIN = 1e-6
-"""A watermark is called found where chance alone would match as well less often than this."""
+"""The p-value below which a watermark counts as found."""
 
 INSTALL = "pip install invisible-watermark"
 _PARTS = ("invisible-watermark", "opencv-python", "opencv-python-headless", "PyWavelets")
@@ -35,8 +35,8 @@ _PARTS = ("invisible-watermark", "opencv-python", "opencv-python-headless", "PyW
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """matched is how many of the message's 48 bits the library reads in the clearest frame; p_value is how often a
-    message drawn at random would agree with the frames as well."""
+    """The result of a search: matched is how many of the message's 48 bits the library reads in the clearest frame,
+    p_value the probability that a random message would agree with the frames as well."""
 
     matched: int
     p_value: float
@@ -51,23 +51,23 @@ class Detection:
 
 
 def library() -> str:
-    """What would embed it, such as "invisible-watermark 0.2.0, PyWavelets 1.9.0"; empty where it is not installed."""
+    """The library and its versions, such as "invisible-watermark 0.2.0, PyWavelets 1.9.0"; empty if not installed."""
     if find_spec("imwatermark") is None:
         return ""
     return ", ".join(f"{name} {metadata.version(name)}" for name in _PARTS if _is_installed(name))
 
 
 def obstacle(width: int, height: int) -> str:
-    """Why frames of this size cannot be marked here, with what to do about it; empty where they can."""
+    """Why frames of this size cannot be marked here, with a remedy; empty if they can."""
     if width * height < LEAST_AREA:
         return f"frames of {width}x{height} are too small for a watermark: it takes 256x256, or as many pixels"
     return "" if library() else f"a watermark needs the package invisible-watermark: {INSTALL}"
 
 
 def embed(frames: np.ndarray) -> np.ndarray:
-    """frames (T, H, W, 3) in [0, 1] -> the same with the message in each, float32 in steps of 1/255.
+    """Embed the message in each of frames (T, H, W, 3) in [0, 1] -> the same shape, float32 in steps of 1/255.
 
-    Raises InputError where `obstacle` says so, or the library does not work.
+    Raises InputError if `obstacle` gives a reason, or the library cannot be imported.
     """
     _require(frames)
     encoder = _imported().WatermarkEncoder()
@@ -79,9 +79,9 @@ def embed(frames: np.ndarray) -> np.ndarray:
 def detect(frames: np.ndarray) -> Detection:
     """Look for the message in frames (T, H, W, 3) in [0, 1]: in each, and in all together.
 
-    The library's reading of a bit leans the same way everywhere in flat colour, so counting matches alone misses marked
-    frames. Compared are instead the votes for the message's ones with those for its zeros, which no lean changes: a
-    rank-sum test (Wilcoxon 1945), exact, with its p-value multiplied by the number of readings tried.
+    In flat colour the library's reading of all bits is biased the same way, so counting matches misses marked frames.
+    Instead, the votes for the message's ones are compared with those for its zeros, which no common bias affects: an
+    exact rank-sum test (Wilcoxon 1945), with its p-value multiplied by the number of readings tried.
     Raises InputError as `embed` does.
     """
     _require(frames)
@@ -93,9 +93,10 @@ def detect(frames: np.ndarray) -> Detection:
 
 
 def rank_sum_chance(votes: Sequence[float] | np.ndarray) -> float:
-    """How often a random message with as many ones would have ones whose votes (48,) rank as high: in (0, 1].
+    """The probability, in (0, 1], that the ones of a random message with as many ones have votes (48,) that rank at
+    least as high.
 
-    Exact, ties included: counts the ways of choosing that many of the doubled mid-ranks, by their sum.
+    Exact, ties included: counts the subsets of that size of the doubled mid-ranks by their sum.
     """
     _, place, counts = np.unique(votes, return_inverse=True, return_counts=True)
     doubled = (2 * counts.cumsum() - counts + 1)[place]
@@ -108,7 +109,8 @@ def rank_sum_chance(votes: Sequence[float] | np.ndarray) -> float:
 
 
 def _votes(bgr: np.ndarray) -> np.ndarray:
-    """(48,): the part of its blocks in which the library reads each bit as 1. It keeps them to itself but for this."""
+    """The fraction of blocks in which the library reads each bit as 1, (48,). It has no public access to them, hence
+    the subclass."""
     base = _imported().watermark.EmbedMaxDct
     kept: list[np.ndarray] = []
 
@@ -137,7 +139,7 @@ def _imported() -> object:
     try:
         import imwatermark
         import imwatermark.watermark
-    except ImportError as error:  # OpenCV's own libraries may be what is missing
+    except ImportError as error:  # for example if OpenCV's shared libraries are missing
         raise InputError(f"the package invisible-watermark does not load ({error}): {INSTALL}") from error
     return imwatermark
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a killed process leaves behind."""
+"""Atomic writing of files and folders, and clean-up after killed processes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from ..errors import OutputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where a killed process leaves its scratch folder for good
+except ImportError:  # Windows, where abandoned scratch folders are never removed
     fcntl = None
 
 SCRATCH = ".svd_core-"
-"""How the names of scratch folders begin. They lie beside what is written, or in the empty folder that is to be filled,
-because a file moves at once only within its own disk."""
+"""Prefix of scratch folders' names. They are created next to the target, or in the empty folder to be filled, because
+a move is atomic only within one file system."""
 
 ABANDONED_SECONDS = 3600
-"""A lock tells whether the process that wrote still lives. Other machines may not see it, hence the hour."""
+"""Age after which an unlocked scratch folder is removed. A lock shows a live process, but maybe not to other machines,
+hence the hour."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a scratch path on the target's disk, beside it; moved into place unless the body raises.
+    """Yield a scratch path next to the target, which is moved into place unless the body raises.
 
-    A folder that is there already, or that a link leads to, stays and takes the files of the new one: it may be where a
-    disk is mounted, or where a shell stands. It must be empty. A process that is killed meanwhile leaves what was there
-    whole, and a hidden scratch folder, which the first write there an hour later removes. Raises OutputError where the
-    system refuses.
+    If the target is an existing folder, or a link to one, it is kept and filled with the new folder's files, because it
+    may be a mount point or a shell's current folder. It must be empty. A process that is killed meanwhile leaves the
+    target intact, and a hidden scratch folder, which the first write there an hour later removes. Raises OutputError on
+    system errors.
     """
     try:
         there = target.is_dir()
@@ -51,14 +52,14 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but scratch folders, of killed processes or of others at work."""
+    """Whether a folder holds nothing but scratch folders of killed or running processes."""
     return all(entry.name.startswith(SCRATCH) for entry in folder.iterdir())
 
 
 def _fill(folder: Path, new: Path) -> None:
-    """Move what is in `new` into an empty folder: all of it, or on any failure nothing. Only a kill in the milliseconds
-    of the moves leaves the first of the files. Raises OSError."""
-    lock = _lock(folder, wait=True)  # of two processes that fill one folder, the second finds it full
+    """Move the contents of `new` into an empty folder; on failure, none of them. Only a kill during the moves can leave
+    some of the files. Raises OSError."""
+    lock = _lock(folder, wait=True)  # if two processes fill the same folder, the second finds it full
     moved: list[Path] = []
     try:
         if not is_empty(folder):
@@ -76,7 +77,7 @@ def _fill(folder: Path, new: Path) -> None:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, fit for the middle of a sentence."""
+    """The system's message, worded to fit inside a sentence."""
     return (error.strerror or str(error)).lower()
 
 
@@ -93,8 +94,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _lock(path: Path, *, wait: bool = False) -> int | None:
-    """A descriptor that holds a folder until this process closes it or dies. None where another process holds it (or
-    waits for that one), and where the system has no such locks."""
+    """Lock a folder and return the descriptor, which holds it until this process closes it or dies. Returns None if
+    another process holds the lock (with `wait`, waits for it instead) and on systems without such locks."""
     if fcntl is None:
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -107,15 +108,15 @@ def _lock(path: Path, *, wait: bool = False) -> int | None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Scratch folders that nobody holds and nobody has touched for an hour."""
+    """Remove scratch folders that no process has locked and that have not been touched for an hour."""
     for path in folder.glob(f"{SCRATCH}*"):
-        with suppress(OSError):  # it vanished, or is another user's
+        with suppress(OSError):  # it vanished, or belongs to another user
             if _seconds_untouched(path) > ABANDONED_SECONDS and (lock := _lock(path)) is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
 
 
 def _seconds_untouched(path: Path) -> float:
-    """Less than 0 where the clock was set back, so that the folder stays."""
+    """Seconds since the folder or an entry changed; negative if the clock was set back, which keeps the folder."""
     inside = [entry.lstat().st_mtime for entry in path.iterdir()]
     return time.time() - max([path.lstat().st_mtime, *inside])

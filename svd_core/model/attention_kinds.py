@@ -24,7 +24,7 @@ HOPPER = (9, 0)
 
 SHORTEST = 128
 """Token count below which a kernel requested by name leaves the work to torch: it gains nothing there, and eight-bit
-sums along the frames of a pixel are reported to flicker."""
+sums along the frames of a pixel are reported to flicker (ComfyUI-KJNodes issue 629)."""
 
 _PACKAGES = {"sage": ("sageattention", "sageattention"), "flash3": ("flash_attn_interface", "FlashAttention 3")}
 _WIDTHS = (64, 96, 128)

@@ -122,8 +122,8 @@ def _over_frames(conv3d: type[nn.Module]) -> type[nn.Module]:
     """A `Conv3d` that keeps the official five-dimensional weight but runs as a 2-D convolution over (frames, pixels).
 
     A (3,1,1) kernel does not mix pixels, so height and width may be one axis: the same sums without the slow and, in
-    some library versions, wrong 3-D kernels. Class: rounding. Deriving from the host's own class keeps its casting,
-    offloading and patching of weights, all of which end in `_conv_forward`.
+    some library versions (pytorch issue 163539), wrong 3-D kernels. Class: rounding. Deriving from the host's own class
+    keeps its casting, offloading and patching of weights, all of which end in `_conv_forward`.
     """
 
     class FrameConv(conv3d):

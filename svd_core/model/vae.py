@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..config import PIXELS_PER_LATENT, VAEConfig
 from ..decode.frames import Convolution, Doubling, Halving, InsideFrame, Residual, SelfAttention
 from ..decode.pictures import EncodePlan, choose_encode, encode_modes, encode_plan, run_encode
-from ..decode.places import MODES, Mode, band_bytes, has_own_memory
+from ..decode.places import MODES, Mode, band_bytes
 from ..decode.plan import DecodePlan, choose_decode, decode_plan
 from ..decode.rescue import rescued
 from ..decode.run import run_plan
 from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
+from ..device_memory import has_own_memory
 from ..errors import InputError
 from .backend import TORCH, Backend
 from .fused import convolved_by_corner, doubled_convolved, short_of_bias

@@ -1,7 +1,7 @@
-"""Control over what moves, where and for how long: wrappers of a denoiser, for every sampler and with each other.
+"""Control over what moves, where and for how long: denoiser wrappers that combine with any sampler and each other.
 
-Each takes a `ClipDenoiser` and is one itself. Where several are used, this order is meant, from the inside out:
-`Between`, `LongTake`, `Brushed`. None imports a model.
+Each takes a `ClipDenoiser` and is one itself. Nest several in this order, innermost first: `Between`, `LongTake`,
+`Brushed`. None imports a model.
 """
 
 from .between import Between as Between

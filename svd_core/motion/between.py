@@ -1,9 +1,9 @@
-"""In-between: motion from one picture to another, and loops, by a model that knows the first frame only.
+"""In-between: motion from one picture to another, and loops, with a model that only knows the first frame.
 
-A clip played backwards begins with its end. So the model is asked twice: forward from the start, and from the end with
-frames in reverse. Time Reversal Fusion (Feng et al., arXiv 2403.14611) blends both answers at every evaluation;
-ViBiDSampler (Yang et al., arXiv 2410.05651) takes them one after the other, with noise added back between, and holds
-the ends to the pictures' own latents, which is its data consistency step in closed form for a measurement that is a
+A clip played backwards begins with its end. So the model is called twice: forward from the start, and from the end with
+the frames reversed. Time Reversal Fusion (Feng et al., arXiv 2403.14611) blends both results at every evaluation;
+ViBiDSampler (Yang et al., arXiv 2410.05651) uses them one after the other, adding noise back in between, and fixes both
+ends to the pictures' own latents, which is the closed form of its data consistency step when the measurement is a
 frame.
 """
 
@@ -26,12 +26,12 @@ from .denoiser import ClipDenoiser
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Between:
-    """A denoiser bounded on both sides. Two model calls for one.
+    """A denoiser with a given first and last picture. Makes two model calls per evaluation.
 
-    end: the conditioning of the picture that the clip ends on; its vector is not read, both ways move alike.
-    held: latents (B, 4, h, w) of both pictures, sampler units, that replace the first and the last frame; None leaves
-    the ends to the model, whose neighbours then match them better. loop: both pictures are one, and where the ends are
-    not held they are made equal. Raises InputError where the two pictures differ in size.
+    end: the conditioning of the picture that the clip ends on; its vector is ignored, so both directions share the
+    motion settings. held: latents (B, 4, h, w) of both pictures, sampler units, that replace the first and the last
+    frame; with None the model predicts them, and they match their neighbours better. loop: both pictures are the same,
+    so ends that are not held are made equal. Raises InputError if the two pictures differ in size.
     """
 
     denoise: ClipDenoiser
@@ -49,23 +49,23 @@ class Between:
         return self.denoise.num_frames
 
     def told(self, change: Callable[[Conditioning], Conditioning]) -> Between:
-        """Changes what the forward pass knows; the end stays the end."""
+        """A copy with the forward pass's conditioning changed; the end picture is kept."""
         return replace(self, denoise=self.denoise.told(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Each frame is mostly the answer of the end that is nearer. The paper's shares are straight lines; these leave
-        and arrive level (3 t^2 - 2 t^3), so that the frames beside an end stay free of the other one's ghost."""
+        """Blend both results, each frame mostly from the nearer end. The paper's weights are linear in time; these
+        (3 t^2 - 2 t^3) are flat at both ends, so that frames near one end show no ghost of the other."""
         backward = self._answer_from_end(x, sigma)
         time = torch.linspace(0, 1, self.num_frames, device=x.device)
         share = (time**2 * (3 - 2 * time)).repeat(x.shape[0] // self.num_frames)
         return self._hold(torch.lerp(self.denoise(x, sigma), backward, share[:, None, None, None]))
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """What the start alone says."""
+        """The prediction from the start picture alone."""
         return self._hold(self.denoise(x, sigma))
 
     def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """What the end alone says; frames in, and out, in the order in which they are played."""
+        """The prediction from the end picture alone; frames go in and come out in playback order."""
         return self._hold(self._answer_from_end(x, sigma))
 
     def _answer_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -95,7 +95,7 @@ class Between:
 
 
 class BothWays(Protocol):
-    """What `sample_sequential` walks with; `Between` is one."""
+    """The model that `sample_sequential` needs, such as `Between`."""
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 
@@ -112,10 +112,10 @@ def sample_sequential(
     disable: bool | None = None,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """ViBiDSampler (arXiv 2410.05651, algorithm 1) with Euler steps: down one level with the forward answer, noise
-    added back to the level before, down again with the backward answer. Two model calls a step.
+    """ViBiDSampler (arXiv 2410.05651, algorithm 1) with Euler steps: go down one level with the forward prediction, add
+    noise back to the previous level, go down again with the backward prediction. Two model calls per step.
 
-    Guidance is the model's own, not the paper's CFG++. Otherwise as the samplers of `svd_core.sampling`.
+    Uses the model's own guidance, not the paper's CFG++. Otherwise like the samplers of `svd_core.sampling`.
     """
     sigmas, x = sigmas.cpu(), x.float()
     noise = noise_sampler or seeded_noise((((extra_args or {}).get("seed") or 0) + 1) % 2**64, x)

@@ -1,8 +1,8 @@
 """Motion Brush: a painted mask says how much each region may move.
 
-The change map of Differential Diffusion (Levin and Fried, arXiv 2306.00950), with the first frame as what is kept: a
-pixel of grey g is held to it while the remaining noise is above g, and free below. Holding replaces the denoised
-latent, which moves a sampler exactly along the noised still.
+The change map of Differential Diffusion (Levin and Fried, arXiv 2306.00950) applied to the first frame: a pixel of grey
+g is held to it while the remaining noise is above g, and free below. Holding replaces the denoised latent, which moves
+a sampler exactly along the noised still.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .windows import Part
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Brush:
-    """How much may move where: mask (H, W) or (T, H, W) in pixels, from 0, which is still, to 1, which is free.
+    """How much each pixel may move: mask (H, W) or (T, H, W), from 0 (still) to 1 (free).
 
     Raises InputError for another shape or values outside 0 to 1.
     """
@@ -53,15 +53,15 @@ class Brush:
 
     @property
     def _by_frame(self) -> Tensor:
-        """(T or 1, H, W)."""
+        """The mask as (T or 1, H, W) float32."""
         return self.mask.float() if self.mask.ndim == 3 else self.mask.float()[None]
 
     def cells(self) -> Tensor:
-        """(T or 1, 1, h, w): a latent cell may move as much as its freest pixel."""
+        """The mask in latent cells, (T or 1, 1, h, w): a cell may move as much as its freest pixel."""
         return max_pool2d(self._by_frame[:, None], PIXELS_PER_LATENT)
 
     def opacity(self, feather: int) -> Tensor:
-        """(T or 1, H, W): the clip's share over the still picture. Exactly 0 where the mask is; beside that it rises
+        """The clip's opacity over the still picture, (T or 1, H, W). Exactly 0 where the mask is 0, from where it rises
         over `feather` pixels."""
         free = (self._by_frame > 0).float()[:, None]
         if feather < 1:
@@ -74,10 +74,10 @@ class Brush:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Brushed:
-    """A denoiser whose still regions are held to `still` (B, 4, h, w), sampler units, as `freedom` (T or 1, 1, h, w)
-    says. The noise that remains counts in its logarithm, from 1 at the sigma `highest` to 0 at `lowest`.
+    """A denoiser that holds cells to `still` (B, 4, h, w), sampler units, while their `freedom` (T or 1, 1, h, w) is
+    below the remaining noise, which is logarithmic in sigma: 1 at `highest`, 0 at `lowest`.
 
-    Costs no model call. Raises InputError for frames or a size that freedom and still do not fit.
+    Costs no model call. Raises InputError if freedom and still do not fit the frames or their size.
     """
 
     denoise: ClipDenoiser
@@ -94,7 +94,7 @@ class Brushed:
         return replace(self, denoise=self.denoise.told(change))
 
     def part(self, part: Part) -> Brushed:
-        """For a denoiser of windows, as `LongTake` is."""
+        """The denoiser of one window; for a wrapped denoiser that has `part`, such as `LongTake`."""
         _check_count(len(self.freedom), part.total)
         freedom = self.freedom if len(self.freedom) == 1 else self.freedom[part.frames]
         return replace(self, denoise=self.denoise.part(part), freedom=freedom)
@@ -103,7 +103,7 @@ class Brushed:
         return self._hold(self.denoise, x, sigma)
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """For a denoiser that goes both ways, as `Between` does."""
+        """The forward prediction; for a wrapped denoiser with both directions, such as `Between`."""
         return self._hold(self.denoise.forward, x, sigma)
 
     def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -117,7 +117,7 @@ class Brushed:
         return torch.where(held, self.still.to(denoised)[:, None], clips).flatten(0, 1)
 
     def remaining(self, sigma: Tensor | float) -> float:
-        """The part of the noise that is left, above 0 while there is any: freedom 0 is always held."""
+        """The remaining share of the noise, at most 1 and always above 0, so that freedom 0 is always held."""
         level = float(torch.as_tensor(sigma).max())
         span = math.log(self.highest / self.lowest)
         part = math.log(max(level, self.lowest) / self.lowest) / span if span > 0 else 0.0
@@ -139,7 +139,7 @@ def _check_count(masks: int, frames: int) -> None:
 
 
 def composite(frames: np.ndarray, picture: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """The frames (T, H, W, 3) over the picture (H, W, 3), opacity (T or 1, H, W); where it is 0, the picture's bits."""
+    """Blend frames (T, H, W, 3) over a picture (H, W, 3) with opacity (T or 1, H, W); 0 and 1 copy bit for bit."""
     alpha = opacity[..., None]
     blended = picture + alpha * (frames - picture)
     return np.where(alpha == 0, picture, np.where(alpha == 1, frames, blended)).astype(np.float32)

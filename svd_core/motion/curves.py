@@ -1,7 +1,7 @@
 """Curves: settings that change from frame to frame.
 
-The network adds its embedded micro-conditioning to every frame by itself, so motion bucket and augmentation can have a
-value each. It was trained on constants: this is outside what it has seen.
+The network adds its embedded micro-conditioning to every frame separately, so motion bucket and augmentation can differ
+per frame. It was trained on constants only, so curves are outside its training.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..sinusoid import sinusoid
 
 
 def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]], num_frames: int) -> Tensor:
-    """(T,) float32 from one number, a number for each frame, or points (position, value), position 0 the first frame
-    and 1 the last. Raises InputError for another count, NaN or infinity, and points that are no curve."""
+    """A curve (T,) float32 from one number, one number per frame, or points (position, value) with position 0 the first
+    frame and 1 the last. Raises InputError for another count, NaN or infinity, and invalid points."""
     if isinstance(given, int | float):
         return _in_float32([given] * num_frames)
     values = list(given)
@@ -34,7 +34,8 @@ def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]],
 
 
 def _in_float32(values: Sequence[float]) -> Tensor:
-    """Through float64, because torch raises an error of its own for what float32 does not hold."""
+    """Convert through float64, because torch raises an error of its own for values that float32 cannot hold. Raises
+    InputError instead."""
     curve = torch.tensor([float(value) for value in values], dtype=torch.float64).float()
     if not torch.isfinite(curve).all():
         raise InputError(
@@ -44,9 +45,9 @@ def _in_float32(values: Sequence[float]) -> Tensor:
 
 
 def with_curves(told: Conditioning, motion_bucket: Tensor | None, augmentation: Tensor | None) -> Conditioning:
-    """The conditioning with a motion bucket, an augmentation or both for each frame, (T,); None leaves one as it is.
+    """The conditioning with a motion bucket, an augmentation or both per frame, (T,); None keeps the current value.
 
-    Raises InputError for values out of range and for two curves of different length.
+    Raises InputError for values out of range and for two curves of different lengths.
     """
     lengths = {len(curve) for curve in (motion_bucket, augmentation) if curve is not None}
     if not lengths:
@@ -62,7 +63,7 @@ def with_curves(told: Conditioning, motion_bucket: Tensor | None, augmentation: 
 
 
 def _embedded(curve: Tensor | None, part: Tensor) -> Tensor:
-    """(B, T, V / 3): the curve's sinusoids in the place of `part`."""
+    """The curve's sinusoids, shaped like `part` (B, T, V / 3); `part` itself without a curve."""
     if curve is None:
         return part
     return sinusoid(curve.to(part.device), part.shape[-1]).to(part).expand_as(part)

@@ -1,4 +1,4 @@
-"""The contract that everything here wraps and keeps."""
+"""The denoiser interface that every wrapper in this package takes and implements."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..conditioning import Conditioning
 
 
 class ClipDenoiser(Protocol):
-    """k-diffusion's `model(x, sigma) -> denoised` for clips, which can be told something else about them.
+    """k-diffusion's `model(x, sigma) -> denoised` for clips, with replaceable conditioning.
 
     x (B * T, 4, h, w) is in sampler units and frame-major; sigma is (B * T,) or one number.
     """
 
     @property
     def num_frames(self) -> int:
-        """T, the frames of a clip that the network sees together."""
+        """T, the number of frames that the network sees together."""
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor: ...
 
     def told(self, change: Callable[[Conditioning], Conditioning]) -> ClipDenoiser:
-        """The same denoiser with its conditioning changed; this one stays as it is."""
+        """A copy of the denoiser with its conditioning changed; this one is not modified."""
 
 
 Wrap = Callable[[ClipDenoiser], ClipDenoiser]
-"""What a method makes of a denoiser."""
+"""A method's wrapper: denoiser -> denoiser."""

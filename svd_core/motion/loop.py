@@ -1,7 +1,7 @@
 """Loop: a clip that ends where it begins.
 
-`Between` with the same picture on both ends, the repeated last frame dropped, and a decoder that wraps around in time
-(`VideoVAE.decode(circular=True)`), so that the last frame is next to the first there too.
+`Between` with the same picture at both ends, the repeated last frame dropped, and a decoder that wraps around in time
+(`VideoVAE.decode(circular=True)`), which then also treats the last frame as a neighbour of the first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 
 LEAST_FRAMES = 4
-"""Sampled frames of a loop: two that move, between two that are the picture."""
+"""Fewest sampled frames of a loop: two moving frames between two copies of the picture."""
 
 
 def require_loop(frames: int) -> None:
@@ -23,10 +23,10 @@ def require_loop(frames: int) -> None:
 
 
 def seam_score(frames: np.ndarray) -> float:
-    """How the step from the last frame to the first compares with the median step inside: 1 is a loop without a seam.
+    """The step from the last frame to the first over the median step within the clip; 1 is a seamless loop.
 
-    frames (T, H, W, 3); a step is the mean absolute difference of two frames. Where nothing moves inside, the score is
-    1 for no seam and infinite for any. Raises InputError below three frames, which have no step to compare with.
+    frames (T, H, W, 3); a step is the mean absolute difference of two frames. If the median step is 0, the score is 1
+    for a closing step of 0 and infinite otherwise. Raises InputError for fewer than three frames.
     """
     if len(frames) < 3:
         raise InputError(f"a loop of {len(frames)} frames has no seam to measure: give at least 3")
@@ -36,5 +36,5 @@ def seam_score(frames: np.ndarray) -> float:
 
 
 def frame_steps(frames: np.ndarray) -> np.ndarray:
-    """(T, H, W, 3) -> (T - 1,): mean absolute difference of each frame and the next."""
+    """Mean absolute difference of each frame and the next: (T, H, W, 3) -> (T - 1,)."""
     return np.abs(np.diff(frames.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))

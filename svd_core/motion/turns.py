@@ -1,7 +1,7 @@
-"""Long Take in turns: one window after the other, each going on from the last frame of the one before.
+"""Sequential Long Take: one window after the other, each continuing from the last frame of the one before.
 
-A whole run of the sampler makes a window, whose last frame, clean by then, is the picture of the next: no frame is
-blended with another, so nothing wears soft, and the first step of a window is one that the model has learned.
+Each window is a complete run of the sampler, and its last frame, clean by then, becomes the picture of the next window.
+No frames are blended, so nothing blurs, and the first step of each window resembles the model's training.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..sampling.samplers import Callback, Model, NoiseSampler, Sampler, sample_e
 from .windows import Part, Windows
 
 SEED_STEP = 0x9E3779B97F4A7C15
-"""From a window's seed to the next one's: 2**64 over the golden ratio, by which SplitMix64 goes on. Its multiples lie
-far apart, so that no window's noise is that of another window of a seed nearby."""
+"""Difference between the seeds of consecutive windows: 2**64 over the golden ratio, SplitMix64's increment. Its
+multiples are far apart, so that windows of nearby seeds do not share noise."""
 
 SEED_ROUND = 2**64 - 1
-"""Where seeds come round. Samplers of ComfyUI's add 1 on a CPU, and a generator takes no more than this."""
+"""Modulus of window seeds. ComfyUI's samplers add 1 on a CPU, and a generator accepts seeds up to this value."""
 
 
 class InParts(Protocol):
-    """What `sample_in_turns` walks with; `LongTake` is one."""
+    """The model that `sample_in_turns` needs, such as `LongTake`."""
 
     def part(self, part: Part) -> Model: ...
 
@@ -45,14 +45,14 @@ def sample_in_turns(
     sampler: Sampler = sample_euler,
     **options: Any,
 ) -> Tensor:
-    """x (T, 4, h, w) of the whole clip, made by `sampler` in windows that share one frame, and by the last of them more
-    where the clip's length asks for it. One model call a window for each evaluation of the sampler.
+    """Sample the whole clip x (T, 4, h, w) window by window with `sampler`. Windows share one frame; the last one
+    shares more if needed to end with the clip. One model call per window for each evaluation of the sampler.
 
-    Otherwise as the samplers of `svd_core.sampling`, with these differences: `callback` comes once a step of each
-    window, with all frames and as many windows in a row at each `i` as there are; `options` are the sampler's. Where
-    the schedule ends above 0, windows go on from what was denoised last. A sampler that adds noise needs a
-    `noise_sampler` of the whole clip or `extra_args["seed"]`, or each window's is the same. Raises InputError for a
-    clip shorter than a window.
+    Like the samplers of `svd_core.sampling`, with these differences. `callback` is called once per step of each window,
+    with all frames; its `i` spans the whole run, so each value comes once per window in a row. `options` go to
+    `sampler`. If the schedule ends above 0, windows continue from the last denoised frame. A sampler that adds noise
+    needs a `noise_sampler` for the whole clip or `extra_args["seed"]`, or all windows get the same noise. Raises
+    InputError for a clip shorter than a window.
     """
     starts, made = windows.starts(len(x)), _Made.of(x.float(), bool(sigmas[-1] == 0))
     for turn, start in enumerate(starts):
@@ -66,8 +66,8 @@ def sample_in_turns(
 
 
 def _arguments(extra_args: dict[str, Any] | None, turn: int) -> dict[str, Any]:
-    """A window's own: samplers draw the noise that they add from the seed and the shape, and the same noise would let
-    each window move as the one before. Some of them write into what they are given."""
+    """A copy of the arguments (some samplers write to them) with the window's own seed. Samplers draw the noise they
+    add from seed and shape, and the same noise would make every window move alike."""
     args = dict(extra_args or {})
     if turn and args.get("seed") is not None:
         args["seed"] = (args["seed"] + turn * SEED_STEP) % SEED_ROUND
@@ -76,7 +76,8 @@ def _arguments(extra_args: dict[str, Any] | None, turn: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """The clip as it began, and so far: at the schedule's end and clean, which is the same where that is 0."""
+    """The clip in progress: its starting noise, its frames at the schedule's last level, and its clean frames (the same
+    tensor if that level is 0)."""
 
     start: Tensor
     x: Tensor
@@ -88,7 +89,7 @@ class _Made:
         return cls(start, x, x if ends_clean else start.clone())
 
     def keep(self, part: Part, x: Tensor, denoised: Tensor | None) -> None:
-        """All frames of a window but the one that it goes on from, which is there already."""
+        """Store a window's frames, except the one that it continues from, which is already there."""
         new = slice(0 if part.anchor is None else 1, None)
         if self.clean is not self.x and denoised is not None:
             self.clean[part.frames][new] = denoised[new].to(self.clean)
@@ -97,7 +98,7 @@ class _Made:
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """Between the sampler of one window and whoever watches the clip."""
+    """A callback for the sampler of one window that reports to the callback of the whole clip."""
 
     made: _Made
     frames: slice
@@ -112,7 +113,7 @@ class _Watch:
         if self.callback is None:
             return
         x, denoised = self._whole(self.made.start, said["x"]), self._whole(self.made.clean, said["denoised"])
-        denoised[self.frames.stop :] = denoised[self.frames.stop - 1]  # nothing is known of these yet
+        denoised[self.frames.stop :] = denoised[self.frames.stop - 1]  # frames not made yet
         i = (self.turn * self.steps + min(said["i"], self.steps - 1)) // self.turns
         self.callback({**said, "x": x, "denoised": denoised, "i": i})
 

@@ -1,9 +1,9 @@
-"""Un-stick: one strength against clips that stand still.
+"""Un-stick: one strength parameter that counters clips without motion.
 
-At high noise the model copies its picture and forgets to move ("Identifying and Solving Conditional Image Leakage in
+At high noise the model copies its picture and does not move ("Identifying and Solving Conditional Image Leakage in
 Image-to-Video Diffusion Model", Zhao et al., arXiv 2406.15735). Their remedy at inference: start at a lower noise
-level, from the Gaussian nearest to what a clip noised to that level would be (Analytic-Init). Motion bucket and
-augmentation rise along with it.
+level, from the Gaussian closest to clips noised to that level (Analytic-Init). Motion bucket and augmentation rise with
+the strength too.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..errors import InputError
 from ..sampling.schedule import RHO, SIGMA_MAX
 
 LOWEST_START = 50.0
-"""Where sampling starts at strength 1: a fourteenth of the released models' highest level, in its logarithm a fifth of
-the way down."""
+"""Sigma at which sampling starts at strength 1: a fourteenth of the released models' highest level, a fifth of the way
+down on a log scale."""
 
 MOST_AUGMENTATION = 0.2
-"""Of the noise on the picture at strength 1, on the [-1, 1] scale."""
+"""Standard deviation of the noise on the picture at strength 1, on the [-1, 1] scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unstuck:
-    """What a strength comes to: where sampling starts, and two settings of the conditioning."""
+    """The settings for an un-stick strength: the sigma to start at, and two conditioning values."""
 
     sigma_start: float
     motion_bucket: int
@@ -35,7 +35,7 @@ class Unstuck:
 
 
 def unstuck(strength: float, motion_bucket: int = 127, augmentation: float = 0.02) -> Unstuck:
-    """strength 0 leaves everything as it is; 1 is the most. A bucket or augmentation that is higher already stays.
+    """The settings for a strength from 0 (no change) to 1. A bucket or augmentation that is already higher is kept.
 
     Raises InputError for a strength outside 0 to 1.
     """
@@ -51,12 +51,13 @@ def unstuck(strength: float, motion_bucket: int = 127, augmentation: float = 0.0
 
 
 def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
-    """A schedule (n + 1,) ending in 0, bent to start at `start`: as many steps, the last level above 0 kept.
+    """Rescale a schedule (n + 1,) ending in 0 to begin at `start`, keeping the number of steps and the last level
+    above 0.
 
-    Levels move in proportion in sigma ** (1 / rho), so the released models' schedule becomes the one of that start
-    (arXiv 2206.00364, equation 5). A schedule that starts lower already, and one with a single level, are returned as
-    they are or cut to the start. Raises InputError for the first part of a schedule, which does not end in 0: parts
-    bent one by one would not meet.
+    Levels are rescaled linearly in sigma ** (1 / rho), so the released models' schedule becomes the one that starts
+    there (arXiv 2206.00364, equation 5). A schedule that already starts lower is returned unchanged; a single level
+    becomes `start`. Raises InputError for a schedule that starts higher and does not end in 0: rescaled separately, the
+    parts of a schedule would not meet.
     """
     if sigmas[0] <= start:
         return sigmas
@@ -76,9 +77,9 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
 def analytic_start(first: Tensor, num_frames: int, seed: int) -> Tensor:
     """Latents (B * T, 4, h, w), sampler units, to be noised to the first level of a lowered schedule.
 
-    first (B, 4, h, w), sampler units, is the picture's latent. Analytic-Init takes mean and variance of all clips
-    (section 4.1 of the paper); here they are those of the picture's cells, in each channel. The picture itself as mean
-    would leak it into every frame, which is what is to be cured.
+    first (B, 4, h, w), sampler units, is the picture's latent. Analytic-Init uses the mean and variance of all clips
+    (section 4.1 of the paper); here they are those of the picture's cells, per channel. Using the picture itself as the
+    mean would leak it into every frame, the very problem to solve.
     """
     deviation, mean = torch.std_mean(first, dim=(2, 3), keepdim=True)
     noise = draw_noise((first.shape[0] * num_frames, *first.shape[1:]), (seed + 2) % 2**64).to(first)

@@ -1,9 +1,9 @@
-"""Long Take: any length in the memory of one window, whose clip's latents may stay on the host.
+"""Long Take: clips of any length with the device memory of one window; the clip's latents may stay on the host.
 
-Fused, at every evaluation overlapping windows of the clip go through the network one by one and are blended where they
-overlap (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). They begin elsewhere at every noise level, so
-that no frame is always at a border. Each window after the first takes for its picture what the window before has just
-predicted for that frame. In turns (`turns.py`), a window is made whole before the next one begins.
+Fused: at every evaluation, overlapping windows of the clip go through the network one by one and are blended where they
+overlap (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, along time). Their starts differ between noise levels, so
+that no frame is always at a border. Each window after the first uses as its picture what the window before has just
+predicted for that frame. In turns (`turns.py`): each window is completed before the next one begins.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from ..sampling.schedule import SIGMA_MIN
 from .denoiser import ClipDenoiser
 
 SHIFTS = 11.326
-"""Turns of the windows' start for a noise level e times as high: seven golden ratios, which hit no fixed pattern."""
+"""Cycles of the windows' start per unit of log sigma: seven golden ratios, which avoids repeating patterns."""
 
 LEAST_DEVIATION = 1 / 255
 MOST_GAIN = 2.0
-"""More contrast than this is not given back to a frame that lost it: it would be noise."""
+"""Largest contrast gain of `hold_colours`, and the inverse of its smallest; more would amplify noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of `length` frames of which neighbours share `overlap`. Raises InputError unless
-    1 <= overlap < length."""
+    """Windows of `length` frames, with neighbours sharing `overlap`. Raises InputError unless 1 <= overlap < length."""
 
     length: int
     overlap: int
@@ -48,8 +47,8 @@ class Windows:
 
     @classmethod
     def of(cls, length: int, fused: bool, overlap: int = 0) -> Windows:
-        """Made one after the other they share the frame that a window goes on from; fused, `overlap` frames, and half
-        of their length for 0. Raises InputError for an overlap of windows that are not fused."""
+        """Windows of `length` frames. Sequential ones share the one frame that the next continues from; fused ones
+        share `overlap` frames (0: half the length). Raises InputError for an overlap above 1 without `fused`."""
         if fused:
             return cls(length, overlap or max(1, length // 2))
         if overlap > 1:
@@ -64,8 +63,8 @@ class Windows:
         return self.length - self.overlap
 
     def starts(self, total: int, shift: int = 0) -> list[int]:
-        """First frames of the windows of a clip; the second one's is `shift`, from 1 to `hop`, or 0 for `hop`, and the
-        last window ends with the clip. Raises InputError for a clip shorter than a window."""
+        """First frames of the windows of a clip. The second window starts at `shift` (1 to `hop`; 0 means `hop`), and
+        the last one ends with the clip. Raises InputError for a clip shorter than a window."""
         if self.length > total:
             raise InputError(
                 f"windows of {self.length} frames are longer than the clip of {total}: ask for at least {self.length} "
@@ -75,12 +74,12 @@ class Windows:
         return [0, *range(shift or self.hop, last, self.hop), *([last] if last else [])]
 
     def shift(self, sigma: float) -> int:
-        """Where the second window starts at a noise level: anywhere, but the same for the same level."""
+        """The start of the second window at a noise level: pseudorandom, but a function of the level alone."""
         return int(self.hop * (SHIFTS * math.log(max(sigma, SIGMA_MIN)) % 1))
 
     def shares(self, starts: Sequence[int]) -> list[Tensor]:
-        """(length,) weights of each window, rising over the frames that it shares with the one before and falling over
-        those that it shares with the next, as sin^2."""
+        """Blending weights (length,) of each window: they rise as sin^2 over the frames shared with the window before
+        and fall likewise over those shared with the next."""
         shares = [torch.ones(self.length) for _ in starts]
         for (before, after), (one, other) in zip(pairwise(shares), pairwise(starts), strict=True):
             shared = one + self.length - other
@@ -92,18 +91,18 @@ class Windows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """All values of each channel of a latent, in order, (4, h * w): mean, contrast and whatever else has no place."""
+    """The sorted values of each channel of a latent, (4, h * w): its distribution, regardless of position."""
 
     values: Tensor
 
     @classmethod
     def of(cls, latent: Tensor) -> Statistics:
-        """Of one frame (1, 4, h, w)."""
+        """The statistics of one frame (1, 4, h, w)."""
         return cls(latent[0].flatten(1).sort().values)
 
     def impose(self, latents: Tensor, amount: float) -> Tensor:
-        """Latents (n, 4, h, w) of the same size, each frame's channels moved to these values by `amount`, from 0 to 1:
-        the lowest cell to the lowest value and so on, which keeps what lies where."""
+        """Move each channel of each frame of latents (n, 4, h, w) towards these values by `amount`, from 0 to 1: the
+        lowest cell to the lowest value and so on, which preserves the layout. The size must be the same."""
         places = latents.flatten(2).argsort()
         values = self.values.to(latents).expand(len(latents), -1, -1)
         held = torch.empty_like(values).scatter_(2, places, values).view_as(latents)
@@ -111,9 +110,9 @@ class Statistics:
 
 
 def hold_colours(frames: np.ndarray, amount: float) -> np.ndarray:
-    """Decoded frames (T, H, W, 3) in [0, 1], each with the first one's mean and deviation of each channel (Reinhard et
-    al. 2001, in RGB), by `amount` from 0 to 1. The statistics of latents alone leave a drift, because several latents
-    decode to the same colour."""
+    """Move each decoded frame's channel means and deviations to the first frame's (Reinhard et al. 2001, in RGB) by
+    `amount`, from 0 to 1; frames (T, H, W, 3) in [0, 1]. Imposing the statistics of latents alone leaves a drift,
+    because several latents decode to the same colour."""
     if amount == 0:
         return frames
     mean, deviation = frames[0].mean(axis=(0, 1)), frames[0].std(axis=(0, 1))
@@ -127,8 +126,8 @@ def hold_colours(frames: np.ndarray, amount: float) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One window of a clip of `total` frames: which of them, and the clean latent (4, h, w), sampler units, that it
-    takes for its picture, or None for the conditioned one."""
+    """One window of a clip of `total` frames: its frames, and the clean latent (4, h, w), sampler units, that it uses
+    as its picture; None uses the conditioning's."""
 
     frames: slice
     total: int
@@ -137,12 +136,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LongTake:
-    """A denoiser of a clip of any length, of one that sees `windows.length` frames. One model call a window, of which
-    some noise levels have one more than others. `part` is one of a single window.
+    """A denoiser of clips of any length, from one that sees `windows.length` frames. One model call per window; the
+    number of windows can differ by one between noise levels. `part` gives the denoiser of a single window.
 
-    device: where a window is worked on; x may lie elsewhere. colour: what the first frame's statistics are, None leaves
-    colours free; colour_hold from 0 to 1, how firmly. continued: latents (K, 4, h, w), sampler units, of frames that
-    are there already and begin the clip. Raises InputError for a clip shorter than a window, and for several clips.
+    device: where windows are processed; x may be elsewhere. colour: statistics imposed on all frames; None leaves
+    colours free. colour_hold: how firmly, from 0 to 1. continued: latents (K, 4, h, w), sampler units, of existing
+    frames that begin the clip. Raises InputError for a clip shorter than a window, and for several clips.
     """
 
     denoise: ClipDenoiser
@@ -167,7 +166,7 @@ class LongTake:
         return replace(self, denoise=self.denoise.told(change))
 
     def part(self, part: Part) -> LongTake:
-        """A denoiser of this window's frames alone."""
+        """The denoiser of this window's frames alone."""
         return replace(self, only=part)
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -204,5 +203,5 @@ class LongTake:
 
 
 def _vector_in(vector: Tensor, frames: slice, total: int) -> Tensor:
-    """The part of a vector that changes along the whole clip; one that does not, or changes along a window, stays."""
+    """The window's part of a vector that varies over the whole clip; any other vector is returned unchanged."""
     return vector[:, frames] if vector.ndim == 3 and vector.shape[1] == total else vector

@@ -24,7 +24,7 @@ Network = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scaling:
-    """The four factors of Karras et al. (arXiv 2206.00364, equation 7), shaped like the sigma they belong to."""
+    """The four factors of Karras et al. (arXiv 2206.00364, equation 7), each shaped like sigma."""
 
     skip: Tensor
     out: Tensor
@@ -42,8 +42,8 @@ def v_scaling(sigma: Tensor) -> Scaling:
 class Denoiser:
     """A network and its conditioning as `model(x, sigma) -> denoised`, without guidance.
 
-    conditioning has one row for each clip of num_frames frames. dtype is what the network computes in; the latent
-    stays in float32 outside it, for near sigma 700 half precision is coarser than the picture (spec 10).
+    conditioning has one row for each clip of num_frames frames. The network computes in dtype; outside it the latent
+    stays in float32, because near sigma 700 half precision is coarser than the picture (spec 10).
     """
 
     unet: Network
@@ -54,14 +54,14 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x (N, 4, h, w) with N = clips * num_frames, sigma (N,) or one number above 0 -> (N, 4, h, w) in float32.
 
-        Raises InputError where N does not fit the conditioning.
+        Raises InputError if N does not fit the conditioning.
         """
         check_frames(x, self.conditioning, self.num_frames)
         x = x.float()
         per_frame = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         scaling = v_scaling(per_frame[:, None, None, None])
         frames = self.conditioning.to(x.device, self.dtype).repeat_frames(self.num_frames)
-        # The still's latent is neither scaled by c_in nor by 0.18215, and comes second (spec 4).
+        # The still's latent comes second and is scaled neither by c_in nor by 0.18215 (spec 4).
         inputs = torch.cat([(x * scaling.input).to(self.dtype), frames.first], dim=1)
         c_noise = scaling.noise.flatten()
         v = self.unet(inputs, c_noise, frames.context, frames.vector, num_frames=self.num_frames)
@@ -69,7 +69,7 @@ class Denoiser:
 
 
 def check_size(x: Tensor, conditioning: Conditioning) -> None:
-    """Raise InputError where x is not (N, 4, h, w) of the size of the conditioning's still."""
+    """Raise InputError unless x is (N, 4, h, w) with the size of the conditioning's still."""
     given, still = tuple(x.shape), tuple(conditioning.first.shape)
     if x.ndim != 4 or given[1:] != still[1:]:
         needed = "(N, {}, {}, {})".format(*still[1:])
@@ -77,7 +77,7 @@ def check_size(x: Tensor, conditioning: Conditioning) -> None:
 
 
 def check_frames(x: Tensor, conditioning: Conditioning, num_frames: int) -> None:
-    """Raise InputError where x (N, ...) is not num_frames frames for each row of the conditioning."""
+    """Raise InputError unless x (N, ...) has num_frames frames for each row of the conditioning."""
     needed = conditioning.rows * num_frames
     if x.shape[0] != needed:
         clips = f"{conditioning.rows} conditioned clips of {num_frames} frames"

@@ -1,7 +1,7 @@
 """Classifier-free guidance with a weight for every frame (spec 5.4).
 
-The first frames follow the still closely of their own accord and need little guidance, the last ones need more; the
-released models are therefore run with weights that rise from the first frame to the last.
+The first frames follow the still closely by themselves and need little guidance, the last ones need more; the released
+models are therefore run with weights that rise from the first frame to the last.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def triangle_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor
 def trapezoid_guidance(num_frames: int, minimum: float, maximum: float, edge: float = 0.1) -> Tensor:
     """(T,) float32: int(edge * T) frames rising from minimum to maximum, a plateau at maximum, the mirrored fall.
 
-    An edge of one frame is minimum. The reference sets its plateau to 1 whatever the maximum (spec 5.4); this is what
-    it means to do. Raises InputError unless 0 <= edge <= 0.5, and as `constant_guidance` does.
+    An edge of one frame is minimum. The reference sets its plateau to 1 whatever the maximum (spec 5.4); this function
+    does what it intended. Raises InputError unless 0 <= edge <= 0.5, and as `constant_guidance` does.
     """
     _check_weights(num_frames, minimum, maximum)
     if not 0 <= edge <= 0.5:
@@ -67,8 +67,8 @@ def trapezoid_guidance(num_frames: int, minimum: float, maximum: float, edge: fl
 def curve_guidance(num_frames: int, points: Sequence[tuple[float, float]]) -> Tensor:
     """(T,) float32: straight lines through points (position, weight), position 0 the first frame and 1 the last.
 
-    Before the first point and after the last the weight stays as it is there. Raises InputError unless positions rise
-    strictly within [0, 1] and weights are finite.
+    The weight is constant before the first point and after the last. Raises InputError unless positions rise strictly
+    within [0, 1] and weights are finite.
     """
     if not points:
         raise InputError("a guidance curve without points: give at least one (position, weight)")
@@ -102,7 +102,7 @@ def _check_weights(num_frames: int, *weights: float) -> None:
 
 
 def check_guidance(guidance: Tensor) -> None:
-    """Raise InputError unless it is one weight a frame, (T,)."""
+    """Raise InputError unless guidance is one weight per frame, (T,)."""
     if not isinstance(guidance, Tensor) or guidance.ndim != 1 or not len(guidance):
         given = f"shape {tuple(guidance.shape)}" if isinstance(guidance, Tensor) else f"class {type(guidance).__name__}"
         raise InputError(f"guidance of {given} is not (T,): give one weight a frame")
@@ -115,7 +115,7 @@ def check_guidance(guidance: Tensor) -> None:
 class GuidanceInterval:
     """Guide only where sigma_low < sigma <= sigma_high (Kynkäänniemi et al., arXiv 2404.07724). Class: approximate.
 
-    Opt-in: steps outside it cost half, and the clip is another one than with guidance throughout.
+    Opt-in: steps outside the interval cost half, and the clip differs from one with guidance throughout.
     Raises InputError unless 0 <= sigma_low < sigma_high.
     """
 
@@ -138,13 +138,13 @@ class GuidanceInterval:
 class GuidedDenoiser:
     """`model(x, sigma) -> denoised`, guided: D = D_u + w_t (D_c - D_u) for frame t of each clip.
 
-    unet, conditioning and dtype are as in `Denoiser`; guidance (T,) holds the weights w of a clip's T frames, best left
+    unet, conditioning and dtype are as in `Denoiser`. guidance (T,) holds the weights w of a clip's T frames, best left
     on the CPU, where reading them does not wait for the device. joint runs both passes as one batch, the unconditional
-    clips first; False runs them in turn, slower and with half the memory. split runs one pass here and the other in
-    another process, whatever joint says: the same bits as in turn. The result is the same up to the rounding of other
-    kernels. Where every weight is exactly 1 the unconditional pass is left out, which is exact; one weight of 1
-    among others saves nothing, since frames see each other (spec 11 f).
-    Raises InputError for guidance that is not one weight a frame.
+    clips first; False runs them one after the other, slower and with half the memory. split runs one pass here and the
+    other in another process, whatever joint says, with the bits of joint False. Results agree up to the rounding of
+    different kernels. If every weight is exactly 1 the unconditional pass is skipped, which is exact; a single weight
+    of 1 saves nothing, since frames see each other (spec 11 f).
+    Raises InputError for guidance that is not one weight per frame.
     """
 
     unet: Network
@@ -163,13 +163,13 @@ class GuidedDenoiser:
         return len(self.guidance)
 
     def told(self, change: Callable[[Conditioning], Conditioning]) -> GuidedDenoiser:
-        """The same denoiser with its conditioning changed."""
+        """A copy of the denoiser with its conditioning changed."""
         return replace(self, conditioning=change(self.conditioning))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x (N, 4, h, w) with N = clips * num_frames, sigma (N,) or one number above 0 -> (N, 4, h, w) in float32.
 
-        Raises InputError where N does not fit the conditioning.
+        Raises InputError if N does not fit the conditioning.
         """
         check_frames(x, self.conditioning, self.num_frames)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
@@ -180,7 +180,7 @@ class GuidedDenoiser:
         return without + weights.to(x.device)[:, None, None, None] * (given - without)
 
     def _weights(self, sigma: Tensor) -> Tensor:
-        """(N,) on the CPU; 1 outside the interval."""
+        """Guidance weights (N,) on the CPU; 1 outside the interval."""
         weights = self.guidance.cpu().float().repeat(self.conditioning.rows)
         if self.interval is None:
             return weights

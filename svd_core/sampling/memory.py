@@ -1,4 +1,4 @@
-"""Sampling that goes on where the device's memory runs out in the middle."""
+"""Sampling that continues after the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SPENT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteppingDown:
-    """A denoiser whose evaluation is repeated after each of `ways`, which frees memory when it is taken.
+    """A denoiser that, when memory runs out, advances `ways`, which frees some at each step, and evaluates again.
 
-    What was sampled before is kept: a denoiser has no state, so the repeated evaluation is the same as if it had never
-    failed. Raises InputError when the ways are used up.
+    A denoiser has no state, so the repeated evaluation is the same as if it had never failed, and earlier steps are
+    kept. Raises InputError when `ways` is exhausted.
     """
 
     denoise: GuidedDenoiser
@@ -36,17 +36,16 @@ class SteppingDown:
         return self.denoise.num_frames
 
     def told(self, change: Callable[[Conditioning], Conditioning]) -> SteppingDown:
-        """The same with the conditioning changed; what was given up stays given up."""
+        """A copy with the conditioning changed; memory already freed stays freed."""
         return replace(self, denoise=self.denoise.told(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """As the denoiser's own."""
         while True:
             try:
                 return self.denoise(x, sigma)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-            # Outside the handler, which would hold on to the failed evaluation's tensors.
+            # Outside the handler, which would keep the failed evaluation's tensors alive.
             if next(self.ways, self) is self:
                 raise InputError(SPENT)

@@ -1,16 +1,16 @@
-"""Samplers: walk a noisy latent down a schedule, asking the model at each level what the clean one looks like.
+"""Samplers, which walk a noisy latent down a schedule and ask the model for the clean one at each level.
 
-All have k-diffusion's signature, so a host made for it can call them:
+All have k-diffusion's signature, so hosts written for it can call them:
 
     sample_x(model, x, sigmas, extra_args=None, callback=None, disable=None, ...) -> x at the last sigma
 
 model        `model(x, sigma (N,), **extra_args) -> denoised`, shaped like x.
 x            (N, ...), in sampler units at the level sigmas[0]; never written to. Half precision is widened to float32.
 sigmas       (steps + 1,), falling; a last step to 0 returns what the model denoised, exactly.
-callback     called once a step, before it is taken, with a dict: x, i, sigma, sigma_hat, denoised.
-disable      k-diffusion's switch for its progress bar. There is none here, progress is for the callback to show.
-noise_sampler  `(sigma, sigma_next) -> unit normal noise shaped like x`, where a sampler adds noise. Without one the
-             noise comes from extra_args["seed"], where a host puts its seed, or else from seed 0; never from the global
+callback     called once per step, before it is taken, with a dict: x, i, sigma, sigma_hat, denoised.
+disable      k-diffusion's switch for its progress bar; ignored, since the callback shows progress.
+noise_sampler  `(sigma, sigma_next) -> unit normal noise shaped like x`, for samplers that add noise. Without one the
+             noise comes from extra_args["seed"], where hosts put their seed, or else from seed 0; never from the global
              generator.
 """
 
@@ -34,14 +34,14 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[..., Tensor]
 
 MAX_CHURN_PER_STEP = math.sqrt(2) - 1
-"""At most doubles the variance of the noise (arXiv 2206.00364, algorithm 2)."""
+"""Largest churn of one step; it doubles the variance of the noise (arXiv 2206.00364, algorithm 2)."""
 
 
 def seeded_noise(seed: int, like: Tensor) -> NoiseSampler:
-    """A noise sampler that draws float32 on the CPU and hands over noise shaped, typed and placed like `like`.
+    """A noise sampler that draws float32 on the CPU and returns noise with the shape, dtype and device of `like`.
 
-    Each call is the next draw of one generator, so steps get independent noise and a seed means one clip everywhere.
-    Raises InputError for a seed that does not fit in 64 bits.
+    Each call is the next draw of one generator, so steps get independent noise and a seed gives the same clip on every
+    device. Raises InputError for a seed that does not fit in 64 bits.
     """
     generator = seeded_generator(seed)
     return lambda sigma, sigma_next: draw_noise(like.shape, generator).to(like)
@@ -62,10 +62,10 @@ def sample_euler(
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
     """Euler steps along the probability-flow ODE, with optional churn (Karras et al., arXiv 2206.00364, algorithm 2
-    without its second-order correction); what the models are released with, at no churn (spec 5.3).
+    without its second-order correction). Without churn it is the sampler that the models are released with (spec 5.3).
 
-    s_churn is spread over the steps: each whose sigma lies in [s_tmin, s_tmax] first raises its noise level by up to
-    s_churn / steps, at most sqrt(2) - 1, with noise of standard deviation s_noise.
+    s_churn is spread over the steps: each step whose sigma is in [s_tmin, s_tmax] first raises its noise level by a
+    factor of 1 + min(s_churn / steps, sqrt(2) - 1), with noise of standard deviation s_noise.
     """
     walk = _Walk(model, sigmas.cpu(), extra_args or {}, callback)
     churn = _Churn(s_churn / max(walk.steps, 1), s_tmin, s_tmax, s_noise, _noise_sampler(noise_sampler, x, extra_args))
@@ -91,8 +91,8 @@ def sample_heun(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """Heun's method (Karras et al., arXiv 2206.00364, algorithm 2): second order for two model calls a step, the last
-    step to 0 excepted. Churn is as in `sample_euler`."""
+    """Heun's method (Karras et al., arXiv 2206.00364, algorithm 2): second order, with two model calls per step except
+    a last step to 0. Churn is as in `sample_euler`."""
     walk = _Walk(model, sigmas.cpu(), extra_args or {}, callback)
     churn = _Churn(s_churn / max(walk.steps, 1), s_tmin, s_tmax, s_noise, _noise_sampler(noise_sampler, x, extra_args))
     x = _widened(x)
@@ -146,9 +146,9 @@ def sample_dpmpp_2m(
     disable: bool | None = None,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095, algorithm 2): second order for one model call a step, with the
-    previous step's denoised latent for its slope. It is its stochastic sibling without noise: the noise sampler, taken
-    so that all samplers can be called alike, is never asked."""
+    """DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095, algorithm 2): second order with one model call per step, using
+    the previous step's denoised latent for the slope. This is `sample_dpmpp_2m_sde` without noise; `noise_sampler` is
+    accepted so that all samplers can be called alike, and never used."""
     return sample_dpmpp_2m_sde(model, x, sigmas, extra_args, callback, disable, eta=0.0, noise_sampler=noise_sampler)
 
 
@@ -168,7 +168,8 @@ def sample_dpmpp_2m_sde(
     """SDE-DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095). eta scales the noise of the SDE, 0 is the ODE. solver_type
     is how the slope of the denoised latent enters: "midpoint" as in the paper, or "heun".
 
-    Noise is independent from step to step, not read off one Brownian path. Raises InputError for another solver_type.
+    Noise is independent from step to step, not taken from one Brownian path. Raises InputError for an unknown
+    solver_type.
     """
     correction = _solver(solver_type)
     walk = _Walk(model, sigmas.cpu(), extra_args or {}, callback)
@@ -179,7 +180,7 @@ def sample_dpmpp_2m_sde(
         denoised = walk.look(i, x, sigma)
         if sigma_next == 0:
             return denoised
-        h = math.log(float(sigma) / float(sigma_next))  # step in half the log signal-to-noise ratio
+        h = math.log(float(sigma) / float(sigma_next))  # step in lambda, half the log signal-to-noise ratio
         decay = h * (1 + eta)
         x = float(sigma_next / sigma) * math.exp(-h * eta) * x - math.expm1(-decay) * denoised
         if previous is not None:
@@ -187,7 +188,7 @@ def sample_dpmpp_2m_sde(
             x = x + correction(decay) * (h / h_before) * (denoised - before)
         if eta > 0:
             x = x + noise(sigma, sigma_next) * s_noise * float(sigma_next) * math.sqrt(-math.expm1(-2 * h * eta))
-        if h > 0:  # of a level that repeats no slope is known
+        if h > 0:  # a repeated level gives no slope
             previous = denoised, h
     return x
 
@@ -203,8 +204,8 @@ def sample_lcm(
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
     """Multistep consistency sampling (Song et al., arXiv 2303.01469, algorithm 1) for distilled checkpoints: jump to
-    the clean latent, noise it to the next level, repeat. The added noise is at sigma_next itself, as hosts do, where
-    the paper subtracts the variance of its lowest level."""
+    the clean latent, noise it to the next level, repeat. The noise is added at sigma_next itself, as hosts do; the
+    paper subtracts the variance of its lowest level."""
     walk = _Walk(model, sigmas.cpu(), extra_args or {}, callback)
     noise = _noise_sampler(noise_sampler, x, extra_args)
     x = _widened(x)
@@ -223,12 +224,12 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": sample_dpmpp_2m_sde,
     "lcm": sample_lcm,
 }
-"""What a person may call them."""
+"""User-facing names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Walk:
-    """What every sampler does alike: go through the schedule, ask the model, tell the caller.
+    """The common part of all samplers: iterate over the schedule, call the model, call back.
 
     sigmas are on the CPU, where reading one does not wait for the device.
     """
@@ -243,7 +244,7 @@ class _Walk:
         return max(len(self.sigmas) - 1, 0)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(step, its sigma, the next sigma), each sigma a tensor without dimensions."""
+        """Yield (step, its sigma, the next sigma), each sigma a 0-d tensor."""
         for i, (sigma, sigma_next) in enumerate(pairwise(self.sigmas.unbind())):
             yield i, sigma, sigma_next
 
@@ -251,7 +252,7 @@ class _Walk:
         return self.model(x, sigma * x.new_ones(x.shape[0]), **self.extra_args).to(x)
 
     def look(self, i: int, x: Tensor, sigma: Tensor, sigma_hat: Tensor | None = None) -> Tensor:
-        """Denoise at the beginning of step i, at sigma_hat where churn raised the level, and call back."""
+        """Denoise at the beginning of step i, at sigma_hat if churn raised the level, and call back."""
         sigma_hat = sigma if sigma_hat is None else sigma_hat
         denoised = self.denoise(x, sigma_hat)
         if self.callback is not None:
@@ -277,7 +278,7 @@ class _Churn:
 
 
 def _widened(x: Tensor) -> Tensor:
-    """At least float32: near sigma 700 half precision is coarser than the picture (spec 10)."""
+    """x in float32 or wider: near sigma 700 half precision is coarser than the picture (spec 10)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -306,8 +307,8 @@ def _solver(solver_type: str) -> Callable[[float], float]:
 
 
 def _noise_sampler(given: NoiseSampler | None, x: Tensor, extra_args: dict[str, Any] | None) -> NoiseSampler:
-    """The caller's, or one seeded as the module says. The seed is moved on by one, as ComfyUI does on the CPU: the
-    noise that x started from was likely drawn from the seed itself and must not come back."""
+    """The caller's noise sampler, or one seeded as the module docstring says. The seed is offset by one, as in ComfyUI
+    on the CPU, because the starting noise was likely drawn from the seed itself and must not repeat."""
     like = _widened(x)
     if given is not None:
         return lambda sigma, sigma_next: given(sigma, sigma_next).to(like)

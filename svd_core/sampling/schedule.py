@@ -1,7 +1,7 @@
 """Noise schedules: falling noise levels, one more than there are steps, ending in 0.
 
-A sigma is the standard deviation of the noise in a latent, in sampler units (x 0.18215), where the clean latent's own
-is about 1.
+A sigma is the standard deviation of the noise in a latent, in sampler units (x 0.18215), in which the clean latent's
+own is about 1.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ..errors import InputError
 from ..settings import MAX_STEPS, is_whole
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
-"""What the models were released with (spec 5.2)."""
+"""Schedule parameters of the released models (spec 5.2)."""
 
 ALIGN_YOUR_STEPS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 """Ten optimised steps for SVD, from "Align Your Steps" (arXiv 2404.14507)."""
 
 
 def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
-    """The schedule of Karras et al. (arXiv 2206.00364, equation 5), as the models are released with.
+    """The schedule of Karras et al. (arXiv 2206.00364, equation 5), the default of the released models.
 
-    Returns (steps + 1,) float32: sigma_max, ..., sigma_min, 0; one step alone starts at sigma_max. In float32 from the
-    first operation on, like the reference, so sigma_max is met to one unit in the last place.
-    Raises InputError unless 1 <= steps <= MAX_STEPS, 0 < sigma_min < sigma_max < inf and 0 < rho < inf, and where
-    float32 does not hold such levels or tell them apart.
+    Returns (steps + 1,) float32: sigma_max, ..., sigma_min, 0; a single step starts at sigma_max. Computed in float32
+    throughout, like the reference, so sigma_max is exact to one unit in the last place.
+    Raises InputError unless 1 <= steps <= MAX_STEPS, 0 < sigma_min < sigma_max < inf and 0 < rho < inf, and if float32
+    cannot hold such levels or tell them apart.
     """
     _check_steps(steps)
     if not 0 < sigma_min < sigma_max < math.inf:
@@ -51,7 +51,7 @@ def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGM
 
 
 def _power(base: float, exponent: float) -> float:
-    """Infinite where it is too large for a float."""
+    """base ** exponent, or infinity if it is too large for a float."""
     try:
         return base**exponent
     except OverflowError:
@@ -61,7 +61,7 @@ def _power(base: float, exponent: float) -> float:
 def align_your_steps_sigmas(steps: int) -> Tensor:
     """The optimised SVD schedule of "Align Your Steps" (arXiv 2404.14507), log-linearly resampled (spec 9.3).
 
-    Returns (steps + 1,) float32: steps + 1 levels from 700 to 0.002, of which the last gives way to 0.
+    Returns (steps + 1,) float32: steps + 1 levels from 700 to 0.002, the last of which is replaced by 0.
     Raises InputError unless 1 <= steps <= MAX_STEPS.
     """
     _check_steps(steps)
@@ -72,9 +72,9 @@ def align_your_steps_sigmas(steps: int) -> Tensor:
 
 
 def sigmas_from_list(values: Sequence[float]) -> Tensor:
-    """A schedule given by hand: strictly falling numbers above 0, with or without the 0 at the end.
+    """A schedule from a list of strictly falling numbers above 0, with or without the 0 at the end.
 
-    Returns (steps + 1,) float32 ending in 0. Raises InputError for anything else, naming the first fault.
+    Returns (steps + 1,) float32 ending in 0. Raises InputError, naming the first fault, for anything else.
     """
     levels = [float(value) for value in values]
     if levels and levels[-1] == 0:
@@ -90,8 +90,8 @@ def sigmas_from_list(values: Sequence[float]) -> Tensor:
 
 
 def check_sigmas(sigmas: Tensor, *, may_rise: bool = False) -> None:
-    """Raise InputError, naming the first fault, unless sigmas (n + 1,) are finite and above 0, of which the last may be
-    0, and none is above the one before: one may be as high, as in a table of fewer levels than steps."""
+    """Raise InputError, naming the first fault, unless sigmas (n + 1,) are finite, above 0 (the last may be 0) and, if
+    not `may_rise`, never rise. Levels may repeat, as they do when a table has fewer levels than there are steps."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or not len(sigmas):
         given = f"shape {tuple(sigmas.shape)}" if isinstance(sigmas, Tensor) else f"class {type(sigmas).__name__}"
         raise InputError(f"sigmas of {given} are not a tensor (n + 1,): give falling noise levels, as edm_sigmas does")
@@ -101,8 +101,8 @@ def check_sigmas(sigmas: Tensor, *, may_rise: bool = False) -> None:
 
 
 def _first_fault(sigmas: Tensor, follows: Callable[[float, float], bool]) -> str:
-    """The first level that does not follow the one before, or is not a finite number above 0 (the last may be 0), and
-    that one, in words."""
+    """Describe the first level that is not finite and above 0 (the last may be 0) or does not satisfy
+    `follows(before, level)`; "" if there is none."""
     for before, after in pairwise([math.inf, *sigmas.tolist()]):
         if not (0 <= after < math.inf and before > 0 and follows(before, after)):
             return f"{after:g} after {before:g}"
@@ -110,12 +110,12 @@ def _first_fault(sigmas: Tensor, follows: Callable[[float, float], bool]) -> str
 
 
 def cut_sigmas(sigmas: Tensor, start: int = 0, end: int | None = None) -> Tensor:
-    """The part of a schedule that runs steps start, start + 1, ..., end - 1; (end - start + 1,).
+    """The part of a schedule for steps start, start + 1, ..., end - 1, shaped (end - start + 1,).
 
-    Leaving out the first steps makes video from video: the given clip is noised to the first sigma that is left, and
-    the later that is, the more of it stays. Leaving out the last steps hands on a latent that is still noisy. Euler and
-    Heun without churn make of two adjoining parts what they make of the whole; DPM++ 2M starts the second part without
-    its memory of the first.
+    Leaving out the first steps makes video from video: the given clip is noised to the first remaining sigma, and the
+    later that is, the more of the clip is kept. Leaving out the last steps returns a latent that is still noisy. Euler
+    and Heun without churn give the same result in two adjoining parts as in one run; DPM++ 2M starts the second part
+    without its memory of the first.
     Raises InputError unless 0 <= start < end <= steps.
     """
     steps = len(sigmas) - 1
@@ -128,8 +128,8 @@ def cut_sigmas(sigmas: Tensor, start: int = 0, end: int | None = None) -> Tensor
 def noisy_start(noise: Tensor, sigmas: Tensor, latent: Tensor | None = None) -> Tensor:
     """The state (N, 4, h, w) that sampling starts from: float32, in sampler units.
 
-    noise is unit normal. Without a latent it is scaled by sqrt(1 + sigmas[0]**2), as the reference does (spec 0, row
-    8); with one (N, 4, h, w), in sampler units (x 0.18215), it is added to it at the level sigmas[0].
+    noise is unit normal. Without a latent it is scaled by sqrt(1 + sigmas[0]**2), as in the reference (spec 0, row 8).
+    With a latent (N, 4, h, w), in sampler units (x 0.18215), it is scaled by sigmas[0] and added to the latent.
     """
     level = sigmas[0].to(noise.device, torch.float32)
     if latent is None:

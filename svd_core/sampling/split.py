@@ -1,8 +1,8 @@
-"""The two passes of classifier-free guidance in two processes, each with a device and a model of its own.
+"""The two passes of classifier-free guidance in two processes, each with its own device and model.
 
-Class: exact. Each pass is what one process would run for it, and the two results are exchanged whole and in float32,
-once an evaluation; so the clip has the bits of one process that runs the passes in turn (`GuidedDenoiser.joint` False),
-on devices of one kind.
+Class: exact. Each process runs its pass exactly as a single process would, and the two results are exchanged whole and
+in float32 once per evaluation; so on devices of the same kind the clip has the bits of a single process that runs the
+passes one after the other (`GuidedDenoiser.joint` False).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True, slots=True)
 class GuidanceSplit:
-    """This process's half: rank 0 runs the unconditional pass and leads, rank 1 the conditional one."""
+    """This process's half of guidance: rank 0 runs the unconditional pass and leads, rank 1 the conditional one."""
 
     rank: int
 
@@ -33,11 +33,11 @@ class GuidanceSplit:
 
     @property
     def guides(self) -> bool:
-        """Whether this process sees the picture."""
+        """Whether this process runs the conditional pass, which sees the picture."""
         return self.rank == 1
 
     def exchange(self, mine: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's result for both: (unconditional, conditional). Waits for the other process."""
+        """Exchange results with the other process, waiting for it. Returns (unconditional, conditional)."""
         mine = mine.contiguous()
         both = [torch.empty_like(mine) for _ in range(PROCESSES)]
         torch.distributed.all_gather(both, mine)
@@ -46,9 +46,9 @@ class GuidanceSplit:
 
 @contextmanager
 def split_guidance(device: torch.device) -> Iterator[GuidanceSplit]:
-    """While entered, this process is one of the two that torchrun started, joined over NCCL on a GPU, else over Gloo.
+    """Join this process with the other one that torchrun started, over NCCL on a GPU, else over Gloo.
 
-    Raises InputError where torchrun did not start exactly two.
+    Raises InputError unless torchrun started exactly two processes.
     """
     if not torch.distributed.is_torchelastic_launched():
         raise InputError("guidance is split over two processes: start torchrun --nproc-per-node 2 -m svd_core ...")

@@ -76,7 +76,7 @@ def test_streaming_rounds_no_worse_than_the_plain_decoder(vae, dtype):
 
 @torch.inference_mode()
 def test_cutting_a_clip_changes_it(vae):
-    """Spec 14.8: what other decoders do to save memory, and why this one does not."""
+    """Spec 14, test 8: what other decoders do to save memory, and why this one does not."""
     z = ramped(5, 3, 5)
     cut = torch.cat([vae.decode(z[:3], 3), vae.decode(z[3:], 2)])
     assert relative(cut, vae.decode(z, 5)) > 0.01

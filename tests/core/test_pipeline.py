@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 from weights import relative
 
 import svd_core
-from svd_core.decode import places
+from svd_core import device_memory
 from svd_core.errors import InputError, PrecisionWarning
 from svd_core.pipeline import known_device
 from svd_core.sampling import sample_euler
@@ -283,7 +283,7 @@ def test_what_is_free_of_the_hosts_memory_says_what_a_decode_keeps(temporal, pic
     monkeypatch.setattr(type(temporal.vae), "decode", decoded)
     frames = []
     for free in (None, 2**40, 1):
-        monkeypatch.setattr(places, "free_host_bytes", lambda free=free: free)
+        monkeypatch.setattr(device_memory, "free_host_bytes", lambda free=free: free)
         frames.append(temporal.decode_latents(latents))
     least = temporal.vae.least_plan(latents.shape, FRAMES, temporal.device).device_bytes
     fits = plan(latents.shape, FRAMES, temporal.device, budget=least).keep
@@ -296,7 +296,7 @@ def test_little_free_memory_is_no_reason_to_refuse_what_is_decoded_again_in_floa
     with torch.no_grad():
         svd.vae.decoder.up[0].block[0].conv2.bias.fill_(6e4)
         svd.vae.decoder.up[0].block[1].conv2.bias.fill_(6e4)
-    monkeypatch.setattr(places, "free_host_bytes", lambda: 1)
+    monkeypatch.setattr(device_memory, "free_host_bytes", lambda: 1)
     latents = torch.randn(FRAMES, 4, 8, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(PrecisionWarning, match="overflowed float16"):
         frames = svd.decode_latents(latents)

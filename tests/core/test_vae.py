@@ -141,7 +141,7 @@ def temporal_path(block: VideoBlock, spatial: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_an_infinite_mix_factor_leaves_the_temporal_path():
-    """Spec 14.6; the UNet's blocks, with the opposite operands, would keep the spatial one."""
+    """Spec 14, test 6; the UNet's blocks, with the opposite operands, would keep the spatial one."""
     block, images, spatial = video_block(torch.inf)
     assert relative(block(images, 3), temporal_path(block, spatial)) <= 1e-7
     assert relative(block(images, 3), spatial) > 0.1
@@ -220,7 +220,7 @@ def flops(run) -> int:
 
 @torch.inference_mode()
 def test_full_size_work():
-    """Spec 12.2, with the shapes of spec 14.3; counted on the meta device."""
+    """Spec 12.2, with the shapes of spec 14, test 3; counted on the meta device."""
     vae = VideoVAE(VAEConfig(encoder_quant=False), backend=Backend(device="meta"))
     z = torch.empty(14, 4, 72, 128, device="meta")
     assert vae.decode_whole(z, 14).shape == (14, 3, 576, 1024)

@@ -57,6 +57,6 @@ def test_room_is_asked_for_what_is_counted(loaded, still, monkeypatch, part):
         comfy.model_management, "load_models_gpu", lambda models, memory_required: asked.append(memory_required)
     )
     loaded.vae.encode(still)
-    network, usable = loaded.vae.first_stage_model, part("svd_core.decode.places").USABLE
+    network, usable = loaded.vae.first_stage_model, part("svd_core.device_memory").USABLE
     counted = network.encode_plan((1, 3, *still.shape[1:3]), loaded.vae.device).device_bytes
     assert asked == [int(counted / usable) + 3 * 264 * 328 * loaded.vae.vae_dtype.itemsize]

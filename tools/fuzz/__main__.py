@@ -1,4 +1,4 @@
-"""Runs the cases in a process of their own, and starts another where one dies or hangs."""
+"""Run the cases in a worker process, and start another one if it dies or hangs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .shares import WEIGHTS, shares
 
 NIGHTLY = 100_000
 START_SECONDS = 120.0
-"""Wall time for imports and whole files to damage, on a busy machine."""
+"""Allowed wall time for imports and for creating the valid inputs, on a busy machine."""
 
 STUCK_SECONDS = 60.0
-"""Wall time after which a case that uses no processor time is stuck; see `guard.CASE_SECONDS` for one that does."""
+"""Wall time after which a case that uses no CPU time is stuck; `guard.CASE_SECONDS` limits CPU time."""
 
 Job = tuple[str, int, int]
 """(target, first seed, number of cases)."""
@@ -29,7 +29,7 @@ Job = tuple[str, int, int]
 
 @dataclass(slots=True)
 class Report:
-    """Failures with their seeds, and a line on each target: how many were taken and refused, and the slowest."""
+    """Failures with their seeds, and a summary of each target: cases accepted and refused, and the slowest."""
 
     failures: list[dict[str, Any]] = field(default_factory=list)
     done: list[dict[str, Any]] = field(default_factory=list)
@@ -60,12 +60,12 @@ def fuzz(jobs: Sequence[Job]) -> Report:
 
 
 def _run(base: Path, jobs: list[Job], report: Report) -> list[Job]:
-    """One process; the jobs that it left because it died or hung."""
+    """Run one process. Returns the jobs that are left because it died or hung."""
     command = [sys.executable, "-m", "tools.fuzz.worker", str(base), *(":".join(map(str, job)) for job in jobs)]
     with (base / "said").open("wb") as said, (base / "noise").open("wb") as noise:
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=said, stderr=noise)
         ended = _await_end(process, base / "now")
-    trace = (base / "noise").read_text(encoding="utf-8", errors="replace")[-3000:]  # with what decoders print
+    trace = (base / "noise").read_text(encoding="utf-8", errors="replace")[-3000:]  # includes output of decoders
     lines = [json.loads(line) for line in (base / "said").read_text(encoding="utf-8").splitlines()]
     report.failures += [line for line in lines if "what" in line]
     report.done += [line for line in lines if "taken" in line]
@@ -80,7 +80,7 @@ def _run(base: Path, jobs: list[Job], report: Report) -> list[Job]:
 
 
 def _await_end(process: subprocess.Popen, now: Path) -> str:
-    """How the process ended: "whole", or in words."""
+    """Wait for the process. Returns "whole" if it succeeded, else a description of how it ended."""
     seen, since, patience = b"", time.monotonic(), START_SECONDS
     while process.poll() is None:
         time.sleep(0.05)
@@ -100,7 +100,7 @@ def _now(file: Path) -> dict[str, Any] | None:
 
 
 def _after(jobs: list[Job], target: str, seed: int) -> list[Job]:
-    """What is left once a case has ended its process."""
+    """The jobs left after a case that ended its process."""
     place = next(place for place, job in enumerate(jobs) if job[0] == target)
     name, first, count = jobs[place]
     left = first + count - seed - 1
@@ -108,7 +108,7 @@ def _after(jobs: list[Job], target: str, seed: int) -> list[Job]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 where every case was taken or refused as promised, 1 where one was not."""
+    """Run the fuzzer. Returns 0 if every case was accepted or properly refused, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description="Fuzz everything that reads files.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(WEIGHTS)} (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the first case; the others follow (default: 0)")
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(targets: Sequence[str], seed: int, cases: int) -> list[Job]:
-    """The cases of all targets by their shares, or of a few in equal parts."""
+    """The jobs: all targets get cases by their shares, a selection of targets equal numbers."""
     given = shares(cases) if set(targets) == set(WEIGHTS) else dict.fromkeys(targets, max(1, cases // len(targets)))
     return [(name, seed, given[name]) for name in targets if given[name]]
 

@@ -1,8 +1,8 @@
-"""What no input may make the product do, watched from inside the process that handles it.
+"""Rules that no input may make the product break, checked from inside the process that handles it.
 
-Python reports what it is about to do to audit hooks (PEP 578), and so do the pickle module and the sockets. A hook
-stays for good, so the guarded process does nothing else. What native libraries do by themselves is not seen here; a
-pipe that nobody writes to lies where they are lured, and opening it would never return.
+Python, including pickle and sockets, reports actions in advance to audit hooks (PEP 578). A hook cannot be removed, so
+the guarded process does nothing else. Actions of native libraries are not seen here; to catch them, malicious paths
+point to a pipe that nobody writes to, so that opening it never returns.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from types import FrameType
 from typing import Any
 
 CASE_SECONDS = 5
-"""Of processor time: longer is a hang."""
+"""CPU seconds after which a case counts as a hang."""
 
 MEMORY = 6 * 2**30
-"""Bytes of address space that a case may add: more is a bomb that was not refused. A picture of the largest allowed
-size takes under 4 GiB on its way."""
+"""Bytes of address space that a case may add; more is a decompression bomb that was not refused. A picture of the
+largest allowed size takes less than 4 GiB."""
 
 NEVER = (
     *("pickle.find_class", "marshal.loads", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"),
     *("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request", "webbrowser.open"),
 )
-"""Loading a pickle, starting a program, reaching the network. Imports unmarshal compiled Python: they may."""
+"""Forbidden events: loading a pickle, starting a program, using the network. Imports may unmarshal compiled Python."""
 
 CHANGES = (
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown"),
     *("os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "tempfile.mkdtemp", "tempfile.mkstemp"),
 )
-"""Events that change files, by the path that is their first argument."""
+"""Events that change files; the path is their first argument."""
 
 OF_TWO_PATHS = ("os.rename", "os.link", "shutil.move")
 
@@ -42,16 +42,16 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Broken(BaseException):
-    """A rule is broken. No `except Exception` of the product can hide it."""
+    """A rule was broken. A BaseException, so that no `except Exception` of the product can hide it."""
 
 
 class TooSlow(Broken):
-    """A case took more processor time than any input is worth."""
+    """A case exceeded the limit on CPU time."""
 
 
 class Guard:
-    """The rules, while a case runs. `folder` is the one place where it may write; with `reads_anywhere` it may read
-    what the input names, as a command line or a recipe does."""
+    """Enforces the rules while a case runs. It may write to `folder` only; with `reads_anywhere` it may read any file
+    that the input names, as for a command line or a recipe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = os.path.realpath(folder)
@@ -61,13 +61,13 @@ class Guard:
         self._ours = (self.folder, *map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(__file__).parents[2])))
 
     def install(self) -> None:
-        """For the rest of the process's life."""
+        """Install the hooks for the rest of the process's life."""
         sys.addaudithook(self._hear)
         signal.signal(signal.SIGPROF, _too_slow)
 
     @contextmanager
     def watching(self, *, reads_anywhere: bool) -> Iterator[None]:
-        """Raises Broken for the first rule that the body breaks, even where something swallowed what was raised."""
+        """Raise Broken for the first rule that the body breaks, even if the body swallowed the exception."""
         self.broken.clear()
         self.reads_anywhere, self._on = reads_anywhere, True
         signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
@@ -102,7 +102,7 @@ class Guard:
             return
         text = os.fsdecode(path)
         if "\0" in text:
-            return  # the system refuses it
+            return  # the operating system rejects it
         place = os.path.realpath(text)
         if not any(place == each or place.startswith(each + os.sep) for each in allowed):
             self._refuse(f"{what} of {place!r}")
@@ -124,7 +124,8 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
 
 
 def limit_memory() -> None:
-    """Called once everything is imported: what a case adds counts, and not what libraries reserve."""
+    """Limit the address space to its current size plus MEMORY. Call after all imports, so that memory reserved by
+    libraries does not count."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))

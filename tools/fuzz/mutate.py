@@ -1,4 +1,4 @@
-"""Damage: to bytes, to trees of JSON, and to the text of either. The generator that is given decides all of it."""
+"""Mutations of bytes, of JSON trees and of their text, determined entirely by the given random generator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAGIC = (
     b"\x1aE\xdf\xa3",
     b"\0\0\0\x18ftypmp42",
 )
-"""How other formats begin, those among them that lead a careless reader to other files."""
+"""First bytes of other formats, including some that make a careless reader open other files."""
 
 TEXTS = (
     "",
@@ -66,7 +66,7 @@ PLAIN = (None, True, False, *NUMBERS, *TEXTS)
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One to six changes; mostly small ones, so that readers get far before they notice."""
+    """Bytes with one to six changes, mostly small, so that readers get far before they notice."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         rng.choice(_BYTE_CHANGES)(out, rng)
@@ -79,7 +79,7 @@ def _flip(out: Bytes, rng: random.Random) -> None:
 
 
 def _flip_early(out: Bytes, rng: random.Random) -> None:
-    """Heads decide more than bodies."""
+    """Change one of the first 200 bytes: headers matter more than bodies."""
     if out:
         out[rng.randrange(min(len(out), 200))] = rng.randrange(256)
 
@@ -111,7 +111,7 @@ def _repeat(out: Bytes, rng: random.Random) -> None:
 
 
 def _disguise(out: Bytes, rng: random.Random) -> None:
-    """The beginning of another format."""
+    """Insert or overwrite the first bytes with those of another format."""
     mark = rng.choice(MAGIC)
     out[: rng.choice((0, len(mark)))] = mark
 
@@ -145,7 +145,7 @@ def _replace(place: Any, key: Any, rng: random.Random) -> None:
 
 
 def _nudge(place: Any, key: Any, rng: random.Random) -> None:
-    """A little off, where the value is a number: what passes the check of types."""
+    """Change a number slightly, which passes checks of types; other values are replaced."""
     value = place[key]
     numeric = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
     place[key] = value + rng.choice((-1, 1, 0.5, 64, 1000)) if numeric else junk(rng)
@@ -162,7 +162,7 @@ def _rename(place: Any, key: Any, rng: random.Random) -> None:
 
 
 def _renumbered(key: str, rng: random.Random) -> str:
-    """The first number in a name, changed: names of tensors count layers."""
+    """A name with a random digit changed, because tensor names contain layer numbers."""
     digits = [index for index, letter in enumerate(key) if letter.isdigit()]
     if not digits:
         return key.upper()
@@ -190,14 +190,14 @@ _TREE_CHANGES: tuple[Callable[[Any, Any, random.Random], None], ...] = (
 
 
 def junk(rng: random.Random) -> Any:
-    """Any value of JSON, an unlikely one."""
+    """An unlikely JSON value."""
     if rng.random() < 0.85:
         return rng.choice(PLAIN)
     return rng.choice(([], {}, [0], {"a": 1}, [[]], [None] * 1200, {"": {}}))
 
 
 def as_text(tree: Any, rng: random.Random) -> bytes:
-    """JSON, now and then damaged as text too: numbers without end, fields twice, bytes that are no UTF-8."""
+    """The tree as JSON text, sometimes damaged too: random bytes, duplicate fields, huge numbers, deep nesting."""
     text = json.dumps(tree).encode()
     if rng.random() < 0.1:
         text = damaged_bytes(text, rng)

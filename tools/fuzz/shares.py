@@ -1,4 +1,4 @@
-"""How the cases are shared out. Apart from the targets, so that reading it imports nothing heavy."""
+"""Distribution of cases over targets; a separate module, so that importing it is cheap."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ WEIGHTS = {
     "training-recipe": 4,
     "flags": 3,
 }
-"""Target -> its share of all cases. Those with the most readers, and the most dangerous ones, have the most."""
+"""Target -> weight. The most widely used and the most dangerous targets get the most cases."""
 
 
 def shares(cases: int) -> dict[str, int]:
-    """How many cases each target gets of so many."""
+    """Number of cases for each target, out of `cases` in total."""
     total = sum(WEIGHTS.values())
     given = {name: cases * weight // total for name, weight in WEIGHTS.items()}
     given["checkpoint"] += cases - sum(given.values())

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target, whole things to damage, and what the product does with them."""
+"""Fuzz targets: for each, valid inputs to damage, and the product code that reads them."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from training.recipe import read_recipe as read_training_recipe
 from .mutate import TEXTS, as_text, damaged_bytes, damaged_tree
 
 Case = Callable[[random.Random, Path], None]
-"""Makes one input in an empty folder and hands it to the product. Returns where it was taken, raises StableVideoError
-where it was refused."""
+"""Creates one input in an empty folder and passes it to the product. Returns if it was accepted, raises
+StableVideoError if it was refused."""
 
 
 class Wrong(Exception):
-    """The product took something that it must refuse, or answered in another way than promised."""
+    """The product accepted something that it must refuse, or answered in the wrong form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`prepare` makes the whole things in a folder and gives the case, which may read what its input names."""
+    """One target. `prepare` creates valid inputs in a folder and returns the case; `reads_anywhere` as in `Guard`."""
 
     prepare: Callable[[Path], Case]
     reads_anywhere: bool = False
@@ -64,7 +64,7 @@ TensorTable = dict[str, Any]
 
 
 def _checkpoints(folder: Path) -> Case:
-    """The head of a small official file over a body of zeros, which takes no room on the disk."""
+    """Checkpoints with the damaged header of a small official file, and a body of zeros as a sparse file."""
     whole = _head_of(write_checkpoint(folder / "whole.safetensors"))
     few = {name: whole[name] for name in ("__metadata__", *list(whole)[1:6])}
 
@@ -87,13 +87,13 @@ def _head_of(path: Path) -> TensorTable:
 
 
 def _damaged_table(table: TensorTable, rng: random.Random) -> TensorTable:
-    """The table of a head with one of its entries damaged, or what its metadata say in JSON."""
+    """A header's table with one of its entries damaged, or the JSON text in its metadata."""
     described = table.get("__metadata__", {})
     name = rng.choice(list(described))
     if rng.random() < 0.3 and described[name].startswith("{"):
         text = as_text(damaged_tree(json.loads(described[name]), rng), rng).decode("utf-8", "replace")
         return {**table, "__metadata__": {**described, name: text}}
-    # One entry rather than the whole tree, which would have to be copied for every case.
+    # Damage one entry, not the whole tree, which would have to be copied for every case.
     chosen = rng.choice(list(table))
     changed = damaged_tree({chosen: table[chosen]}, rng)
     rest = {key: value for key, value in table.items() if key != chosen}
@@ -101,7 +101,7 @@ def _damaged_table(table: TensorTable, rng: random.Random) -> TensorTable:
 
 
 def _written(path: Path, table: Any, rng: random.Random) -> Path:
-    """A file with this head; most of them with ranges made to fit again, so that readers come past them."""
+    """Write a file with this header, usually with corrected data ranges, so that readers get past them."""
     table = _fitted(table) if isinstance(table, dict) and rng.random() < 0.6 else table
     text, body = as_text(table, rng), _end(table)
     if rng.random() < 0.05:
@@ -115,7 +115,7 @@ def _written(path: Path, table: Any, rng: random.Random) -> Path:
 
 
 def _fitted(table: TensorTable) -> TensorTable:
-    """The same with each tensor given the range that its shape asks for, where it asks for one."""
+    """The table with contiguous data ranges that match the shapes; entries without a usable shape are unchanged."""
     fitted, position = {}, 0
     for name, entry in table.items():
         size = _bytes_of(entry)
@@ -134,7 +134,7 @@ def _bytes_of(entry: Any) -> int | None:
 
 
 def _end(table: Any) -> int:
-    """Where the last range ends that could be meant."""
+    """The largest plausible end of a data range."""
     entries = table.values() if isinstance(table, dict) else ()
     ranges = [entry.get("data_offsets") for entry in entries if isinstance(entry, dict)]
     ends = [each[-1] for each in ranges if isinstance(each, list) and each]
@@ -142,7 +142,7 @@ def _end(table: Any) -> int:
 
 
 def _folders(folder: Path) -> Case:
-    """A diffusers folder whose tables are damaged. A pipe lies outside, under a name that shards may be given."""
+    """A diffusers folder with damaged JSON files. Outside it is a pipe, whose name mutated shards may point to."""
     trees: Mapping[str, Any] = {
         "model_index.json": {"_class_name": "StableVideoDiffusionPipeline", "unet": ["diffusers", "UNet"]},
         "unet/config.json": {"num_frames": 14, "block_out_channels": [64, 128], "num_attention_heads": [1, 2]},
@@ -173,7 +173,7 @@ def _folders(folder: Path) -> Case:
             (model / name).write_bytes(text)
         source = open_source(model)
         _require(1 <= len(source) <= len(parts), "tensors came from elsewhere")
-        with contextlib.suppress(StableVideoError):  # it holds four tensors of some thousands
+        with contextlib.suppress(StableVideoError):  # it holds only four of thousands of tensors
             inspect_checkpoint(model)
 
     return case
@@ -189,7 +189,7 @@ def _a_recipe(folder: Path) -> Recipe:
         playback_fps=7,
         sigmas=(700.0, 0.002, 0.0),
         checkpoint=Source("absent.safetensors", "0a" * 32),
-        # As seen from the folder of a case: the way to the corpus is another on every run, the seed must mean the same.
+        # Relative to the folder of a case: the corpus has another path in every run, but a seed must mean the same.
         image=replace(Source.of(folder / "still.png"), path=f"../{folder.name}/still.png"),
         device="cpu",
         dtype="float32",
@@ -198,7 +198,7 @@ def _a_recipe(folder: Path) -> Recipe:
 
 
 def _recipes(folder: Path) -> Case:
-    """As JSON, through the command that renders a recipe again. The checkpoint is nowhere, so nothing is rendered."""
+    """Recipes as JSON, for the command that renders them again; the checkpoint is missing, so nothing is rendered."""
     whole = json.loads(_a_recipe(folder).to_json())
 
     def case(rng: random.Random, place: Path) -> None:
@@ -220,7 +220,7 @@ def _training_recipes(folder: Path) -> Case:
 
 
 def _clips_with_recipes(folder: Path) -> Case:
-    """Recipes inside every kind of file that carries one."""
+    """Recipes embedded in every supported kind of file."""
     recipe = _a_recipe(folder)
     frames = np.linspace(0, 1, 2 * 64 * 64 * 3, dtype=np.float32).reshape(2, 64, 64, 3)
     names = ("clip.mp4", "clip.webm", "clip.webp", "clip.gif", "clip")
@@ -258,7 +258,7 @@ def _pictures(folder: Path) -> Case:
 
 
 def _sample_pictures(folder: Path) -> list[Path]:
-    """Small ones of every format, kind of pixel and kind of baggage."""
+    """Small pictures of every format, pixel type and kind of metadata."""
     values = np.random.default_rng(0).integers(0, 256, (24, 32, 4), np.uint8)
     colour, opaque = Image.fromarray(values[..., :3]), Image.fromarray(values)
     notes = PngImagePlugin.PngInfo()
@@ -291,7 +291,7 @@ def _sample_pictures(folder: Path) -> list[Path]:
     return [folder / name for _, name, _ in saved]
 
 
-# What is trained on, and what training leaves
+# Training data and training states
 
 
 def _datasets(folder: Path) -> Case:
@@ -317,7 +317,7 @@ def _datasets(folder: Path) -> Case:
 
 
 def _states(folder: Path) -> Case:
-    """Latents and the states of training runs: small files of tensors, some values in their metadata."""
+    """Latents and training states: small tensor files with values in their metadata."""
     recipe = _a_recipe(folder)
     metadata = {TEXT_KEY: recipe.to_json()}
     save_file({"latent": torch.zeros(2, 4, 8, 8)}, folder / "latents.safetensors", metadata=metadata)
@@ -359,11 +359,11 @@ _FLAGS: Sequence[str] = (
 
 
 _TYPED: Sequence[str] = tuple(text for text in TEXTS if not ({"\0", "\ud800"} & set(text) or ".." in text))
-"""Texts that a system can hand to a program. Not those that lead up: where a user wants a file, there it may be."""
+"""Texts that can be command-line arguments; without `..`, since flags may make the product write anywhere."""
 
 
 def _flags(folder: Path) -> Case:
-    """Flags of `animate` with any values. Its checkpoint is nowhere, so nothing is rendered."""
+    """Flags of `animate` with arbitrary values; the checkpoint is missing, so nothing is rendered."""
     _a_recipe(folder)
 
     def case(rng: random.Random, place: Path) -> None:
@@ -382,17 +382,17 @@ def _flag(rng: random.Random) -> list[str]:
 
 
 class _Refused(StableVideoError):
-    """What the command line said in its one line."""
+    """The one-line error of the command line."""
 
 
 def _command(argv: Sequence[str]) -> None:
-    """Run a command as a process would. Raises _Refused where it refuses, Wrong where it does so in another way."""
+    """Run a command as a process would. Raises _Refused if it refuses properly, Wrong if it fails in another form."""
     said, threads = io.StringIO(), torch.get_num_threads()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             code = main(argv)
     except SystemExit as stopped:
-        code = stopped.code  # --help and --version, which argparse itself answers
+        code = stopped.code  # argparse itself handles --help and --version
     finally:
         torch.set_num_threads(threads)
     lines = said.getvalue().split("\n")
@@ -418,6 +418,6 @@ TARGETS: Mapping[str, Target] = {
 
 
 def lay_lure(folder: Path) -> None:
-    """What lies outside the folder of a case, where `mutate.TEXTS` points: reading this pipe never ends."""
+    """Create a pipe outside the folder of a case, at the path in `mutate.TEXTS`; reading it never returns."""
     folder.mkdir()
     os.mkfifo(folder / "secret.safetensors")

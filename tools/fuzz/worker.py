@@ -1,7 +1,7 @@
 """The process that runs cases: `python -m tools.fuzz.worker FOLDER NAME:FIRST:COUNT ...`, started by tools.fuzz.
 
-What is under way is in FOLDER/now, so that a process that dies or hangs can be asked which case it was. Failures go to
-stdout, a line of JSON each.
+FOLDER/now holds the current case, to identify it if the process dies or hangs. Failures and summaries go to stdout as
+JSON, one per line.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .guard import CASE_SECONDS, Broken, Guard, limit_memory
 from .targets import TARGETS, Case, Target, lay_lure
 
 MOST_CHARACTERS = 4000
-"""Of a message."""
+"""Maximum length of an error message."""
 
 
 @dataclass(slots=True)
 class Now:
-    """The case under way, and what came of those before it; seconds are of processor time."""
+    """The current case, and counts of the previous ones; seconds are CPU time."""
 
     target: str = ""
     seed: int = 0
@@ -41,7 +41,7 @@ class Now:
 
 
 class Worker:
-    """`folder` is made anew for every case, between the corpus and what lies outside."""
+    """Runs cases. `folder` is recreated for every case, next to the corpora and the lure outside it."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.folder = base, base / "case"
@@ -70,8 +70,8 @@ class Worker:
         self._note()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        os.chdir(self.folder)  # what is written under a relative name is written here
-        rng = random.Random(f"{self.now.target} {seed}")  # a text is hashed alike everywhere
+        os.chdir(self.folder)  # relative paths are written here
+        rng = random.Random(f"{self.now.target} {seed}")  # seeding with a string is the same on every platform
         began = time.process_time()
         try:
             with self.guard.watching(reads_anywhere=target.reads_anywhere):
@@ -110,6 +110,6 @@ def _job(text: str) -> tuple[str, int, int]:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # other packages' own
+    warnings.simplefilter("ignore")  # from other packages
     torch.set_num_threads(1)
     Worker(Path(sys.argv[1])).run([_job(text) for text in sys.argv[2:]])

@@ -1,11 +1,11 @@
 """A synthetic world of short clips in which the still says what will move. Every scene is drawn from its seed.
 
 Kinds: a rocket flies where it points; clouds drift with the wind that bends the smoke of a chimney; a ball falls; a
-wheel turns as its swept blades say; a cart rolls down its slope; a camera pans or zooms as its viewfinder shows.
+wheel turns as its swept blades indicate; a cart rolls down its slope; a camera pans or zooms as its viewfinder shows.
 
 Training and held-out scenes have disjoint seeds, and the photographs of held-out scenes appear in no training scene.
-The same seed is the same scene everywhere, up to the rounding of float32; other kinds, sizes and settings do not
-share a still, but motion_bucket, fps and frames never change it.
+The same seed gives the same scene everywhere, up to float32 rounding. The still depends on kind and size, but not on
+motion_bucket, fps and frames.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 TRAIN_SEEDS = range(0, 2**31)
 HELD_OUT_SEEDS = range(2**31, 2**31 + 2**20)
-"""Seeds for checking only. Scenes of these seeds, and no others, use the held-out photographs."""
+"""Seeds for evaluation only. Only scenes of these seeds use the held-out photographs."""
 
 LEAST_SIDE = 16
 
@@ -64,7 +64,7 @@ _DRAW: MappingProxyType[str, Draw] = MappingProxyType(
 )
 KINDS: tuple[str, ...] = tuple(_DRAW)
 _ODDS = (0.28, 0.14, 0.12, 0.12, 0.1, 0.12, 0.12)
-"""How often each kind comes up; the rocket is what the demo shows first."""
+"""Probability of each kind; rockets are the most likely because the demo features them."""
 
 
 def draw_scene(
@@ -80,10 +80,10 @@ def draw_scene(
     """Draw the scene of a seed.
 
     seed: an integer in TRAIN_SEEDS or HELD_OUT_SEEDS. frames: at least 1. width, height: pixels, at least 16.
-    fps: above 0; half of it moves everything twice as far per frame. motion_bucket: at least 0; displacement per frame
+    fps: above 0; halving it moves everything twice as far per frame. motion_bucket: at least 0; displacement per frame
     is proportional to it, 0 stands still (see `world_step`). kind: one of KINDS; None lets the seed choose.
 
-    Raises InputError for settings outside these, or where a photograph is needed and scikit-image is missing.
+    Raises InputError for other settings, or if a photograph is needed and scikit-image is missing.
     """
     _check(seed, frames, width, height, fps, motion_bucket, kind)
     chosen = kind or KINDS[int(np.searchsorted(np.cumsum(_ODDS), Dice(seed).uniform() * sum(_ODDS)))]

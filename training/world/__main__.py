@@ -15,7 +15,7 @@ from .sheet import contact_sheet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw scenes and write the sheet; 0 when done, 2 with one line on stderr when something given cannot be used."""
+    """Draw scenes and write the sheet. Returns 0 when done, 2 with one line on stderr for unusable input."""
     args = _parser().parse_args(argv)
     try:
         _write(args)
@@ -35,7 +35,7 @@ def _write(args: argparse.Namespace) -> None:
             contact_sheet([scene.frames for scene in scenes], args.columns).save(scratch)
     except StableVideoError:
         raise
-    except ValueError as error:  # Pillow's, for a suffix that it does not know
+    except ValueError as error:  # raised by Pillow for an unknown suffix
         raise OutputError(f"cannot write {args.output}: {error}; give a file ending in .png in a folder") from error
 
 

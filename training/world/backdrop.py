@@ -1,4 +1,4 @@
-"""What stands still behind the action: skies, stars, suns, hills and ground. Each draws on one picture (3, 1, H, W)."""
+"""Static backgrounds: skies, stars, suns, hills and ground. Each function draws on one picture (3, 1, H, W)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_STARS = 46
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """Colours that go together: the sky from the top down, hills from far to near, grass, sun or moon."""
+    """A matching set of colours: the sky from the top down, hills from far to near, grass, sun or moon."""
 
     sky: tuple[str, ...]
     hills: tuple[str, str]
@@ -50,19 +50,19 @@ SPACES = (
     ("#02080f", "#062434", "#1c746c", "#2c4ca0"),
     ("#100808", "#341418", "#b05c34", "#5c2c6c"),
 )
-"""Two colours of the void, two of its nebulae."""
+"""Palettes for space: two colours of the background, two of nebulae."""
 
 PLANETS = ("#d88c5c", "#5ca0d8", "#8cc48c", "#d8b470", "#b480d0", "#d06c78", "#70c8c0")
 
 
 def sky(stage: Stage, weather: Weather, horizon: float = 1.0) -> np.ndarray:
-    """From the top colour to the last one at `horizon`, a share of the height -> (3, 1, H, W)."""
+    """A sky (3, 1, H, W) from its first colour at the top to its last at `horizon`, a share of the height."""
     column = gradient([rgb(code) for code in weather.sky], stage.y / stage.height / horizon)  # (3, 1, H, 1)
     return np.repeat(column, stage.width, axis=-1)
 
 
 def stars(picture: np.ndarray, stage: Stage, dice: Dice, count: int, floor: float = 1.0) -> None:
-    """Soft points of light above `floor`, a share of the height."""
+    """Draw soft points of light above `floor`, a share of the height."""
     light = np.zeros((1, stage.height, stage.width), np.float32)
     for x, y, size, tint in dice.many(count, 4):
         spread = (0.4 + 0.5 * size * size) * (stage.unit / 64) ** 0.5
@@ -72,7 +72,7 @@ def stars(picture: np.ndarray, stage: Stage, dice: Dice, count: int, floor: floa
 
 
 def sun(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather) -> None:
-    """A sun or a moon in the upper half, with its glow."""
+    """Draw a sun or moon with its glow in the upper half."""
     x, y = stage.x - dice.uniform(0.1, 0.9) * stage.width, stage.y - dice.uniform(0.12, 0.45) * stage.height
     radius = stage.unit * dice.uniform(0.05, 0.09)
     away = disc(x, y, radius)
@@ -85,14 +85,15 @@ def sun(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather) -> None
 
 
 def ridge(stage: Stage, dice: Dice, mean: float, height: float, waves: float) -> np.ndarray:
-    """Outline of a hill over each column (1, 1, W), pixels: a few sines. mean and height are shares of the height."""
+    """Outline of a hill as a sum of sines: y in pixels per column, (1, 1, W). mean and height are shares of the
+    picture's height."""
     place = stage.x / stage.width * 2 * np.pi * waves
     line = sum(np.sin(place * 1.9**k + dice.uniform(0, 2 * np.pi)) / 2.2**k for k in range(3))
     return ((mean + height * line) * stage.height).astype(np.float32)
 
 
 def hills(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather, horizon: float) -> None:
-    """Two ranges, the far one hazier, around `horizon`, a share of the height."""
+    """Draw two ranges of hills, the far one hazier, around `horizon`, a share of the height."""
     haze = rgb(weather.sky[-1])
     for lift, height, share, code in ((0.13, 0.045, 0.35, weather.hills[0]), (0.05, 0.035, 0.0, weather.hills[1])):
         line = ridge(stage, dice, horizon - lift, height, dice.uniform(0.7, 2.2))
@@ -101,7 +102,7 @@ def hills(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather, horiz
 
 
 def ground(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather, line: np.ndarray | float) -> None:
-    """Grass or sand below `line`, pixels: lighter where it begins, mottled by noise."""
+    """Draw grass or sand below `line`, in pixels: lighter near the line, mottled by noise."""
     depth = stage.y - line
     light = 1.15 - 0.35 * np.clip(depth / (0.35 * stage.height), 0, 1)
     grain = fractal_noise(dice, stage.height, stage.width, stage.unit * 0.16, 3)[None]
@@ -110,7 +111,7 @@ def ground(picture: np.ndarray, stage: Stage, dice: Dice, weather: Weather, line
 
 
 def landscape(stage: Stage, dice: Dice, weather: Weather, horizon: float, line: np.ndarray | float) -> np.ndarray:
-    """Sky, stars at night, a sun, hills and ground below `line` -> (3, 1, H, W)."""
+    """A landscape (3, 1, H, W): sky, stars at night, a sun, hills and ground below `line`."""
     picture = sky(stage, weather, horizon)
     if weather.dark:
         stars(picture, stage, dice, MOST_STARS, horizon)
@@ -122,7 +123,7 @@ def landscape(stage: Stage, dice: Dice, weather: Weather, horizon: float, line: 
 
 
 def space(stage: Stage, dice: Dice) -> np.ndarray:
-    """The void with nebulae, stars and mostly a planet -> (3, 1, H, W)."""
+    """A picture of space (3, 1, H, W) with nebulae, stars and, usually, a planet."""
     codes = dice.pick(SPACES)
     across = stage.x / stage.width
     slant = 0.5 * (stage.y / stage.height + (across if dice.chance(0.5) else 1 - across))
@@ -137,7 +138,7 @@ def space(stage: Stage, dice: Dice) -> np.ndarray:
 
 
 def _planet(picture: np.ndarray, stage: Stage, dice: Dice) -> None:
-    """A banded ball lit from one side, near an edge of the picture."""
+    """Draw a banded sphere lit from one side, near an edge of the picture."""
     radius = stage.unit * dice.uniform(0.12, 0.26)
     x = stage.x - stage.width * (0.5 + dice.sign() * dice.uniform(0.28, 0.46))
     y = stage.y - stage.height * dice.uniform(0.1, 0.9)

@@ -19,14 +19,14 @@ BALLS = (
     ("#fbd03c", "#e85c3c"),
 )
 FALL = 9.0
-"""World time in which a ball falls by half a shorter side."""
+"""World time in which a ball falls half the picture's shorter side."""
 REBOUND = 0.8
-"""Share of its speed that a ball keeps in a bounce."""
+"""Share of its speed that a ball keeps at a bounce."""
 BOUNCES = 24
 
 
 def draw(stage: Stage, dice: Dice) -> Take:
-    """A ball above open ground. The direction is that of the fall."""
+    """A ball above open ground. `direction` is that of the fall."""
     radius = stage.unit * dice.uniform(0.1, 0.15)
     floor = stage.height * dice.uniform(0.84, 0.92)
     drop = floor - 2 * radius - stage.height * dice.uniform(0.04, 0.22)
@@ -41,8 +41,8 @@ def draw(stage: Stage, dice: Dice) -> Take:
 
 
 def _heights(times: np.ndarray, fall: float) -> np.ndarray:
-    """Height above the floor in drops, 1 at time 0; `fall` is the time of the first fall."""
-    since, half, peak = times + fall, fall, 1.0  # of each hop: time since it left the floor, half its length, its top
+    """Height above the floor as a multiple of the drop, 1 at time 0; `fall` is the duration of the first fall."""
+    since, half, peak = times + fall, fall, 1.0  # per hop: time since take-off, half its duration, its peak
     height = np.zeros_like(times)
     for _ in range(BOUNCES):
         height = np.maximum(height, peak * (1 - ((since - half) / half) ** 2))
@@ -51,14 +51,14 @@ def _heights(times: np.ndarray, fall: float) -> np.ndarray:
 
 
 def _shadow(frames: np.ndarray, stage: Stage, across: float, floor: float, radius: float, height: np.ndarray) -> None:
-    """Wider and paler the higher the ball is."""
+    """Draw the shadow, wider and paler the higher the ball is."""
     spread = 1 + 0.5 * height
     away = ellipse(stage.x - across, stage.y - floor, 0.95 * radius * spread, 0.24 * radius * spread)
     over(frames, rgb("#101424"), (0.55 - 0.3 * height) * inside(away, 0.35 * radius))
 
 
 def _ball(frames: np.ndarray, stage: Stage, dice: Dice, across: float, centre: np.ndarray, radius: float) -> None:
-    """A sphere lit from the upper left, with a coloured belt and cap."""
+    """Draw a sphere lit from the upper left, with a coloured belt and cap."""
     one, other = (rgb(code) for code in dice.pick(BALLS))
     tilt, belt = dice.uniform(0, np.pi), dice.uniform(0.25, 0.4)
     part, cut = stage.window(across - radius - 2, 0, across + radius + 2, stage.height)

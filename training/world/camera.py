@@ -1,8 +1,8 @@
 """A camera that pans or zooms over a textured ground or a photograph, with marks in its viewfinder.
 
-Nothing in a photograph says where a camera will go, so the still carries a mark, as a camera's screen does: an arrow at
-the edge that a pan moves towards; a frame around the middle for a zoom in; arrows in the corners, pointing out, for a
-zoom out. A still without marks is zoomed in on. What the marks say is this world's own convention.
+Nothing in a photograph shows where a camera will go, so the still carries a mark, as a camera's screen does: an arrow
+at the edge that a pan moves towards; a frame around the middle for a zoom in; arrows in the corners, pointing out, for
+a zoom out. A still without marks zooms in. These marks are this world's own convention.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .scene import STRIDE, Take, mean_step
 from .view import look
 
 UNMARKED = 0.5
-"""Share of the zooms in that show no mark."""
+"""Share of zooms in without a mark."""
 
 
 def pan(stage: Stage, dice: Dice, photographs: tuple[str, ...]) -> Take:
-    """The camera moves in any direction; what it sees moves the other way, and that is the `direction`."""
+    """The camera moves in any direction; `direction` is the opposite, in which the picture's content moves."""
     texture, scale = _texture(stage, dice, photographs, 1.25)
     angle = dice.uniform(0, 2 * np.pi)
     heading = np.array([np.cos(angle), np.sin(angle)])
@@ -34,7 +34,7 @@ def pan(stage: Stage, dice: Dice, photographs: tuple[str, ...]) -> Take:
 
 
 def zoom(stage: Stage, dice: Dice, photographs: tuple[str, ...]) -> Take:
-    """The camera comes closer to the middle, or goes back from it."""
+    """The camera zooms in on the middle, or out from it."""
     sense = dice.sign()
     texture, scale = _texture(stage, dice, photographs, 1.5 if sense > 0 else 0.85)
     nearer = 2 * STRIDE * stage.times[:, 0]  # (T, 1), logarithm of the enlargement
@@ -50,7 +50,7 @@ def zoom(stage: Stage, dice: Dice, photographs: tuple[str, ...]) -> Take:
 
 
 def _texture(stage: Stage, dice: Dice, photographs: tuple[str, ...], closeness: float) -> tuple[np.ndarray, float]:
-    """A picture to look at, and how many of its pixels make one of ours."""
+    """A picture for the camera, and how many of its pixels make one pixel of the frame."""
     if dice.chance(0.5):
         texture = grounds.draw(dice)
         share = dice.uniform(0.48, 0.7)
@@ -64,7 +64,7 @@ def _texture(stage: Stage, dice: Dice, photographs: tuple[str, ...], closeness: 
 
 
 def _tinted(picture: np.ndarray, dice: Dice) -> np.ndarray:
-    """Grey photographs get a colour cast, so that the world is not half grey; coloured ones stay as they are."""
+    """Give grey photographs a colour cast, so that the world is not half grey; coloured ones are unchanged."""
     cast = np.array([dice.uniform(0.72, 1.0) for _ in range(3)])
     if not np.array_equal(picture[::16, ::16, 0], picture[::16, ::16, 1]):
         return picture
@@ -74,8 +74,8 @@ def _tinted(picture: np.ndarray, dice: Dice) -> np.ndarray:
 
 
 def _corner(stage: Stage, dice: Dice, texture: np.ndarray, scale: float, heading: np.ndarray) -> np.ndarray:
-    """Upper left of a window that lies in the texture as a whole (2,), pixels of the texture; the more room there is
-    ahead, the less a long way shows of the mirrored edge."""
+    """Upper left corner (2,), in texture pixels, of a window that is inside the texture. It leaves more room ahead in
+    the heading, so that a long pan shows less of the mirrored edge."""
     room = np.array([texture.shape[1] - stage.width * scale, texture.shape[0] - stage.height * scale])
     return room * (0.5 - 0.35 * heading + np.array([dice.uniform(-0.15, 0.15), dice.uniform(-0.15, 0.15)]))
 
@@ -85,11 +85,11 @@ def _legal(frames: np.ndarray) -> np.ndarray:
 
 
 INK, PAPER, LINE, OUTLINE = "#ffffff", "#10141c", 0.02, 0.018
-"""Colours of a mark and of its outline, and their half widths in shorter sides."""
+"""Colours of a mark and its outline, and their half widths as shares of the shorter side."""
 
 
 def _strokes(frames: np.ndarray, still: Stage, strokes: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """White lines with a dark outline, the same in every frame; each from one point (2,) to another, pixels."""
+    """Draw white lines with a dark outline in every frame; each is a pair of end points (2,) in pixels."""
     away = np.min([capsule(still.x, still.y, *ends, LINE * still.unit) for ends in strokes], axis=0)
     over(frames, rgb(PAPER), 0.75 * inside(away - OUTLINE * still.unit))
     over(frames, rgb(INK), inside(away))
@@ -102,13 +102,13 @@ def _arrow(frames: np.ndarray, still: Stage, tip: np.ndarray, heading: np.ndarra
 
 
 def _edge(stage: Stage, heading: np.ndarray) -> np.ndarray:
-    """Where a ray from the middle meets a frame a little inside the picture's edge (2,)."""
+    """Point (2,) where a ray from the middle meets a rectangle slightly inside the picture's edge."""
     half = np.array([stage.width, stage.height]) / 2 - 0.08 * stage.unit
     return np.array([stage.width, stage.height]) / 2 + heading * (half / np.maximum(np.abs(heading), 1e-6)).min()
 
 
 def _corners(frames: np.ndarray, still: Stage) -> None:
-    """Four arrows that point out of the picture's corners."""
+    """Draw four arrows that point out of the picture's corners."""
     for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         away = np.array([2 * x - 1, 2 * y - 1])
         corner = np.array([x * still.width, y * still.height]) - away * 0.07 * still.unit
@@ -116,7 +116,7 @@ def _corners(frames: np.ndarray, still: Stage) -> None:
 
 
 def _frame(frames: np.ndarray, still: Stage) -> None:
-    """The corners of a frame around the middle half of the picture."""
+    """Draw the corners of a frame around the middle half of the picture."""
     strokes = []
     for x, y in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
         corner = np.array([still.width * (0.5 + 0.26 * x), still.height * (0.5 + 0.26 * y)])

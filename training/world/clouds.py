@@ -18,7 +18,7 @@ HORIZON = 0.86
 
 
 def draw(stage: Stage, dice: Dice) -> Take:
-    """A house with a smoking chimney and mostly a flag, under clouds. The direction is that of the wind."""
+    """A house with a smoking chimney and, usually, a flag, under clouds. `direction` is that of the wind."""
     wind = dice.sign()
     gone = stage.times * (STRIDE * stage.unit)  # pixels
     weather = dice.pick(backdrop.WEATHERS)
@@ -56,7 +56,7 @@ def _clouds(stage: Stage, dice: Dice, weather: backdrop.Weather, gone: np.ndarra
 
 
 def _cumulus(stage: Stage, dice: Dice) -> tuple[np.ndarray, np.ndarray]:
-    """How dense and how lit clouds are, each (H, 3 W) float32: heaps of discs with a flat bottom, made fluffy."""
+    """Opacity and brightness of clouds, each (H, 3 W) float32: heaps of discs with a flat bottom and noisy edges."""
     height, width = stage.height, 3 * stage.width
     x, y = np.arange(width, dtype=np.float32)[None] + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
     fluff = fractal_noise(dice, height, width, 0.2 * stage.unit, 3)
@@ -84,14 +84,14 @@ def _heap(x: np.ndarray, y: np.ndarray, size: float, dice: Dice) -> np.ndarray:
 
 
 def _front(frames: np.ndarray, stage: Stage, dice: Dice, weather: backdrop.Weather) -> None:
-    """Hills and ground, which hide the clouds behind them."""
+    """Draw hills and ground over the clouds."""
     still = stage.still()
     backdrop.hills(frames, still, dice, weather, HORIZON)
     backdrop.ground(frames, still, dice, weather, HORIZON * stage.height)
 
 
 def _house(frames: np.ndarray, still: Stage, dice: Dice, place: float) -> tuple[tuple[float, float], float]:
-    """A house with a chimney; returns the chimney's mouth (x, y) and the house's half width, pixels."""
+    """Draw a house with a chimney. Returns the chimney's mouth (x, y) and the house's half width, in pixels."""
     size, floor = still.unit * dice.uniform(0.12, 0.15), 0.93 * still.height
     wall, roof = rgb(dice.pick(WALLS)), rgb(dice.pick(ROOFS))
     side = dice.sign()
@@ -116,11 +116,11 @@ def _smoke(
     age: np.ndarray,
     colour: np.ndarray,
 ) -> None:
-    """Puffs that leave the chimney, rise ever slower and are carried off ever faster. age (T, 1, 1) is in widths of
-    the house that the wind has travelled."""
+    """Draw puffs that leave the chimney, rise ever slower and drift off ever faster. age (T, 1, 1) is the distance that
+    the wind has travelled, in widths of the house."""
     clear = np.ones((len(age), stage.height, stage.width), np.float32)
     for puff in range(PUFFS):
-        life = np.mod(puff / PUFFS + age / 4.2, 1.0)  # 0 at the mouth, 1 when it is gone
+        life = np.mod(puff / PUFFS + age / 4.2, 1.0)  # 0 at the mouth, 1 when dissolved
         x = mouth[0] + wind * size * 4.4 * life**1.5
         y = mouth[1] - size * (1.75 * life**0.55 - 0.1)
         radius = size * (0.16 + 0.5 * life)
@@ -131,7 +131,7 @@ def _smoke(
 
 
 def _flag(frames: np.ndarray, stage: Stage, dice: Dice, place: float, wind: int, gone: np.ndarray) -> None:
-    """A pole with a two-coloured flag that waves as the wind runs along it."""
+    """Draw a pole with a two-coloured flag that waves in the wind."""
     long, high = stage.unit * dice.uniform(0.26, 0.34), stage.unit * 0.085
     top, still = stage.height * dice.uniform(0.4, 0.5), stage.still()
     one, other = (rgb(code) for code in dice.pick(FLAGS))

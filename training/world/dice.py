@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Draws from a seed. Only the raw 64-bit stream of PCG64 is used: numpy promises that it never changes, and
-    promises nothing about its distributions."""
+    """Random draws from a seed. Only the raw 64-bit stream of PCG64 is used: numpy guarantees its stability, but not
+    that of its distributions."""
 
     def __init__(self, *seeds: int) -> None:
-        """seeds: integers of at least 0; each list of them is another, independent stream."""
+        """seeds: integers of at least 0; every list of them gives an independent stream."""
         self._stream = np.random.PCG64(list(seeds))
 
     def many(self, *shape: int) -> np.ndarray:
-        """float32 numbers in [0, 1), evenly spread, of the shape asked for."""
+        """Uniform float32 numbers in [0, 1) of the given shape."""
         raw = self._stream.random_raw(int(np.prod(shape))).reshape(shape)
         return ((raw >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
 

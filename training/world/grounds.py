@@ -15,7 +15,7 @@ SEAS = (
     ("#2c2c6c", "#5058a8", "#8c98d0", "#e8c8c0", "#b88ca8", "#785888", "#503c64", "#f0dce8"),
     ("#7c2c1c", "#b4502c", "#d88448", "#f0c078", "#d8a868", "#a87048", "#745040", "#f8ecd8"),
 )
-"""From the deep of the sea to the top of the mountains."""
+"""Palettes from the deep sea to the mountain tops."""
 
 FIELDS = (
     ("#8cb450", "#d8c858", "#b49048", "#5c9448", "#e8dc90", "#789c3c", "#a86c3c"),

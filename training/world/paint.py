@@ -1,8 +1,8 @@
 """Anti-aliased drawing with arrays: shapes are signed distances in pixels, edges are one pixel soft.
 
-A moving shape is computed for all frames at once, so a place between two pixels is drawn as exactly that place.
-Shapes: T frames of H x W pixels, colours first, because arithmetic on whole planes is three times as fast: frames are
-(3, T, H, W) in [0, 1]. x runs right and y down, and pixel (i, j) has its centre at (j + 0.5, i + 0.5).
+A moving shape is computed for all frames at once, with sub-pixel positions. Frames are (3, T, H, W) in [0, 1]: T frames
+of H x W pixels, colours first, because arithmetic on whole planes is three times as fast. x runs right and y down, and
+pixel (i, j) has its centre at (j + 0.5, i + 0.5).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .dice import Dice
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where and when to draw. `x` (1, 1, W) and `y` (1, H, 1) are pixel centres, `times` (T, 1, 1) is world time, which
-    counts frames at the default settings; `unit` is the picture's shorter side in pixels."""
+    """Coordinates in space and time. `x` (1, 1, W) and `y` (1, H, 1) are pixel centres, `times` (T, 1, 1) is world
+    time, which counts frames at the default settings; `unit` is the picture's shorter side in pixels."""
 
     width: int
     height: int
@@ -31,54 +31,54 @@ class Stage:
 
     @classmethod
     def of(cls, width: int, height: int, times: np.ndarray) -> Stage:
-        """times: (T,) world time of each frame."""
+        """A stage of the given size in pixels; times (T,) is the world time of each frame."""
         x = np.arange(width, dtype=np.float32)[None, None] + 0.5
         y = np.arange(height, dtype=np.float32)[None, :, None] + 0.5
         return cls(width, height, float(min(width, height)), x, y, times.astype(np.float32)[:, None, None])
 
     def window(self, left: float, top: float, right: float, bottom: float) -> tuple[Stage, tuple[slice, ...]]:
-        """The part of the stage inside a box in pixels, and the slices that cut the same part out of the frames."""
+        """The part of the stage inside a box in pixels, and the slices of the same part of the frames."""
         columns = slice(max(0, int(left)), max(0, int(np.ceil(right))))
         rows = slice(max(0, int(top)), max(0, int(np.ceil(bottom))))
         part = Stage(self.width, self.height, self.unit, self.x[..., columns], self.y[:, rows], self.times)
         return part, (slice(None), slice(None), rows, columns)
 
     def still(self) -> Stage:
-        """The same stage at time 0 only: what does not move is drawn once."""
+        """The same stage at time 0 only, for drawing static parts once."""
         return Stage(self.width, self.height, self.unit, self.x, self.y, np.zeros((1, 1, 1), np.float32))
 
     def film(self, picture: np.ndarray) -> np.ndarray:
-        """picture (3, 1, H, W), seen in every frame -> (3, T, H, W), a copy."""
+        """picture (3, 1, H, W), repeated in every frame -> (3, T, H, W), a copy."""
         return np.repeat(picture, len(self.times), axis=1)
 
 
 @lru_cache(maxsize=256)
 def rgb(code: str) -> np.ndarray:
-    """A colour such as "#4c8c3c" -> (3, 1, 1, 1) float32 in [0, 1]. Do not write into it: everyone shares it."""
+    """A colour such as "#4c8c3c" -> (3, 1, 1, 1) float32 in [0, 1]. Do not write into it: the array is cached."""
     colour = np.array([int(code[place : place + 2], 16) for place in (1, 3, 5)], np.float32) / 255
     colour.flags.writeable = False
     return colour[:, None, None, None]
 
 
 def mix(one: np.ndarray, other: np.ndarray, share: float | np.ndarray) -> np.ndarray:
-    """`share` of the other colour and the rest of the one."""
+    """Blend of two colours: `share` of `other`, 1 - `share` of `one`."""
     return one + (other - one) * share
 
 
 def over(frames: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
-    """Lay a colour (3, 1, 1, 1), or one for each pixel, over frames (3, T, H, W) in place, where and as much as alpha
-    (T, H, W) in [0, 1] says; what broadcasts to these shapes will do."""
+    """Blend a colour (3, 1, 1, 1), or one per pixel, over frames (3, T, H, W) in place, with opacity alpha (T, H, W) in
+    [0, 1]. Colour and alpha may be any shapes that broadcast to these."""
     for plane, paint in zip(frames, colour, strict=True):
         plane += alpha * (paint - plane)
 
 
 def inside(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
-    """Share of each pixel inside a shape, of the signed distance (pixels, negative inside) to its edge."""
+    """Share of each pixel inside a shape, from the signed distance (pixels, negative inside) to its edge."""
     return np.clip(0.5 - distance / softness, 0.0, 1.0)
 
 
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
-    """0 below low, 1 above high, smooth in between."""
+    """Smooth step: 0 below low, 1 above high."""
     share = np.clip((value - low) / (high - low), 0.0, 1.0)
     return share * share * (3 - 2 * share)
 
@@ -121,7 +121,7 @@ def convex(x: np.ndarray, y: np.ndarray, corners: Sequence[tuple[float, float]])
 
 
 def gradient(stops: Sequence[np.ndarray], share: np.ndarray) -> np.ndarray:
-    """Colours, evenly spaced from share 0 to share 1 -> (3,) + share's shape, float32."""
+    """Gradient through colours evenly spaced from share 0 to share 1 -> (3,) + share's shape, float32."""
     places = np.linspace(0, 1, len(stops))
     planes = [np.interp(share, places, [stop[plane].item() for stop in stops]) for plane in range(3)]
     return np.stack(planes).astype(np.float32)

@@ -1,5 +1,5 @@
-"""The photographs inside the scikit-image package that are free to use: public domain, CC0 or, by its own notes,
-without known restrictions. None is downloaded. Those kept for held-out scenes are never trained on."""
+"""The photographs in the scikit-image package that are free to use: public domain, CC0 or, by its own notes, without
+known restrictions. None is downloaded. Those of held-out scenes are never trained on."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HELD_OUT_PHOTOGRAPHS = ("camera", "coffee", "gravel")
 
 @cache
 def photograph(name: str) -> np.ndarray:
-    """A function of `skimage.data` -> (h, w, 3) uint8; grey pictures get three equal channels. Read-only.
+    """Picture of the `skimage.data` function `name` -> (h, w, 3) uint8, read-only; grey ones get three equal channels.
 
-    Raises InputError where scikit-image is missing, because without it the same seed would be another scene.
+    Raises InputError if scikit-image is missing, because a substitute would change the scene of a seed.
     """
     try:
         data = importlib.import_module("skimage.data")

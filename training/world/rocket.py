@@ -1,4 +1,4 @@
-"""A rocket that flies where it points, a flame and a trail behind it."""
+"""A rocket that flies where it points, with a flame and a trail behind it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIVERIES = (
     ("#f8f8f0", "#2c9c78", "#304c6c"),
     ("#f0c0a8", "#7c2c48", "#f8ecd0"),
 )
-"""Hull, nose and fins, window."""
+"""Colours of hull, nose and fins, and window."""
 
 FLAMES = (("#ff7a2c", "#ffc850", "#fffbe0"), ("#3c7cff", "#78d0ff", "#f4fcff"), ("#f03c5c", "#ff9c5c", "#fff4d0"))
 UPWARD = -0.25
@@ -29,8 +29,8 @@ UPWARD = -0.25
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The rocket's own axes: `along` and `across` (T, H, W) are in half lengths of the rocket, `pixel` is the size of a
-    pixel in that measure."""
+    """Coordinates along the rocket's axes: `along` and `across` (T, H, W) in half lengths of the rocket, and `pixel`,
+    the size of a pixel in that unit."""
 
     along: np.ndarray
     across: np.ndarray
@@ -39,7 +39,7 @@ class Axes:
 
 
 def draw(stage: Stage, dice: Dice) -> Take:
-    """One rocket before a landscape or in space."""
+    """A rocket in front of a landscape or in space."""
     angle = dice.uniform(0, 2 * np.pi)
     heading = (float(np.cos(angle)), float(np.sin(angle)))
     half = stage.unit * dice.uniform(0.15, 0.2)
@@ -55,7 +55,7 @@ def draw(stage: Stage, dice: Dice) -> Take:
 
 
 def _path(stage: Stage, dice: Dice, heading: tuple[float, float]) -> np.ndarray:
-    """Centre of the rocket (T, 2): it starts behind the middle of the picture, with all of it in view."""
+    """Centre of the rocket (T, 2), in pixels. It starts behind the middle of the picture, entirely in view."""
     size = np.array([stage.width, stage.height])
     spread = np.array([dice.uniform(-0.08, 0.08), dice.uniform(-0.08, 0.08)])
     start = size * (0.5 + spread) - (0.16 * stage.unit + 0.3 * (size - stage.unit)) * heading
@@ -98,13 +98,13 @@ FIN = ((0.12, -0.68), (0.54, -1.08), (0.6, -0.8), (0.2, -0.04))
 
 
 def _lens(along: np.ndarray, side: np.ndarray, length: float, width: float) -> np.ndarray:
-    """Signed distance to the lens with these half axes: where two circles overlap. side is at least 0."""
+    """Signed distance to a lens, the overlap of two circles, with these half axes. side is at least 0."""
     radius = (length * length + width * width) / (2 * width)
     return disc(along, side + radius - width, radius)
 
 
 def _flame(frames: np.ndarray, axes: Axes, colours: list[np.ndarray], size: float) -> None:
-    """Three teardrops that pulse together, and their glow."""
+    """Draw three teardrops that pulse together, and their glow."""
     pulse = 1 + 0.09 * np.sin(1.3 * axes.times)
     behind = -(axes.along + 0.84)
     apart = (behind - 0.45 * size) ** 2 / (1.1 * size) ** 2 + axes.across**2 / 0.62
@@ -116,7 +116,7 @@ def _flame(frames: np.ndarray, axes: Axes, colours: list[np.ndarray], size: floa
 
 
 def _trail(frames: np.ndarray, axes: Axes, colours: list[np.ndarray]) -> None:
-    """Thin smoke that widens and fades behind the flame."""
+    """Draw thin smoke that widens and fades behind the flame."""
     behind = np.clip((-axes.along - 0.9) / 3.4, 0.0, 1.0)
     wide = 0.1 + 0.34 * behind
     veil = np.exp(-((axes.across / wide) ** 2)) * smoothstep(0.0, 0.12, behind) * (1 - behind) ** 1.5

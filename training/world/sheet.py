@@ -12,7 +12,7 @@ PAPER = 245
 
 
 def contact_sheet(clips: Sequence[np.ndarray], columns: int = 5) -> Image.Image:
-    """clips: each (T, H, W, 3) in [0, 1], all of one size -> one row a clip, `columns` frames evenly spread over it."""
+    """Contact sheet of clips, each (T, H, W, 3) in [0, 1], all of one size: `columns` evenly spaced frames per row."""
     height, width = clips[0].shape[1:3]
     size = (len(clips) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
     sheet = np.full(size, PAPER, np.uint8)

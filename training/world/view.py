@@ -1,4 +1,4 @@
-"""Looking at a larger picture through a moving, scaling window."""
+"""View of a larger picture through a moving, scaling window."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 from PIL import Image
 
 MARGIN = 4
-"""Source pixels kept around what is looked at, so that the filter never sees an edge that is not there."""
+"""Source pixels kept around the windows, so that the resampling filter sees no artificial edge."""
 
 
 def look(texture: np.ndarray, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """What a window sees of a texture that goes on mirrored beyond its edges.
+    """Resample windows of a texture, which is mirrored beyond its edges.
 
-    texture: (h, w, 3) uint8, or (h, w) float32. boxes: (T, 4), left, top, right, bottom in pixels of the texture, with
-    fractions. Returns (3, T, height, width) float32 in [0, 1], or (T, height, width) float32 in the texture's units;
-    filtered, so that neither a larger nor a smaller window aliases.
+    texture: (h, w, 3) uint8, or (h, w) float32. boxes: (T, 4), left, top, right, bottom in fractional texture pixels.
+    Returns (3, T, height, width) float32 in [0, 1], or (T, height, width) float32 in the texture's units, filtered so
+    that windows of any size do not alias.
     """
     left, top = (np.floor(boxes[:, :2].min(axis=0)) - MARGIN).astype(int)
     right, bottom = (np.ceil(boxes[:, 2:].max(axis=0)) + MARGIN).astype(int)
@@ -27,6 +27,6 @@ def look(texture: np.ndarray, boxes: np.ndarray, width: int, height: int) -> np.
 
 
 def _mirrored(start: int, stop: int, size: int) -> np.ndarray:
-    """Indices into `size` pixels for the places from start to stop, reflected at both ends."""
+    """Indices into `size` pixels for positions from start to stop, reflected at both ends."""
     place = np.mod(np.arange(start, stop), 2 * size)
     return np.minimum(place, 2 * size - 1 - place)

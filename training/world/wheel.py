@@ -1,4 +1,4 @@
-"""A pinwheel that turns the way its swept blades say, and a cart that rolls down a slope."""
+"""A pinwheel that turns as its swept blades indicate, and a cart that rolls down a slope."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _blades(
 
 
 def cart(stage: Stage, dice: Dice) -> Take:
-    """A cart on a slope, which rolls down it. The direction is that of the slope."""
+    """A cart that rolls down a slope, which gives its `direction`."""
     sense, steep = dice.sign(), dice.uniform(0.16, 0.4)
     heading = (sense * float(np.cos(steep)), float(np.sin(steep)))
     middle = (stage.width * 0.5, stage.height * dice.uniform(0.66, 0.74))
@@ -83,7 +83,7 @@ def cart(stage: Stage, dice: Dice) -> Take:
 
 
 def _cart(frames: np.ndarray, x: np.ndarray, y: np.ndarray, size: float, gone: np.ndarray, dice: Dice) -> None:
-    """x runs down the slope from the cart's middle, y down from the ground, both in pixels; the cart drives to +x."""
+    """Draw the cart. x runs down the slope from its middle, y down from the ground, both in pixels; it drives to +x."""
     body, tyre = (rgb(code) for code in dice.pick(CARTS))
     wheel, axle = 0.42 * size, 0.66 * size
     over(frames, rgb("#101424"), 0.35 * inside(box(x, y, 1.2 * size, 0.1 * size), 0.3 * size))

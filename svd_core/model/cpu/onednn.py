@@ -1,7 +1,7 @@
 """float32 linear layers by oneDNN. Class: rounding.
 
 Torch sends float32 matrix products to MKL, which does not fully use CPUs that Intel did not make; oneDNN, which torch
-also contains, does.
+also contains, does (docs/LOG.md, 2026-11-25).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from ..svd_core.config import VARIANTS
 from ..svd_core.demo import DEMO_MODEL, DEMO_NAME
 from ..svd_core.errors import CheckpointError
 from .bridge.loader import load
+from .checks import show
 
 FROM_FILE = "from file"
 """Choice of `variant` that takes the variant from the checkpoint."""
@@ -61,11 +62,24 @@ class StableVideoCheckpointLoader(io.ComfyNode):
                 io.ClipVision.Output(tooltip="Shows the model your picture."),
                 io.Vae.Output(tooltip="Decodes without seams, in whatever memory is free."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, variant: str = FROM_FILE) -> tuple[tuple[str, int, int], ...]:
+        """Changes if the file does, or any file of the folder, so that ComfyUI loads a replaced one again."""
+        try:
+            path = find_checkpoint(checkpoint)
+        except CheckpointError:
+            return ()  # `execute` says so
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = ((file.name, file.stat()) for file in files if file.is_file())
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
     @classmethod
     def execute(cls, checkpoint: str, variant: str = FROM_FILE) -> io.NodeOutput:
         loaded = load(find_checkpoint(checkpoint), None if variant == FROM_FILE else variant)
+        show(cls, *([loaded.variant_note] if loaded.variant_note else []))
         return io.NodeOutput(loaded.model, loaded.clip_vision, loaded.vae)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from comfy_api.latest import io
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Result = TypeVar("Result")
+
+
 def verdict(check: Callable[[], object]) -> bool | str:
     """The result for `validate_inputs`, before the workflow runs: True, or the message of the InputError raised."""
     try:
@@ -24,6 +27,14 @@ def verdict(check: Callable[[], object]) -> bool | str:
     except InputError as error:
         return str(error)
     return True
+
+
+def in_widget(name: str, check: Callable[[], Result]) -> Result:
+    """The check's result. Names the widget in its InputError: ComfyUI marks all that `validate_inputs` takes."""
+    try:
+        return check()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def show(node: type[io.ComfyNode], *sentences: str) -> None:
@@ -52,12 +63,12 @@ def require_vae(vae: VAE) -> None:
         )
 
 
-def whole_clips(frames: int, num_frames: int) -> int:
-    """The number of clips of num_frames in a batch of frames. Raises InputError if it is not whole."""
+def whole_clips(frames: int, num_frames: int, advice: str = "") -> int:
+    """The number of clips of num_frames in a batch of frames. Raises InputError, with this advice, if not whole."""
     if num_frames < 1 or frames < 1 or frames % num_frames:
         raise InputError(
             f"the latent holds {frames} frames, which is not a whole number of clips of {num_frames}: "
-            f"give {num_frames} frames for each picture"
+            + (advice or f"give {num_frames} frames for each picture")
         )
     return frames // num_frames
 

@@ -21,8 +21,8 @@ from .bridge.guider import ClipGuider
 from .bridge.methods import require_sampler
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
-from .checks import require_vae, show, verdict
-from .conditioning import noisy_image
+from .checks import in_widget, require_vae, show, verdict
+from .conditioning import flattened, noisy_image
 from .decoding import decode_finished
 from .inputs import checked
 from .sampling import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
     from torch import Tensor
 
+    from ..svd_core.config import Variant
     from ..svd_core.measure import Measured, Trial
     from ..svd_core.measure.sweep import Choice
     from .bridge.guider import Weights
@@ -221,6 +222,8 @@ class StableVideoSweep(io.ComfyNode):
         image: Tensor | None = None,
     ) -> io.NodeOutput:
         x, y = axes(x_setting, x_values, y_setting, y_values)
+        variant = model_variant(model)
+        x, y = with_own_guidance(x, variant), y and with_own_guidance(y, variant)
         base = {"seed": seed, "steps": steps, "min_guidance": min_guidance, "max_guidance": max_guidance}
         base |= {"guidance_curve": guidance_curve, "schedule": schedule, "sampler": sampler_name}
         cells = Cells(Take(model, positive, negative, latent, vae), base, image)
@@ -354,11 +357,15 @@ class Take:
         """The number of frames of each clip. Raises InputError, before anything is loaded, for inputs that do not go
         together or with one of `ways`, and for a batch of clips."""
         require_vae(self.vae)
-        clips = ClipGuider(self.model, self.positive, self.negative, ways[0].weights).clips(self.latent["samples"])
+        clips = ClipGuider(self.model, self.positive, self.negative, ways[0].weights).clips_of(self.latent)
         if clips.count != 1:
             raise InputError(
                 f"the latent holds {clips.count} clips, and one is studied at a time: give Stable Video Conditioning "
                 "one picture, or take one with Get Image from Batch"
+            )
+        if clips.num_frames < 2:
+            raise InputError(
+                "a clip of 1 frame has no motion to compare: ask Stable Video Conditioning for more frames"
             )
         for way in ways:
             require_sampler(self.model, way.sampler, clips.num_frames)
@@ -408,7 +415,7 @@ def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
             f"the picture is {image.shape[2]}x{image.shape[1]} and the clip {width}x{height}: connect the picture that "
             "Stable Video Conditioning got"
         )
-    return image[0, ..., :3].float().cpu().numpy()
+    return flattened(image[:1])[0].cpu().numpy()
 
 
 # Sweeps
@@ -419,12 +426,23 @@ def axes(x_setting: str, x_values: str, y_setting: str, y_values: str) -> tuple[
     for each in (x_setting, x_values, y_setting, y_values):
         if not isinstance(each, str):  # ComfyUI does not check the inputs that validate_inputs names
             raise InputError(f"{str(each)[:40]!r} is no text: give a setting, and values with commas between")
-    x = Axis.parse(x_setting, x_values)
-    y = None if y_setting == NO_AXIS else Axis.parse(y_setting, y_values)
-    for axis in (x, y) if y else (x,):
-        for value in axis.values:
-            require_choice({axis.setting: value})
+    x = in_widget("x_values", lambda: axis_of(x_setting, x_values))
+    y = None if y_setting == NO_AXIS else in_widget("y_values", lambda: axis_of(y_setting, y_values))
     return x, y
+
+
+def axis_of(setting: str, values: str) -> Axis:
+    axis = Axis.parse(setting, values)
+    for value in axis.values:
+        require_choice({setting: value})
+    return axis
+
+
+def with_own_guidance(axis: Axis, variant: Variant) -> Axis:
+    """The axis with the checkpoint's own guidance for 0, which stands for it. Raises InputError if both are listed."""
+    if axis.setting not in ("min_guidance", "max_guidance"):
+        return axis
+    return Axis(axis.setting, tuple(value or getattr(variant, axis.setting) for value in axis.values))
 
 
 NAMED = {"sampler": comfy.samplers.KSAMPLER_NAMES, "schedule": list(SCHEDULES), "guidance_curve": list(CURVES)}
@@ -477,7 +495,7 @@ class Cells:
         positive, negative = (changed(entries, numbers) for entries in (self.take.positive, self.take.negative))
         if "augmentation" in choice:
             seed = (self.base | choice)["seed"]
-            noisy = noisy_image(self.image[:1, ..., :3].float(), choice["augmentation"], seed)
+            noisy = noisy_image(flattened(self.image[:1]), choice["augmentation"], seed)
             positive = changed(positive, {"concat_latent_image": self.take.vae.encode(noisy).float()})
         return replace(self.take, positive=positive, negative=negative)
 

@@ -19,6 +19,7 @@ from ..svd_core.conditioning import (
 )
 from ..svd_core.config import PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
+from ..svd_core.media import as_image
 from ..svd_core.settings import MAX_FRAMES, SIZE_MULTIPLE
 from .bridge.clip_vision import embed
 from .bridge.variant import vae_variant
@@ -103,7 +104,7 @@ class StableVideoConditioning(io.ComfyNode):
         require_vae(vae)
         trained = vae_variant(vae)
         num_frames = frames or trained.frames
-        image = image[..., :3].float()
+        image = flattened(image)
         show(cls, *advice(micro, image, trained))
         context = embedding(recipe.look(clip_vision, image))
         first = vae.encode(noisy_image(image, recipe.noise * micro.augmentation, seed)).float()
@@ -226,6 +227,14 @@ def require_picture(image: Tensor) -> None:
         raise InputError(f"the picture has {image.shape[-1]} channels, needed 3: put Fit Picture before this node")
     if not torch.isfinite(image).all():
         raise InputError("the picture holds NaN or infinity, needed numbers from 0 to 1: repair or replace it")
+
+
+def flattened(image: Tensor) -> Tensor:
+    """Pictures (B, H, W, C) as (B, H, W, 3) float32, transparent parts on white, as Fit Picture shows them."""
+    if image.shape[-1] != 4:
+        return image[..., :3].float()
+    white = [torch.from_numpy(as_image(picture.detach().float().cpu().clamp(0, 1).numpy())) for picture in image]
+    return torch.stack(white).to(image.device)
 
 
 def advice(micro: MicroConditioning, image: Tensor, trained: Variant) -> list[str]:

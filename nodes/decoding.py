@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..svd_core.decode.plan import DecodePlan
 
 
+WHOLE = "connect the whole clip, and choose frames from the images that come out"
+
+
 class StableVideoDecode(io.ComfyNode):
     """Turns latents into frames, without seams."""
 
@@ -55,7 +58,7 @@ class StableVideoDecode(io.ComfyNode):
         require_latents(samples)
         require_vae(vae)
         num_frames = latent.get("num_video_frames", samples.shape[0])
-        clips = whole_clips(samples.shape[0], num_frames)
+        clips = whole_clips(samples.shape[0], num_frames, WHOLE)
         require_finite(samples)
         if is_loop(latent):
             require_whole_loop(samples.shape[0], clips)

@@ -47,6 +47,13 @@ def finishing(latent: dict[str, Any], what: str, how: object) -> dict[str, Any]:
     return {**latent, KEY: {**latent.get(KEY, {}), what: how}}
 
 
+def no_loop(latent: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the LATENT for a clip that does not end with its first frame; other requests are kept."""
+    asked = {what: how for what, how in latent.get(KEY, {}).items() if what != LOOP}
+    rest = {name: value for name, value in latent.items() if name != KEY}
+    return {**rest, KEY: asked} if asked else rest
+
+
 def is_loop(latent: dict[str, Any]) -> bool:
     return bool(latent.get(KEY, {}).get(LOOP))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +49,14 @@ class StableVideoImageFit(io.ComfyNode):
             display_name="Fit Picture for Stable Video",
             category="video/stable video",
             description=(
-                "Brings a picture of any size to one that the model handles well, by default 1024x576, 576x1024 or "
-                "768x768, whichever is nearest to the picture's shape."
+                "Brings a picture of any size from 16 pixels a side to one that the model handles well, by default "
+                "1024x576, 576x1024 or 768x768, whichever is nearest to the picture's shape."
             ),
             search_aliases=["svd resize", "svd crop", "stable video size", "aspect ratio", "letterbox", "blur pad"],
             inputs=[
-                io.Image.Input("image", tooltip="Any size. Transparent parts show the background colour."),
+                io.Image.Input(
+                    "image", tooltip="At least 16 pixels a side. Transparent parts show the background colour."
+                ),
                 io.Combo.Input(
                     "mode",
                     options=list(FITS),
@@ -75,8 +77,8 @@ class StableVideoImageFit(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture at the size of the clip."),
-                io.Int.Output(display_name="width"),
-                io.Int.Output(display_name="height"),
+                io.Int.Output(display_name="width", tooltip="Of the clip, in pixels."),
+                io.Int.Output(display_name="height", tooltip="Of the clip, in pixels."),
                 io.BoundingBox.Output(
                     display_name="content",
                     tooltip="Which part shows the picture and not bars: for Unfit, or Crop Image.",
@@ -220,7 +222,11 @@ def crop(picture: np.ndarray, frame: Frame) -> Fitted:
     around = picture[
         _centred(rows, frame.height / scale, frame.focus[1]), _centred(columns, frame.width / scale, frame.focus[0])
     ]
-    return fit_image(around, frame.width, frame.height, "crop")
+    fitted = fit_image(around, frame.width, frame.height, "crop")
+    if around.shape == picture.shape:
+        return fitted
+    whole = fit_image(picture[..., :1], frame.width, frame.height, "crop")  # what is lost is the same in the middle
+    return replace(fitted, report=whole.report)
 
 
 def pad(picture: np.ndarray, frame: Frame) -> Fitted:

@@ -31,9 +31,10 @@ from .bridge.methods import (
 )
 from .bridge.variant import model_variant
 from .checks import require_latents, require_vae, verdict, whole_clips
-from .finish import HOLD, LOOP, STILL, Still, finishing
+from .conditioning import flattened
+from .finish import HOLD, LOOP, STILL, Still, finishing, no_loop
 from .inputs import checked
-from .sampling import parse_points
+from .sampling import curve_points, parse_points
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -100,7 +101,7 @@ class StableVideoMotionBrush(io.ComfyNode):
         height, width = (PIXELS_PER_LATENT * side for side in latent["samples"].shape[-2:])
         require_one_picture(image, height, width)
         brush.check(frames, height, width)
-        picture = image[..., :3].float().cpu()
+        picture = flattened(image).cpu()
         method = BrushMethod(brush, vae.encode(picture).float().cpu() * LATENT_SCALE)
         still = Still(picture[0], brush.opacity(feather))
         return io.NodeOutput(with_method(model, method), finishing(latent, STILL, still))
@@ -137,7 +138,7 @@ class StableVideoInBetween(io.ComfyNode):
     def execute(cls, model: ModelPatcher, end: list, latent: dict[str, Any], method: str) -> io.NodeOutput:
         one_clip(model, latent)
         last = end_conditioning(end, latent["samples"])
-        return io.NodeOutput(bounded(model, last, method), latent)
+        return io.NodeOutput(bounded(model, last, method), no_loop(latent))
 
 
 class StableVideoLoop(io.ComfyNode):
@@ -236,7 +237,7 @@ class StableVideoLongTake(io.ComfyNode):
             windows_in_turns(patched, windows)
         in_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
-        longer = {**latent, "samples": samples, "num_video_frames": frames}
+        longer = {**no_loop(latent), "samples": samples, "num_video_frames": frames}
         longer.pop("batch_index", None)  # it numbers the short clip's frames
         held = finishing(longer, HOLD, colour_hold)
         return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
@@ -327,7 +328,7 @@ class StableVideoCurves(io.ComfyNode):
         augmentation_points: str | None = "",
     ) -> bool | str:
         texts = (guidance_points, motion_bucket_points, augmentation_points)
-        return verdict(lambda: [parse_points(text) for text in texts])
+        return verdict(lambda: [points_of(*each) for each in zip(CURVED, texts, strict=True)])
 
     @classmethod
     @checked
@@ -347,7 +348,9 @@ class StableVideoCurves(io.ComfyNode):
             (motion_bucket_points, motion_bucket_values),
             (augmentation_points, augmentation_values),
         )
-        return io.NodeOutput(with_method(model, CurveMethod(*(curve_of(*each) for each in drawn))))
+        return io.NodeOutput(
+            with_method(model, CurveMethod(*(curve_of(name, *each) for name, each in zip(CURVED, drawn, strict=True))))
+        )
 
 
 # Sockets and widgets shared by several nodes
@@ -513,17 +516,21 @@ def last_latents(clip: Tensor, vae: VAE | None, count: int, samples: Tensor) -> 
     if clip.shape[1:3] != (height, width) or len(clip) < count:
         given = f"{len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}"
         raise InputError(f"{given} to continue: give at least {count} of {width}x{height}, or a smaller overlap")
-    return vae.encode(clip[-count:, ..., :3].float()).float().cpu() * LATENT_SCALE
+    return vae.encode(flattened(clip[-count:])).float().cpu() * LATENT_SCALE
 
 
 def for_frames(conditioning: list, frames: int) -> list:
     return [[context, {**numbers, "num_video_frames": frames}] for context, numbers in conditioning]
 
 
-def curve_of(points: str, values: Any) -> float | list | None:
+def points_of(setting: str, text: str | None) -> list[tuple[float, float]]:
+    return parse_points(text) if setting == "guidance" else curve_points(text, setting)
+
+
+def curve_of(setting: str, points: str, values: Any) -> float | list | None:
     """A curve from its two inputs, None if both are empty; values take precedence. Raises InputError."""
     if values is not None:
         listed = values.tolist() if isinstance(values, torch.Tensor) else values
         curve_values(listed, len(listed) if isinstance(listed, list | tuple) else 1)
         return listed
-    return parse_points(points) or None
+    return points_of(setting, points) or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,11 @@ from ..svd_core.sampling import (
 )
 from ..svd_core.sampling.schedule import RHO, SIGMA_MAX, SIGMA_MIN
 from ..svd_core.settings import MAX_STEPS
-from .bridge.guider import ClipGuider, Weights, require_sampled
+from .bridge.guider import ClipGuider, Weights, replaced_guidance, require_sampled
 from .bridge.plan import sampling_in_words
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
-from .checks import damaged_frames, show, verdict
+from .checks import damaged_frames, in_widget, show, verdict
 from .inputs import checked
 
 if TYPE_CHECKING:
@@ -142,13 +143,13 @@ class StableVideoSampler(io.ComfyNode):
         variant = model_variant(model)
         weights = guidance(variant, min_guidance, max_guidance, guidance_curve, guidance_points)
         guider = ClipGuider(model, positive, negative, weights)
-        clips = guider.clips(latent["samples"])  # report mismatched inputs before showing anything
+        clips = guider.clips_of(latent)  # report mismatched inputs before showing anything
         sampler = comfy.samplers.sampler_object(sampler_name)
         guider.require(sampler, clips)
-        show(cls, *sampling_in_words(model, latent["samples"]))
+        show(cls, *sampling_in_words(model, latent["samples"]), *replaced_guidance(model))
         whole = denoised_part(SCHEDULES[schedule], steps or variant.steps, denoise)
         samples = run(guider, sampler, cut_sigmas(whole, start_step, end_step or None), latent, seed, add_noise)
-        return io.NodeOutput({**latent, "samples": samples})
+        return io.NodeOutput({**latent, "samples": samples, "num_video_frames": clips.num_frames})
 
 
 class StableVideoSigmas(io.ComfyNode):
@@ -239,6 +240,7 @@ class StableVideoGuider(io.ComfyNode):
                 points_input(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -258,7 +260,9 @@ class StableVideoGuider(io.ComfyNode):
         guidance_points: str = "",
     ) -> io.NodeOutput:
         weights = guidance(model_variant(model), min_guidance, max_guidance, guidance_curve, guidance_points)
-        return io.NodeOutput(ClipGuider(model, positive, negative, weights))
+        guider = ClipGuider(model, positive, negative, weights)
+        show(cls, *replaced_guidance(model))
+        return io.NodeOutput(guider)
 
 
 # Widgets shared by several nodes
@@ -373,14 +377,22 @@ def _level_input(name: str, default: float, tooltip: str) -> io.Float.Input:
 
 
 def denoised_part(schedule: Callable[[int], Tensor], steps: int, denoise: float) -> Tensor:
-    """The last `steps` steps of a schedule of steps / denoise steps, as in ComfyUI's KSampler."""
-    return schedule(int(steps / denoise))[-(steps + 1) :]
+    """The last `steps` steps of a schedule of steps / denoise steps, as in ComfyUI's KSampler. Raises InputError for a
+    schedule of more than MAX_STEPS."""
+    whole = int(steps / denoise)
+    if whole > MAX_STEPS >= steps:
+        least, most = math.ceil(100 * steps / MAX_STEPS) / 100, int(MAX_STEPS * denoise)
+        raise InputError(
+            f"denoise {denoise:g} takes the last {steps} of {whole} steps, and {MAX_STEPS} are the most: raise denoise "
+            f"to {least:g}, or lower steps to {most}"
+        )
+    return schedule(whole)[-(steps + 1) :]
 
 
 def parse_levels(text: str | None) -> Tensor | None:
     """A schedule from numbers separated by commas or spaces; None for empty text. Raises InputError."""
     words = _words(text)
-    return sigmas_from_list([_number(word, "levels") for word in words]) if words else None
+    return in_widget("levels", lambda: sigmas_from_list([_number(word, "levels") for word in words])) if words else None
 
 
 def require_order(start_step: int | None, end_step: int | None) -> None:
@@ -407,16 +419,33 @@ def guidance(variant: Variant, minimum: float, maximum: float, curve: str, point
 
 
 def parse_points(text: str | None) -> list[tuple[float, float]]:
-    """Points (position, weight) from `0:1, 1:3`. Raises InputError if they do not form a curve."""
-    points = []
-    for word in _words(text):
-        position, colon, weight = word.partition(":")
-        if not colon:
-            raise InputError(f"guidance point {word!r} is not position:weight: write a curve as 0:1, 0.5:3, 1:2")
-        points.append((_number(position, "guidance points"), _number(weight, "guidance points")))
-    if points:
-        curve_guidance(2, points)
+    """Points (position, weight) from `0:1, 1:3`, weights within 0 to MAX_GUIDANCE. Raises InputError."""
+    points = curve_points(text, "guidance")
+    for _, weight in points:
+        if not 0 <= weight <= MAX_GUIDANCE:
+            raise InputError(f"guidance_points: weight {weight:g} is outside 0 to {MAX_GUIDANCE:g}: 1 to 3 is usual")
     return points
+
+
+def curve_points(text: str | None, setting: str) -> list[tuple[float, float]]:
+    """Points (position, value) from the widget of a setting's curve. Raises InputError if they do not form one."""
+
+    def points() -> list[tuple[float, float]]:
+        found = [_point(word, setting) for word in _words(text)]
+        if found:
+            curve_guidance(2, found)
+        return found
+
+    return in_widget(f"{setting}_points", points)
+
+
+def _point(word: str, setting: str) -> tuple[float, float]:
+    said = setting.replace("_", " ")
+    position, colon, value = word.partition(":")
+    if not colon:
+        kind = "weight" if setting == "guidance" else "value"
+        raise InputError(f"{said} point {word!r} is not position:{kind}: write a curve as 0:1, 0.5:3, 1:2")
+    return _number(position, f"{said} points"), _number(value, f"{said} points")
 
 
 def _words(text: str | None) -> list[str]:
@@ -448,7 +477,7 @@ def run(
     """Sample a LATENT into latents (B * T, 4, h, w), unscaled. Noise is drawn on the CPU. `callback` replaces the
     progress bar of this run. Raises InputError."""
     samples = latent["samples"]
-    clips = guider.clips(samples)
+    clips = guider.clips_of(latent)
     require_start(samples, add_noise)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     require_noise(noise, samples)

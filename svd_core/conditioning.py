@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .config import VARIANTS, Variant
 from .errors import InputError
-from .settings import is_whole
+from .settings import is_number, is_whole
 from .sinusoid import sinusoid
 
 MAX_FPS = 1024
@@ -41,7 +40,7 @@ class MicroConditioning:
     def __post_init__(self) -> None:
         for name, usual in (("fps", 7), ("motion_bucket", 127), ("augmentation", 0.02)):
             value = getattr(self, name)
-            if not _is_number(value):
+            if not is_number(value):
                 raise InputError(f"{name.replace('_', ' ')} {value!r} is not a number: {usual} is usual")
         if not 1 <= self.fps <= MAX_FPS:
             raise InputError(f"fps {self.fps} is outside 1 to {MAX_FPS}: give frames per second, such as 7")
@@ -64,13 +63,9 @@ class MicroConditioning:
         """
         if width < 1 or width % 3:
             raise InputError(f"a vector of width {width} has no room for three equal parts: use a multiple of 3")
-        numbers = torch.tensor([self.fps - 1, self.motion_bucket, self.augmentation], dtype=torch.float32)
+        numbers = (self.fps - 1, self.motion_bucket, self.augmentation)
+        numbers = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         return sinusoid(numbers, width // 3).flatten()[None]
-
-
-def _is_number(value: object) -> bool:
-    """True for a Python, NumPy or 0-d torch number; a numeric string does not count."""
-    return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +132,7 @@ def seeded_generator(seed: int) -> torch.Generator:
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"seed {seed} does not fit in 64 bits: choose one from 0 to {2**64 - 1}")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def draw_noise(shape: Sequence[int], source: int | torch.Generator) -> Tensor:
@@ -149,7 +144,7 @@ def draw_noise(shape: Sequence[int], source: int | torch.Generator) -> Tensor:
     generator = source if isinstance(source, torch.Generator) else seeded_generator(source)
     if generator.device.type != "cpu":
         raise InputError(f"a generator on {generator.device} draws other noise on every device: make it on the CPU")
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def augment(pixels: Tensor, amount: float, noise: Tensor) -> Tensor:

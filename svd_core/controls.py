@@ -55,7 +55,7 @@ from .pipeline import (
     sampler_named,
 )
 from .sampling import Sampler, noisy_start
-from .settings import Settings
+from .settings import Settings, is_number, is_whole
 
 Curve = float | Sequence[float] | Sequence[tuple[float, float]]
 """The input of `motion.curve_values`."""
@@ -99,12 +99,20 @@ class Controls:
             raise InputError("a clip is continued in windows: give a window, 0 for the model's own length")
         if (self.fused or self.overlap) and self.window is None:
             raise InputError("fused and overlap are about windows: give a window, 0 for the model's own length")
-        if self.overlap < 0:
-            raise InputError(f"an overlap of {self.overlap} frames: give at least 1, or 0 for the usual one")
+        self._check_numbers()
         if self.sequential and not self.bounded:
             raise InputError("sequential is a way to reach an end: give an end picture or loop, or leave it out")
         if not 0 <= self.colour_hold <= 1:
             raise InputError(f"colour hold {self.colour_hold} is outside 0 to 1: 1 is usual")
+
+    def _check_numbers(self) -> None:
+        for name in ("feather", "overlap", "window"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not is_whole(value) or value < 0):
+                raise InputError(f"{name} {value!r} is not a whole number of 0 or more: give one")
+        for name in ("colour_hold", "unstick"):
+            if not is_number(getattr(self, name)):
+                raise InputError(f"{name} {getattr(self, name)!r} is not a number: give one from 0 to 1")
 
     @property
     def bounded(self) -> bool:
@@ -313,6 +321,11 @@ def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, wind
     frames = _array("the clip to go on from", controls.continued)
     if frames.ndim != 4 or not len(frames):
         raise InputError(f"the clip to go on from has shape {frames.shape}: give frames (T, H, W, 3)")
+    if len(frames) < windows.overlap:
+        raise InputError(
+            f"the clip to go on from has {len(frames)} frames and windows share {windows.overlap}: give a longer clip, "
+            "or a smaller overlap"
+        )
     name = "a frame to go on from"
     return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
 

@@ -91,7 +91,10 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class StableVideo:
-    """A loaded model. Its parts are ordinary modules, which the methods run in the reference's order (spec 0)."""
+    """A loaded model. Its parts are ordinary modules, which the methods run in the reference's order (spec 0).
+
+    The methods record no gradients, but not by `torch.inference_mode`: what they return may be changed in place and
+    used in training."""
 
     config: ModelConfig
     unet: VideoUNet
@@ -102,7 +105,7 @@ class StableVideo:
     variant_note: str = ""
     """One sentence if the variant had to be assumed or the caller overrode the checkpoint's; else empty."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def condition(
         self,
         pixels: Tensor,
@@ -121,7 +124,9 @@ class StableVideo:
         bounds the encoder's memory and changes no bit. Raises InputError for settings or sizes out of range.
         """
         micro = MicroConditioning(fps, motion_bucket, augmentation)
+        _check_stills(pixels, "pixels")
         noise = draw_noise(pixels.shape, seed) if noise is None else noise
+        _check_stills(noise, "noise")
         pixels = pixels.float().cpu()
         noisy = augment(pixels, micro.augmentation, noise.float().cpu())
         context = self.clip_vision.encode(pixels.to(self.device))
@@ -162,7 +167,7 @@ class StableVideo:
         start = noisy_start(noise.to(self.device), sigmas)
         return self.sample_from(start, cond, sigmas, guidance, sampler, callback, **how)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample_from(
         self,
         x: Tensor,
@@ -250,7 +255,7 @@ class StableVideo:
         weights = (weight for part in (self.unet, self.vae, self.clip_vision) for weight in part.parameters())
         return sum(weight.nbytes for weight in weights if weight.device.type == self.device.type)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_latents(
         self,
         latents: Tensor,
@@ -421,9 +426,8 @@ def load_checkpoint(
     STORES[weights](modules.unet)
     if not stream_weights:
         modules.unet.to(device)
-    note = modules.detection.variant_note
     parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
-    return StableVideo(*parts, device, dtype, note)
+    return StableVideo(*parts, device, dtype, modules.detection.variant_note)
 
 
 def known_device(device: torch.device | str) -> torch.device:
@@ -477,6 +481,20 @@ def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Ten
     check_sigmas(sigmas, may_rise=not isinstance(sampler, str))
     check_guidance(guidance)
     check_size(x, cond)
+    _refuse_unless_finite(x, "the noise or latents that sampling starts from")
+    _refuse_unless_finite(guidance, "guidance")
+
+
+def _check_stills(stills: Tensor, name: str) -> None:
+    """Raise InputError unless pixels or noise (B, 3, H, W) are a tensor of finite numbers."""
+    if not isinstance(stills, Tensor):
+        raise InputError(f"{name} of class {type(stills).__name__} are no tensor: give one of shape (B, 3, H, W)")
+    _refuse_unless_finite(stills, name)
+
+
+def _refuse_unless_finite(tensor: Tensor, name: str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"NaN or infinity in {name} would spoil every frame: give finite numbers")
 
 
 def _added_noise(run: Sampler, seed: int, x: Tensor) -> dict[str, NoiseSampler]:

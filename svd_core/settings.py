@@ -6,6 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from .config import Variant
@@ -138,6 +139,11 @@ def _listed(name: str, value: Any) -> Sequence[Any]:
         return [] if value is None and name != "background" else list(value)
     except TypeError as error:
         raise InputError(f"{name} {value!r} is no list: give several numbers") from error
+
+
+def is_number(value: object) -> bool:
+    """True for a Python, NumPy or 0-d torch number; a numeric string does not count."""
+    return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
 def is_whole(value: object) -> bool:

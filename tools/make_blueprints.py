@@ -28,8 +28,12 @@ CATEGORY = "Video generation and editing/Image to video"
 """Category of ComfyUI's own blueprints of this kind."""
 
 
-CLIP = (
+CHOICE = (
     Port("checkpoint", "COMBO", SVD.name),
+    Port("variant", "COMBO", "from file"),
+)
+CLIP = (
+    *CHOICE,
     Port("width", "INT", 0),
     Port("height", "INT", 0),
 )
@@ -134,7 +138,8 @@ def _sockets(given: Node, ports: Sequence[Port]) -> dict[str, Any]:
 
 
 def _loaded(graph: Graph, given: Node) -> Node:
-    return graph.add("StableVideoCheckpointLoader", 0, MODEL, models=[SVD], checkpoint=given["checkpoint"])
+    chosen = _sockets(given, CHOICE)
+    return graph.add("StableVideoCheckpointLoader", 0, MODEL, models=[SVD], **chosen)
 
 
 def _conditioned(graph: Graph, loader: Node, given: Node | Mapping[str, Any], image: Output) -> Node:

@@ -86,7 +86,7 @@ def image_to_video_25() -> Graph:
         "image_to_video_25_frames",
         "Image to video, 25 frames",
         "## Image to video, 25 frames\n\nThe same as with 14 frames, on the model that was trained for 25: longer "
-        "clips and steadier motion, in nearly twice the time.\n\nNeeds `svd_xt.safetensors` in `models/checkpoints`.",
+        "clips and steadier motion, in over twice the time.\n\nNeeds `svd_xt.safetensors` in `models/checkpoints`.",
     )
     loader = _load(graph, SVD_XT, "svd_xt")
     _animate(graph, loader, _fitted(graph, _picture(graph)["IMAGE"]), 25, "image_to_video")

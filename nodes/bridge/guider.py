@@ -21,7 +21,7 @@ from ...svd_core.config import PIXELS_PER_LATENT
 from ...svd_core.errors import InputError
 from ...svd_core.motion import curve_values
 from ..checks import damaged_frames, require_latents, whole_clips
-from .methods import guidance_of, require_sampler, windows_of
+from .methods import guidance_of, require_one_clip, require_sampler, windows_of
 from .model import StableVideoModel
 
 if TYPE_CHECKING:
@@ -80,13 +80,25 @@ class ClipGuider(comfy.samplers.CFGGuider):
             for name in _LEFT_BY_A_RUN:
                 self.__dict__.pop(name, None)
 
+    def clips_of(self, latent: dict[str, Any]) -> Clips:
+        """`clips` of a LATENT, whose own clip length has to be that of the conditioning. Raises InputError."""
+        clips = self.clips(latent["samples"])
+        told = self.original_conds["positive"][0].get("num_video_frames")
+        own = latent.get("num_video_frames", told)
+        if told is not None and own != told:
+            raise InputError(
+                f"the latent is for clips of {own} frames and the conditioning for clips of {told}: take positive, "
+                "negative and latent from the same Stable Video Conditioning"
+            )
+        return clips
+
     def clips(self, latent: Tensor) -> Clips:
         """How the frames of a latent group into clips, according to the conditioning. Raises InputError."""
         require_latents(latent)
         positive = self.original_conds["positive"][0]
         num_frames = positive.get("num_video_frames", latent.shape[0])
         clips = Clips(whole_clips(latent.shape[0], num_frames), num_frames)
-        require_one_window(clips, self.model_patcher)
+        require_methods(clips, self.model_patcher)
         require_same_clips(positive, latent, clips)
         require_embedding(positive, self.model_patcher)
         require_memory(latent, self.model_patcher)
@@ -128,9 +140,14 @@ def _per_frame(scales: Tensor) -> Callable[[dict[str, Any]], Tensor]:
 def _branches_apart(args: dict[str, Any]) -> list[Tensor]:
     """Run both guidance branches one after the other. ComfyUI batches them when enough memory is free, which rounds
     differently: the same seed would not always give the same bits. Batching is no faster (spec 5.4)."""
-    model, x, sigma, options = (args[name] for name in ("model", "input", "sigma", "model_options"))
-    apart = (comfy.samplers.calc_cond_batch(model, [cond], x, sigma, options)[0] for cond in args["conds"] if cond)
-    return [next(apart) if cond else torch.zeros_like(x) for cond in args["conds"]]
+    conds, x = args["conds"], args["input"]
+
+    def alone(place: int) -> Tensor:
+        # The other branches are given as None and not left out: patches tell a branch by its place.
+        given = [cond if other == place else None for other, cond in enumerate(conds)]
+        return comfy.samplers.calc_cond_batch(args["model"], given, x, args["sigma"], args["model_options"])[place]
+
+    return [alone(place) if cond else torch.zeros_like(x) for place, cond in enumerate(conds)]
 
 
 def _shares_branches(options: dict[str, Any]) -> bool:
@@ -180,16 +197,22 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
         )
 
 
-def require_one_window(clips: Clips, patcher: ModelPatcher) -> None:
-    """Raise InputError if a model set up for a Long Take gets several clips, or a clip that its windows do not fit."""
+def require_methods(clips: Clips, patcher: ModelPatcher) -> None:
+    """Raise InputError if a model set up for one clip gets several, or a clip that its windows do not fit."""
+    require_one_clip(patcher, clips.count)
     windows = windows_of(patcher)
-    if windows is None:
-        return
-    if clips.count > 1:
-        raise InputError(
-            f"the latent holds {clips.count} clips and the model is set up for one Long Take: give one clip"
-        )
-    windows.starts(clips.num_frames)
+    if windows is not None:
+        windows.starts(clips.num_frames)
+
+
+def replaced_guidance(patcher: ModelPatcher) -> tuple[str, ...]:
+    """One sentence if nodes before put a guidance of their own on the MODEL, which `ClipGuider` replaces."""
+    if patcher.model_options.get("sampler_cfg_function") is None:
+        return ()
+    return (
+        "Guidance that a node put on the MODEL, such as RescaleCFG or VideoLinearCFGGuidance, is replaced by this "
+        "node's: use ComfyUI's KSampler to keep it.",
+    )
 
 
 def frames_at_once(patcher: ModelPatcher, frames: int) -> int:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The three native objects of a checkpoint, and its configuration."""
+    """The three native objects of a checkpoint, its configuration, and a sentence on its variant if that is a guess."""
 
     config: ModelConfig
     model: ModelPatcher
     clip_vision: ClipVisionModel
     vae: StableVideoVAE
+    variant_note: str
 
 
 def load(path: Path, variant: str | None = None) -> Loaded:
@@ -39,6 +40,7 @@ def load(path: Path, variant: str | None = None) -> Loaded:
         _model(checkpoint, path, variant),
         clip_vision_model(config.clip_vision, checkpoint.clip_vision_weights()),
         _vae(checkpoint, path, variant),
+        checkpoint.detection.variant_note,
     )
 
 

@@ -80,19 +80,31 @@ class HostDenoiser:
 
     @property
     def conditioning(self) -> Conditioning:
-        """One row per clip, without the methods' changes."""
-        return read_conditioning(self.executor.class_obj.conds, self.clip_frames)
+        """The first positive entry, one row per clip, without the methods' changes."""
+        return read_conditioning(self.executor.class_obj.conds["positive"][0], self.clip_frames)
 
     def _changed(self, conds: dict[str, list]) -> dict[str, list]:
         if not self.changes and self.num_frames == self.clip_frames:
             return conds
-        told = reduce(lambda given, change: change(given), self.changes, self.conditioning)
-        return write_conditioning(conds, told.repeat_frames(self.num_frames), self.num_frames)
+        return {
+            role: [self._entry(role, entry) for entry in given] if given else given for role, given in conds.items()
+        }
+
+    def _entry(self, role: str, entry: dict[str, Any]) -> dict[str, Any]:
+        """A copy of one entry of the run's conditioning, changed from its own values."""
+        own = read_conditioning(entry, self.clip_frames)
+        told = reduce(lambda given, change: change(given), self.changes, own).repeat_frames(self.num_frames)
+        return write_conditioning(entry, told, self.num_frames, pictured=_is_pictured(role, own))
 
 
-def read_conditioning(conds: dict[str, list], clip_frames: int) -> Conditioning:
-    """The positive conditioning of a run as prepared by ComfyUI, one row per clip."""
-    made = conds["positive"][0]["model_conds"]
+def _is_pictured(role: str, told: Conditioning) -> bool:
+    """Whether an entry shows the model a picture. Dual CFG has a middle one, which may or may not."""
+    return role == "positive" or (role != "negative" and bool(told.first.any()))
+
+
+def read_conditioning(entry: dict[str, Any], clip_frames: int) -> Conditioning:
+    """An entry of a run's conditioning as prepared by ComfyUI, one row per clip."""
+    made = entry["model_conds"]
     context, first, vector = (made[name].cond for name in ("c_crossattn", "c_concat", "y"))
     first = first[::clip_frames]
     rows = [each if len(each) in (1, len(first)) else each[::clip_frames] for each in (context, vector)]
@@ -100,18 +112,12 @@ def read_conditioning(conds: dict[str, list], clip_frames: int) -> Conditioning:
     return Conditioning(context, first, vector)
 
 
-def write_conditioning(conds: dict[str, list], told: Conditioning, num_frames: int) -> dict[str, list]:
-    """A copy of the run's conditioning with the rows (N, ...) of `told`; the negative gets only the vector."""
-    both = {"y": comfy.conds.CONDRegular(told.vector), "num_video_frames": comfy.conds.CONDConstant(num_frames)}
-    picture = {
-        "c_crossattn": comfy.conds.CONDCrossAttn(told.context),
-        "c_concat": comfy.conds.CONDNoiseShape(told.first),
-    }
-    positive = [_with(entry, {**both, **picture}) for entry in conds["positive"]]
-    return {**conds, "positive": positive, "negative": [_with(entry, both) for entry in conds.get("negative") or ()]}
-
-
-def _with(entry: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+def write_conditioning(entry: dict[str, Any], told: Conditioning, num_frames: int, *, pictured: bool) -> dict[str, Any]:
+    """A copy of the entry with the rows (N, ...) of `told`: only the vector if it is not `pictured`."""
+    made = {"y": comfy.conds.CONDRegular(told.vector), "num_video_frames": comfy.conds.CONDConstant(num_frames)}
+    if pictured:
+        made["c_crossattn"] = comfy.conds.CONDCrossAttn(told.context)
+        made["c_concat"] = comfy.conds.CONDNoiseShape(told.first)
     return {**entry, "model_conds": {**entry["model_conds"], **made}}
 
 
@@ -153,10 +159,26 @@ class BetweenMethod:
     order = 1
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        if self.end is None or self.sequential:
+            require_one_start(host)
         start = host.conditioning
         end = start if self.end is None else self.end
         held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE) if self.sequential else None
         return Between(denoise, end, held, loop=self.end is None)
+
+
+def require_one_start(host: HostDenoiser) -> None:
+    """Raise InputError if the entries of positive show different pictures."""
+    told = [read_conditioning(entry, host.clip_frames) for entry in host.executor.class_obj.conds["positive"]]
+    if any(not torch.equal(getattr(each, name), getattr(told[0], name)) for each in told[1:] for name in _PICTURE):
+        raise InputError(
+            f"positive holds {len(told)} entries of different pictures, and Loop and in turns start from one: connect "
+            "positive of one Stable Video Conditioning, or choose fusion on In-Between"
+        )
+
+
+_PICTURE = ("context", "first")
+"""What a `Conditioning` says of its picture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,6 +227,7 @@ class Methods:
                 f"the latent holds {total} frames and the conditioning is for {clip_frames}: take positive, negative "
                 "and latent from Stable Video Long Take"
             )
+        self.require_one_clip(total // clip_frames)
         if way is None and _catches_guidance(executor.class_obj.model_options, options):
             self.require_one_answer(total)
         seen = self.windows.length if self.windows else clip_frames
@@ -220,6 +243,12 @@ class Methods:
                 "fusion ask for several: choose a sampler without cfg_pp, or in turns on that node"
             )
 
+    def require_one_clip(self, clips: int) -> None:
+        """Raise InputError if several clips are given to a method that was set up for one."""
+        wanted = [name for name in map(_made_for_one_clip, self.methods) if name]
+        if clips > 1 and wanted:
+            raise InputError(f"the latent holds {clips} clips and the model is set up for {wanted[0]}: give one clip")
+
     @property
     def windows(self) -> Windows | None:
         return next((method.windows for method in self.methods if isinstance(method, LongTakeMethod)), None)
@@ -229,6 +258,17 @@ def _catches_guidance(own: dict[str, Any], options: dict[str, Any]) -> bool:
     """Whether the sampler of a run added a post-guidance function, as CFG++ does, to those of the MODEL."""
     before, now = (len(each.get("sampler_post_cfg_function", ())) for each in (own, options))
     return now > before
+
+
+def _made_for_one_clip(method: Method) -> str:
+    """What a method does to one clip only, empty if it does the same to each of several."""
+    if isinstance(method, LongTakeMethod):
+        return "one Long Take"
+    if isinstance(method, BetweenMethod) and method.end is not None:
+        return "one In-Between, to one end picture"
+    if isinstance(method, BrushMethod) and len(method.brush.cells()) > 1:
+        return "one Motion Brush, with a mask for each frame"
+    return ""
 
 
 def _asks_again(method: Method, frames: int) -> bool:
@@ -253,6 +293,11 @@ def methods_of(patcher: ModelPatcher) -> tuple[Method, ...]:
 def windows_of(patcher: ModelPatcher) -> Windows | None:
     """The windows of a MODEL set up for a Long Take, else None."""
     return Methods(methods_of(patcher)).windows
+
+
+def require_one_clip(patcher: ModelPatcher, clips: int) -> None:
+    """Raise InputError, before anything is loaded, if a MODEL's methods were set up for one clip and get several."""
+    Methods(methods_of(patcher)).require_one_clip(clips)
 
 
 def require_sampler(patcher: ModelPatcher, name: str, frames: int) -> None:

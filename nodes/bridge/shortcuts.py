@@ -83,12 +83,26 @@ class _GuidedWithin:
         guider = executor.class_obj
         scale = guider.cfg
         guider.cfg = 1.0
-        unguided = {key: value for key, value in options.items() if key not in _GUIDING}
         try:
-            return executor(x, sigma, unguided, seed)
+            return executor(x, sigma, _unguided(options), seed)
         finally:
             guider.cfg = scale
 
 
 _GUIDING = ("sampler_cfg_function", "disable_cfg1_optimization")
 """Options that cause guidance whatever the scale."""
+
+
+def _unguided(options: dict[str, Any]) -> dict[str, Any]:
+    """The model's options for an evaluation of the conditional branch alone. Its result also stands for the other
+    branch, which CFG++ samplers step with and for which ComfyUI would hand out zeros."""
+    kept = {key: value for key, value in options.items() if key not in _GUIDING}
+    return kept | {_BEFORE_GUIDANCE: [_both_conditional, *options.get(_BEFORE_GUIDANCE, [])]}
+
+
+_BEFORE_GUIDANCE = "sampler_pre_cfg_function"
+
+
+def _both_conditional(args: dict[str, Any]) -> list[Tensor]:
+    conditional, _, *more = args["conds_out"]
+    return [conditional, conditional, *more]

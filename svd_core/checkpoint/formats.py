@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from os import PathLike
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -21,8 +22,10 @@ _FOLDER_MAPS: dict[str, Callable[[Collection[str]], dict[str, Recipe]]] = {
 def open_source(path: str | Path) -> TensorSource:
     """Open a .safetensors file (whatever its name) or a diffusers folder.
 
-    Raises CheckpointError if `path` does not exist, and for other formats and damaged files.
+    Raises CheckpointError if `path` is no path or does not exist, and for other formats and damaged files.
     """
+    if not isinstance(path, str | PathLike) or not str(path):
+        raise CheckpointError(f"checkpoint {path!r} is not a path: give a .safetensors file or a diffusers folder")
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)

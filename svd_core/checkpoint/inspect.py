@@ -121,7 +121,7 @@ class Inspection:
         if self.mistyped:
             lists["no floats"] = self.mistyped
         rows = [f"{name:<10} {f'{len(keys)}: {some(keys)}' if keys else 'none'}" for name, keys in lists.items()]
-        return ["", *rows, f"{'loadable':<10} {'yes' if self.loadable else 'no'}"]
+        return ["", *rows, f"{'loadable':<10} {'yes, by its header; values were not read' if self.loadable else 'no'}"]
 
 
 def inspect_checkpoint(path: str | Path, variant: str | Variant | None = None) -> Inspection:

@@ -1,7 +1,7 @@
 """The command line: `python -m svd_core animate | inspect | decode | plan | watermark | batch`.
 
 Exit codes: 0 success, 2 unusable input (explained in one line on stderr), 130 interrupted, 143 ended by SIGTERM, 129 by
-SIGHUP.
+SIGHUP, 141 if whoever read the output stopped, such as `head`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ UNUSABLE = 2
 BY_SIGNAL = 128
 """Added to a signal's number to give the exit code, as shells do."""
 
+PIPE_CLOSED = BY_SIGNAL + 13
+"""Exit code of Unix tools when their output's reader has gone (SIGPIPE, which Windows lacks): normal use, so without a
+word."""
+
 _NOT_HALF = "interrupted: no file is left half-written"
 
 
@@ -33,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if number := interrupts.heard or signal_of(error):
                 return _stop(_NOT_HALF, BY_SIGNAL + number)
+            if isinstance(error, BrokenPipeError):
+                return PIPE_CLOSED
             if reason := _reason(error):
                 return _stop(f"error: {reason}", UNUSABLE)
             raise
@@ -80,6 +86,8 @@ def _flush() -> None:
     except OSError as error:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
         why = error.strerror.lower()
         raise OutputError(f"standard output cannot be written ({why}): send it to a file or a terminal") from error
 

@@ -62,7 +62,7 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     text = "one pass of guidance in each of two processes: torchrun --nproc-per-node 2 -m svd_core animate ..."
     _flag(command, "--split-guidance", text, action="store_true")
     command.add_argument(
-        "--save-latents", type=_path, metavar="FILE", help="also write the latents (.safetensors, for decode)"
+        "--save-latents", type=_output, metavar="FILE", help="also write the latents (.safetensors, for decode)"
     )
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
@@ -82,7 +82,7 @@ def _add_batch(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "batch", "make clips of many pictures, through Ray", _batch)
     command.add_argument("pictures", type=_path, metavar="FOLDER", help="of pictures, or a .txt file naming one a line")
     command.add_argument(
-        "--output", required=True, type=_path, metavar="FOLDER", help="for the clips; those that are there stay"
+        "--output", required=True, type=_output, metavar="FOLDER", help="for the clips; those that are there stay"
     )
     _add_checkpoint_flag(command)
     _flag(command, "--format", "of the clips (default: mp4)", choices=("mp4", "webm", "webp", "gif"))
@@ -142,7 +142,7 @@ def _add_checkpoint_flag(command: ArgumentParser) -> None:
 def _add_places(command: ArgumentParser) -> None:
     _add_checkpoint_flag(command)
     where = "clip.mp4, .webm, .webp, .gif, or a folder of PNGs ending in /"
-    command.add_argument("--output", required=True, type=_path, metavar="PATH", help=where)
+    command.add_argument("--output", required=True, type=_output, metavar="PATH", help=where)
 
 
 def _add_picture_flags(group: argparse._ArgumentGroup) -> None:
@@ -256,6 +256,13 @@ def _path(text: str) -> str:
     if not text:
         raise ArgumentTypeError("the path is empty: give the name of a file or folder")
     return text
+
+
+def _output(text: str) -> str:
+    """A path to write to. "-" is refused: it usually means standard output, which takes no clip."""
+    if text == "-":
+        raise ArgumentTypeError("standard output (-) takes no clip: give the name of a file or folder, or ./- for that")
+    return _path(text)
 
 
 def _count(text: str) -> int:

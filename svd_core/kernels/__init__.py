@@ -19,6 +19,7 @@ from .frame_attention import frame_attention as frame_attention
 from .frame_conv import frame_conv as frame_conv
 from .geglu import gated as gated
 from .geglu import geglu as geglu
+from .gradients import needs_gradient as needs_gradient
 from .group_norm import group_norm as group_norm
 from .group_norm import group_norm_silu as group_norm_silu
 from .group_norm import spread as spread

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import needs_gradient
+
 Form = Callable[..., Any]
 """An operation's reference or one of its kernels: same arguments, returning a tensor or a tuple of tensors."""
 
@@ -43,9 +45,9 @@ class Operation:
     `kernels` imports Triton and returns the candidates by name; `refusal` says why no kernel takes these arguments, or
     ""; `shape_class` is the key that a choice holds for; `sample` reduces the arguments to what is cheap in float64;
     `in_place` is the reference reusing the memory of arguments that callers give away, for when no kernel was chosen
-    and no gradients are recorded; `overwritten` is the index of the argument that kernels then also get as `out`. The
-    first argument is a tensor; all tensors, or the first `alike`, share its dtype. `slack` is the error, in eps, that a
-    kernel may have on top of twice torch's. Class: rounding.
+    and no argument needs a gradient; `overwritten` is the index of the argument that kernels then also get as `out`.
+    The first argument is a tensor; all tensors, or the first `alike`, share its dtype. `slack` is the error, in eps,
+    that a kernel may have on top of twice torch's. Class: rounding.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Operation:
 
     def __call__(self, *args: Any) -> Any:
         # Torch's compiler fuses the plain expression itself, and cannot trace a probe.
-        if torch.compiler.is_compiling() or not self.wanted(args[0]):
+        if torch.compiler.is_compiling() or not self.wanted(*args):
             return self.reference(*args)
         form = choices().form(self, args)
         if form is self.reference:
@@ -71,13 +73,13 @@ class Operation:
     def into(self, out: Tensor | None, *args: Any) -> Any:
         """Like a call, for an operation whose forms take `out`: memory for their (first) result, which may be an
         argument with the same layout."""
-        form = choices().form(self, args) if self.wanted(args[0]) else self.reference
+        form = choices().form(self, args) if self.wanted(*args) else self.reference
         return form(*args, out=out)
 
-    def wanted(self, like: Tensor) -> bool:
-        """Whether a kernel may run on such a tensor at all; cheap, so that callers can ask before they gather weights.
-        False while gradients are recorded: kernels have no backward pass."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    def wanted(self, like: Tensor, *others: Any) -> bool:
+        """Whether a kernel may run on such a tensor, beside other arguments, at all; cheap, so that callers can ask
+        before they gather weights. False if any of them needs a gradient: kernels have no backward pass."""
+        if torch.compiler.is_compiling() or needs_gradient(like, *others):
             return False
         return not (choices().incapable(like.device) or torch.is_autocast_enabled(like.device.type))
 

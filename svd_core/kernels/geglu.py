@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .choice import Operation
+from .gradients import needs_gradient
 
 SAMPLE_ROWS = 256
 
@@ -22,11 +22,11 @@ def reference(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gated(hidden: Tensor) -> Tensor:
-    """Values and gates (..., 2H) -> value * gelu(gate), (..., H); without gradients it reuses the memory of GELU's
-    result."""
+    """Values and gates (..., 2H) -> value * gelu(gate), (..., H); if neither needs a gradient it reuses the memory of
+    GELU's result."""
     value, gate = hidden.chunk(2, dim=-1)
     opened = nn.functional.gelu(gate)
-    return value * opened if torch.is_grad_enabled() else opened.mul_(value)
+    return value * opened if needs_gradient(hidden) else opened.mul_(value)
 
 
 def _kernels() -> Mapping[str, Callable[..., Tensor]]:

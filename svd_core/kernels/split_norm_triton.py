@@ -103,8 +103,7 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """means and variances (entries, C) -> scale and shift of one group's WIDTH channels. `Spans` defines which rows an
-    entry covers."""
+    """means, variances (entries, C) -> scale, shift of one group of WIDTH channels; `Spans`: the rows of an entry."""
     w = tl.arange(0, BLOCK_W)
     w_there = w < WIDTH
     base = tl.program_id(0) * WIDTH

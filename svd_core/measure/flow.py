@@ -53,6 +53,8 @@ def flow_magnitude(frames: np.ndarray) -> np.ndarray:
 
 def require_clip(frames: np.ndarray) -> None:
     """Raise InputError for anything but (T, H, W, 3) with at least 2 frames."""
+    if frames.ndim == 4 and len(frames) == 1:
+        raise InputError("one picture has no motion: connect the frames of a clip, at least 2 frames")
     if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 2:
         raise InputError(f"frames have shape {frames.shape}: need (T, H, W, 3) with at least 2 frames")
 

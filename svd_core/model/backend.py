@@ -76,6 +76,10 @@ class Backend:
     frames: FramesFn = frame_attention
     weights: WeightsFn = own_weights
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        """Itself: copies of a network share what is immutable, and a module among the fields cannot be copied."""
+        return self
+
     def fit(self, tensor: Tensor, weight: Tensor) -> Tensor:
         """The tensor in the dtype that a layer with this weight accepts: the weight's own for torch's layers, any for a
         host's, which cast for themselves."""

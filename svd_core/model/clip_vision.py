@@ -141,6 +141,6 @@ def _blur(images: Tensor, axis: int, size: int) -> Tensor:
 def _gaussian(sigma: float) -> list[float]:
     """A Gaussian kernel with an odd number of taps, at least 3, that sums to 1."""
     taps = int(max(4 * sigma, 3)) | 1
-    offsets = torch.arange(taps, dtype=torch.float32) - taps // 2
+    offsets = torch.arange(taps, dtype=torch.float32, device="cpu") - taps // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     return (kernel / kernel.sum()).tolist()

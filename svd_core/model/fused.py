@@ -21,6 +21,7 @@ from ..kernels import (
     geglu,
     group_norm,
     group_norm_silu,
+    needs_gradient,
     smoothed_by_corner,
     spread,
 )
@@ -69,11 +70,16 @@ def fused(
 ) -> Result:
     """`operation(tensor, weight, bias, *more)` if a kernel may run and the layer's weights may be read, else
     `otherwise()`. Class: rounding."""
-    if operation.wanted(tensor):
+    if operation.wanted(tensor, *more):
         with weights(layer, tensor) as found:
-            if found is not None:
+            if _are_frozen(found):
                 return operation(tensor, *found, *more)
     return otherwise()
+
+
+def _are_frozen(found: Weights | None) -> bool:
+    """Whether weights could be read and need no gradient, which only calling their layer would give them."""
+    return found is not None and not needs_gradient(*found)
 
 
 def normed_images(weights: WeightsFn, norm: nn.Module, images: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ def short_of_bias(weights: WeightsFn, conv: nn.Module, images: Tensor) -> tuple[
     result and None if no kernel would add it. On a device, torch adds a bias in a separate pass. Class: rounding."""
     if group_norm_silu.wanted(images):
         with weights(conv, images) as found:
-            if found is not None and found[1] is not None:
+            if _are_frozen(found) and found[1] is not None:
                 weight, bias = found
                 # A host's weights are only valid inside the context.
                 owed = bias if bias is conv.bias else bias.clone()
@@ -111,7 +117,7 @@ def convolved_by_corner(weights: WeightsFn, conv: nn.Module, images: Tensor, *mo
     if not may_run_by_corner(images):
         return None
     with weights(conv, images) as found:
-        if found is None or not is_plain_kernel(found[0], images.dtype):
+        if not _are_frozen(found) or not is_plain_kernel(found[0], images.dtype):
             return None
         if may_widen(nn.functional.conv2d, images, *found):
             return doubled_smooth(images, *found)
@@ -128,7 +134,7 @@ def _geglu_of_products(weights: WeightsFn, proj: nn.Module, tokens: Tensor) -> T
     route = geglu_route(tokens)
     if route is not None:
         with weights(proj, tokens) as found:
-            if found is not None and are_plain(*found, tokens.dtype):
+            if _are_frozen(found) and are_plain(*found, tokens.dtype):
                 return route(tokens, *found)
     return gated(proj(tokens))
 

@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..kernels import needs_gradient
+
 
 def to_tokens(images: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H*W, C)."""
@@ -49,18 +51,18 @@ def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
     return weight
 
 
-# Sums that reuse the memory of an operand nobody else holds. With gradients they allocate new memory.
+# Sums that reuse the memory of an operand nobody else holds. An operand that needs a gradient gets new memory.
 
 
 def joined(other: Tensor, fresh: Tensor) -> Tensor:
     """other + fresh, reusing the memory of `fresh`, a temporary of the caller. Class: exact."""
-    if torch.is_grad_enabled() or other.dtype != fresh.dtype:
+    if needs_gradient(other, fresh) or other.dtype != fresh.dtype:
         return other + fresh
     return fresh.add_(other)
 
 
 def blended(fresh: Tensor, change: Tensor, share: Tensor) -> Tensor:
     """fresh + share * change, reusing the memory of `fresh` as `joined` does."""
-    if torch.is_grad_enabled() or change.dtype != fresh.dtype:
+    if needs_gradient(fresh, change, share) or change.dtype != fresh.dtype:
         return torch.addcmul(fresh, change, share)
     return fresh.addcmul_(change, share)

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import linear_add
+from ..kernels import linear_add, needs_gradient
 from ..sinusoid import sinusoid
 from .attention import Attention
 from .backend import Backend
@@ -70,9 +70,9 @@ class FeedForward(nn.Module):
         """fresh + forward(normed), both (..., C), reusing the memory of `fresh`, a temporary of the caller.
 
         Tokens are independent, so large inputs run in equal groups and the hidden layer never exists whole. A group's
-        size depends only on the shape and the device type, so no bit depends on memory. While gradients are recorded,
-        all tokens run at once in new memory: the backward pass needs the whole hidden layer."""
-        if torch.is_grad_enabled() or fresh.dtype != normed.dtype:
+        size depends only on the shape and the device type, so no bit depends on memory. If a gradient is needed, all
+        tokens run at once in new memory: the backward pass needs the whole hidden layer."""
+        if needs_gradient(fresh, normed, self) or fresh.dtype != normed.dtype:
             return fresh + self(normed)
         tokens = fresh.flatten(0, -2)
         for to, of in zip(self._groups(tokens), self._groups(normed.flatten(0, -2)), strict=True):
@@ -83,8 +83,10 @@ class FeedForward(nn.Module):
         """Tokens (R, C), split into the groups that run together."""
         at_once = min(CPU_HIDDEN_VALUES, HIDDEN_VALUES) if tokens.is_cpu else HIDDEN_VALUES
         groups = -(-len(tokens) * self.net[0].proj.out_features // at_once)
-        size = -(-len(tokens) // max(1, groups))
-        return (tokens[:size],) if self.only_first_group else tokens.split(max(1, size))
+        size = max(1, -(-len(tokens) // max(1, groups)))
+        # Slices, which unlike the views of `split` may be written to by an adapter's layers that need a gradient.
+        starts = (0,) if self.only_first_group else range(0, max(1, len(tokens)), size)
+        return [tokens[start : start + size] for start in starts]
 
     def _add(self, tokens: Tensor, hidden: Tensor) -> None:
         """Add the last layer's result to tokens (R, C) in place."""

@@ -192,11 +192,15 @@ def _check_shapes(config: UNetConfig, x: Tensor, c_noise: Tensor, context: Tenso
         ("a vector", vector, ("N", config.vector_dim), "use conditioning that was made for this model"),
     )
     for name, tensor, sizes, remedy in needs:
+        needed = ", ".join(map(str, sizes))
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"the UNet got {name} of class {type(tensor).__name__}; it needs a tensor ({needed})")
         shape = tuple(tensor.shape)
         fits = len(shape) == len(sizes) and (shape[0] == 1 or shape[0] == x.shape[0])
+        if any(size == 0 for size in shape):
+            raise InputError(f"the UNet got {name} of shape {shape}; it needs ({needed}), none of them 0: {remedy}")
         # Only ==: under torch.compile, looking for a symbolic size in a tuple gives wrong answers.
         if not fits or any(isinstance(need, int) and size != need for size, need in zip(shape, sizes, strict=True)):
-            needed = ", ".join(map(str, sizes))
             frames = f", N {x.shape[0]} or 1" if tensor is not x else ""
             raise InputError(f"the UNet got {name} of shape {shape}; it needs ({needed}){frames}: {remedy}")
 

@@ -7,10 +7,10 @@ N = B * T frame-major; the layers across frames read them as clips (B, C, T, H*W
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import pairwise
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..decode.run import run_plan
 from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..device_memory import has_own_memory
 from ..errors import InputError
+from ..settings import is_whole
 from .backend import TORCH, Backend
 from .fused import convolved_by_corner, doubled_convolved, short_of_bias
 from .layout import from_clips, to_clips, to_images, to_tokens
@@ -347,6 +348,7 @@ class VideoVAE(nn.Module):
 
         Raises InputError unless H and W are multiples of 8, or if the budget is below 1 or too small.
         """
+        _check_tensor(pixels, "the encoder", "pixels")
         _check_pixels(pixels.shape)
         if budget is None and mode is None and self._encoding_is_recorded(pixels):
             return self._encode_plain(pixels)
@@ -420,9 +422,10 @@ class VideoVAE(nn.Module):
         overflow 16 bits are decoded again in float32, with a PrecisionWarning. Records no gradients. Raises InputError
         if N is not a whole number of clips, a number is below 1 or the budget is too small.
         """
+        _check_tensor(z, "the decoder", "latents")
         num_frames = z.shape[0] if num_frames is None and z.ndim else num_frames
         plan = self.decode_plan(z.shape, num_frames, z.device, chunk, budget, mode, circular)
-        clips = self._latents(z, num_frames).split(num_frames)
+        clips = self._latents(z, num_frames).split(operator.index(num_frames))
         return torch.cat([self._decode_clip(clip, plan, budget, circular) for clip in clips])
 
     def _decode_clip(self, latents: Tensor, plan: DecodePlan, budget: int | None, circular: bool) -> Tensor:
@@ -456,6 +459,7 @@ class VideoVAE(nn.Module):
         _check_positive(budget, "budget", "bytes")
         itemsize = self.decoder.conv_in.weight.element_size()
         stages = self.decoder.stages(band_bytes(device), circular)
+        num_frames = operator.index(num_frames)  # NumPy's integers are not torch's
         clip = (num_frames, *shape[1:])
         if budget is None:
             mode = mode or "device"
@@ -474,7 +478,7 @@ class VideoVAE(nn.Module):
     def decode_whole(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
         """`decode` as in the reference, each layer on all frames at once: for training, which needs gradients, and to
         test the streamed form, which equals it up to rounding."""
-        return self.decoder(self._latents(z, num_frames), num_frames, circular)
+        return self.decoder(self._latents(z, num_frames), operator.index(num_frames), circular)
 
     def _latents(self, z: Tensor, num_frames: int) -> Tensor:
         _check_latents(z.shape, num_frames, self.config.latent_channels)
@@ -492,6 +496,11 @@ def _channels_last(images: Tensor) -> Tensor:
 
 def _run(layers: Iterable[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
     return reduce(lambda value, layer: layer(value), layers, images)
+
+
+def _check_tensor(given: Tensor, network: str, name: str) -> None:
+    if not isinstance(given, Tensor):
+        raise InputError(f"{network} got {name} of class {type(given).__name__}; it needs a tensor: torch.as_tensor")
 
 
 def _check_pixels(shape: Sequence[int]) -> None:
@@ -513,7 +522,7 @@ def _check_latents(shape: Sequence[int], num_frames: int, channels: int) -> None
             f"the decoder got latents of shape {shape}; it needs (N, {channels}, h, w), none of them 0: "
             "join clips and frames in the first axis, frame by frame"
         )
-    if not isinstance(num_frames, Integral) or num_frames < 1 or shape[0] % num_frames:
+    if not is_whole(num_frames) or num_frames < 1 or shape[0] % num_frames:
         raise InputError(
             f"the decoder got {shape[0]} latents for clips of {num_frames} frames; it needs whole clips: "
             f"pass a num_frames of at least 1 that divides {shape[0]}"

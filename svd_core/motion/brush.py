@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import max_pool2d
 
 from ..conditioning import Conditioning
 from ..config import PIXELS_PER_LATENT
@@ -61,15 +61,14 @@ class Brush:
         return max_pool2d(self._by_frame[:, None], PIXELS_PER_LATENT)
 
     def opacity(self, feather: int) -> Tensor:
-        """The clip's opacity over the still picture, (T or 1, H, W). Exactly 0 where the mask is 0, from where it rises
-        over `feather` pixels."""
+        """The clip's opacity over the still picture, (T or 1, H, W). Exactly 0 where the mask is 0; inside it rises
+        over `feather` pixels from the nearest still one, evenly, and is above 0 in the thinnest stroke."""
         free = (self._by_frame > 0).float()[:, None]
-        if feather < 1:
-            return free[:, 0]
-        near = free
-        for size, padding in (((2 * feather + 1, 1), (feather, 0)), ((1, 2 * feather + 1), (0, feather))):
-            near = avg_pool2d(near, size, stride=1, padding=padding, count_include_pad=False)
-        return ((2 * near - 1).clamp(0, 1) * free)[:, 0]
+        depth = free.clone()  # in pixels, from 1 beside a still one
+        for _ in range(feather):
+            free = -max_pool2d(-free, 3, stride=1, padding=1)
+            depth += free
+        return ((2 * depth - 1) / (2 * feather + 1)).clamp(0, 1)[:, 0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,22 +16,37 @@ from torch import Tensor
 from ..conditioning import MAX_AUGMENTATION, MAX_MOTION_BUCKET, Conditioning
 from ..errors import InputError
 from ..sampling.guidance import curve_guidance
+from ..settings import is_number
 from ..sinusoid import sinusoid
 
 
 def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]], num_frames: int) -> Tensor:
     """A curve (T,) float32 from one number, one number per frame, or points (position, value) with position 0 the first
     frame and 1 the last. Raises InputError for another count, NaN or infinity, and invalid points."""
-    if isinstance(given, int | float):
-        return _in_float32([given] * num_frames)
-    values = list(given)
-    if values and isinstance(values[0], tuple | list):
-        return curve_guidance(num_frames, [(float(x), float(y)) for x, y in values])
+    if is_number(given):
+        return _in_float32([float(given)] * num_frames)
+    values = _listed(given)
+    if values and not is_number(values[0]):
+        return curve_guidance(num_frames, _points(values))
     if len(values) == 1:
         return curve_values(float(values[0]), num_frames)
     if len(values) != num_frames:
         raise InputError(f"{len(values)} values for {num_frames} frames: give one value, or one for each frame")
     return _in_float32(values)
+
+
+def _listed(given: object) -> list[Any]:
+    try:
+        return list(given)
+    except TypeError as error:
+        raise InputError(f"curve {given!r} is no list: give a number, one for each frame, or points") from error
+
+
+def _points(values: Sequence[Any]) -> list[tuple[float, float]]:
+    try:
+        return [(float(position), float(value)) for position, value in values]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"curve {values!r} has no points: give pairs of a position in 0 to 1 and a value") from error
 
 
 def _in_float32(values: Sequence[float]) -> Tensor:

@@ -57,7 +57,7 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
     Levels are rescaled linearly in sigma ** (1 / rho), so the released models' schedule becomes the one that starts
     there (arXiv 2206.00364, equation 5). A schedule that already starts lower is returned unchanged; a single level
     becomes `start`. Raises InputError for a schedule that starts higher and does not end in 0: rescaled separately, the
-    parts of a schedule would not meet.
+    parts of a schedule would not meet. Raises it for several levels that all lie at or above `start`, too.
     """
     if sigmas[0] <= start:
         return sigmas
@@ -69,6 +69,11 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
     levels = sigmas[:-1].double() ** (1 / rho)
     if len(levels) == 1:
         return torch.tensor([start, 0.0]).to(sigmas)
+    if sigmas[-2] >= start:
+        raise InputError(
+            f"un-stick starts at sigma {start:.3g}, and the last level of this schedule is {float(sigmas[-2]):.3g}: "
+            "give a schedule that goes lower, or set un-stick to 0"
+        )
     part = (levels - levels[-1]) / (levels[0] - levels[-1])
     bent = (levels[-1] + part * (start ** (1 / rho) - levels[-1])) ** rho
     return torch.cat([bent, bent.new_zeros(1)]).to(sigmas)

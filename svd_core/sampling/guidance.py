@@ -10,17 +10,25 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..settings import is_whole
 from .denoise import Denoiser, Network, check_frames
 
 if TYPE_CHECKING:
     from ..conditioning import Conditioning
     from .split import GuidanceSplit
+
+ROUNDING = 1e-6
+"""Relative distance within which a sigma counts as equal to a bound: float32 schedules start a few units in the last
+place off the sigma that they were asked for."""
+
+_FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Where weights are made, whatever torch's default dtype and device are."""
 
 # Weights
 
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 def constant_guidance(num_frames: int, value: float) -> Tensor:
     """(T,) float32: the same weight for every frame. Raises InputError for no frames or a weight that is not finite."""
     _check_weights(num_frames, value)
-    return torch.full((num_frames,), float(value))
+    return torch.full((num_frames,), float(value), **_FLOAT32)
 
 
 def linear_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
@@ -37,7 +45,7 @@ def linear_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
     The released models use 1.0 to 2.5 (SVD) and 1.5 to 3.0 (SVD-XT). Raises InputError as `constant_guidance` does.
     """
     _check_weights(num_frames, minimum, maximum)
-    return torch.linspace(minimum, maximum, num_frames)
+    return torch.linspace(minimum, maximum, num_frames, **_FLOAT32)
 
 
 def triangle_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
@@ -46,7 +54,7 @@ def triangle_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor
     Raises InputError as `constant_guidance` does.
     """
     _check_weights(num_frames, minimum, maximum)
-    height = 1 - (2 * torch.linspace(0, 1, num_frames) - 1).abs()
+    height = 1 - (2 * torch.linspace(0, 1, num_frames, **_FLOAT32) - 1).abs()
     return minimum + (maximum - minimum) * height
 
 
@@ -59,8 +67,8 @@ def trapezoid_guidance(num_frames: int, minimum: float, maximum: float, edge: fl
     _check_weights(num_frames, minimum, maximum)
     if not 0 <= edge <= 0.5:
         raise InputError(f"edge {edge} is outside 0 to 0.5: it is the part of the clip on each side, 0.1 is usual")
-    rise = torch.linspace(minimum, maximum, int(num_frames * edge))
-    plateau = torch.full((num_frames - 2 * len(rise),), float(maximum))
+    rise = torch.linspace(minimum, maximum, int(num_frames * edge), **_FLOAT32)
+    plateau = torch.full((num_frames - 2 * len(rise),), float(maximum), **_FLOAT32)
     return torch.cat([rise, plateau, rise.flip(0)])
 
 
@@ -74,8 +82,8 @@ def curve_guidance(num_frames: int, points: Sequence[tuple[float, float]]) -> Te
         raise InputError("a guidance curve without points: give at least one (position, weight)")
     _check_weights(num_frames, *(weight for _, weight in points))
     _check_positions([position for position, _ in points])
-    positions = torch.linspace(0, 1, num_frames, dtype=torch.float64).tolist()
-    return torch.tensor([_on_curve(position, points) for position in positions], dtype=torch.float32)
+    positions = torch.linspace(0, 1, num_frames, dtype=torch.float64, device="cpu").tolist()
+    return torch.tensor([_on_curve(position, points) for position in positions], **_FLOAT32)
 
 
 def _on_curve(position: float, points: Sequence[tuple[float, float]]) -> float:
@@ -94,11 +102,11 @@ def _check_positions(positions: Sequence[float]) -> None:
 
 
 def _check_weights(num_frames: int, *weights: float) -> None:
-    if num_frames < 1:
-        raise InputError(f"{num_frames} frames cannot be guided: ask for at least 1")
+    if isinstance(num_frames, bool) or not is_whole(num_frames) or num_frames < 1:
+        raise InputError(f"{num_frames} frames cannot be guided: ask for at least 1, a whole number")
     for weight in weights:
-        if not math.isfinite(weight):
-            raise InputError(f"guidance {weight} is not a finite number: 1 to 3 is usual")
+        if not abs(weight) <= torch.finfo(torch.float32).max:
+            raise InputError(f"guidance {weight} is not a finite number that float32 holds: 1 to 3 is usual")
 
 
 def check_guidance(guidance: Tensor) -> None:
@@ -115,8 +123,8 @@ def check_guidance(guidance: Tensor) -> None:
 class GuidanceInterval:
     """Guide only where sigma_low < sigma <= sigma_high (Kynkäänniemi et al., arXiv 2404.07724). Class: approximate.
 
-    Opt-in: steps outside the interval cost half, and the clip differs from one with guidance throughout.
-    Raises InputError unless 0 <= sigma_low < sigma_high.
+    A sigma within `ROUNDING` of a bound counts as equal to it. Opt-in: steps outside the interval cost half, and the
+    clip differs from one with guidance throughout. Raises InputError unless 0 <= sigma_low < sigma_high.
     """
 
     sigma_low: float
@@ -131,7 +139,7 @@ class GuidanceInterval:
 
     def holds(self, sigma: Tensor) -> Tensor:
         """Whether each sigma, of any shape, lies within; booleans of that shape."""
-        return (sigma > self.sigma_low) & (sigma <= self.sigma_high)
+        return (sigma > self.sigma_low * (1 + ROUNDING)) & (sigma <= self.sigma_high * (1 + ROUNDING))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

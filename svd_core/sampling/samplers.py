@@ -299,7 +299,7 @@ def _solver(solver_type: str) -> Callable[[float], float]:
     """The factor of the denoised latent's slope, for a decay of h (1 + eta)."""
     solvers: dict[str, Callable[[float], float]] = {
         "midpoint": lambda decay: -math.expm1(-decay) / 2,
-        "heun": lambda decay: 1 + math.expm1(-decay) / decay,
+        "heun": lambda decay: 1 + math.expm1(-decay) / decay if decay else 0.0,
     }
     if solver_type not in solvers:
         raise InputError(f"solver_type {solver_type!r} is not known: choose one of {', '.join(solvers)}")

@@ -40,7 +40,7 @@ def edm_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGM
     if not 0 < rho < math.inf:
         raise InputError(f"rho {rho} is not a finite number above 0: {RHO:g} is usual")
     low, high = _power(sigma_min, 1 / rho), _power(sigma_max, 1 / rho)
-    ramp = torch.linspace(0, 1, steps)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu")
     sigmas = _ending_in_zero((high + ramp * (low - high)) ** rho)
     if _first_fault(sigmas, lambda before, after: after < before):
         raise InputError(
@@ -65,8 +65,8 @@ def align_your_steps_sigmas(steps: int) -> Tensor:
     Raises InputError unless 1 <= steps <= MAX_STEPS.
     """
     _check_steps(steps)
-    knots = torch.tensor(ALIGN_YOUR_STEPS_SVD, dtype=torch.float64).log()
-    position = torch.linspace(0, len(knots) - 1, steps + 1, dtype=torch.float64)[:-1]
+    knots = torch.tensor(ALIGN_YOUR_STEPS_SVD, dtype=torch.float64, device="cpu").log()
+    position = torch.linspace(0, len(knots) - 1, steps + 1, dtype=torch.float64, device="cpu")[:-1]
     knot = position.long()
     return _ending_in_zero(torch.lerp(knots[knot], knots[knot + 1], position - knot).exp().float())
 
@@ -82,7 +82,7 @@ def sigmas_from_list(values: Sequence[float]) -> Tensor:
     if not levels:
         raise InputError("no sigma above 0 was given: list falling noise levels, such as 700, 20, 1")
     _check_steps(len(levels))
-    sigmas = torch.tensor(levels, dtype=torch.float32)
+    sigmas = torch.tensor(levels, dtype=torch.float32, device="cpu")
     for before, after in pairwise([math.inf, *sigmas.tolist()]):
         if not 0 < after < before:
             raise InputError(f"sigma {after:g} after {before:g}: list finite falling numbers above 0")

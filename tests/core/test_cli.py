@@ -1049,15 +1049,25 @@ def test_help_and_the_package_load_no_torch():
 
 
 def test_output_that_nobody_can_take_is_one_line():
+    with open("/dev/full", "wb") as full:
+        with run("animate", "--help", stdout=full, stderr=subprocess.PIPE, text=True) as process:
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert re.fullmatch(r"error: standard output cannot be written \(.*\): send it[^\n]*\n", err)
+
+
+def test_a_reader_that_stops_as_head_does_is_no_error():
     closed = os.pipe()
     os.close(closed[0])
-    with open("/dev/full", "wb") as full:
-        for target in (full, closed[1]):
-            with run("animate", "--help", stdout=target, stderr=subprocess.PIPE, text=True) as process:
-                _, err = process.communicate(timeout=60)
-            assert process.returncode == 2
-            assert re.fullmatch(r"error: standard output cannot be written \(.*\): send it[^\n]*\n", err)
+    with run("animate", "--help", stdout=closed[1], stderr=subprocess.PIPE, text=True) as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, "")
     os.close(closed[1])
+
+
+def test_a_clip_is_not_written_to_standard_output(capsys):
+    for argv in (["animate", "x.png", "--output", "-"], ["batch", "x", "--output", "-"]):
+        assert "standard output (-) takes no clip" in refusal(capsys, argv)
 
 
 def test_with_stderr_closed_the_clip_is_made_and_codes_are_kept(tmp_path):

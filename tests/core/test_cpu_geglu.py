@@ -9,7 +9,7 @@ from torch import nn
 from svd_core.kernels.geglu import reference
 from svd_core.model.backend import TORCH, Backend
 from svd_core.model.cpu import geglu as cpu_geglu
-from svd_core.model.cpu import probe, wide
+from svd_core.model.cpu import onednn, probe, wide
 from svd_core.model.transformer import GEGLU
 
 needs_bf16 = pytest.mark.skipif(
@@ -31,6 +31,7 @@ def products(monkeypatch):
     monkeypatch.setattr(wide, "chosen", lambda *_: False)
     monkeypatch.setattr(cpu_geglu, "chosen", lambda dtype: True)
     monkeypatch.setattr(cpu_geglu, "linear_by_onednn", lambda: True)
+    monkeypatch.setattr(onednn, "linear_by_onednn", lambda: False)  # of the layers that are compared with torch's
     monkeypatch.setattr(cpu_geglu, "in_two_products", counted)
     return calls
 

@@ -413,3 +413,12 @@ def test_geglu_goes_where_linear_layers_go(monkeypatch):
         monkeypatch.setattr(wide, "chosen", lambda route, dtype: route is LINEAR)
         assert cpu_geglu.geglu_route(tokens) is wide.geglu
         assert cpu_geglu.geglu_route(tokens.double()) is None
+
+
+def test_frozen_layers_are_widened_though_gradients_are_recorded(widened):
+    half, x = Backend(dtype=torch.bfloat16), images(2, 16, 4, 4, dtype=torch.bfloat16)
+    frozen = half.conv(16, 8).requires_grad_(False)
+    frozen(x)
+    assert widened == ["convolution"]
+    frozen(x.requires_grad_()).sum().backward()
+    assert x.grad is not None and widened == ["convolution"]

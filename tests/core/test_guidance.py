@@ -22,6 +22,7 @@ from svd_core.sampling import (
     triangle_guidance,
     v_scaling,
 )
+from svd_core.sampling.schedule import SIGMA_MAX
 
 CLIPS, FRAMES, HEIGHT, WIDTH = 2, 3, 4, 6
 FLAT = (CLIPS * FRAMES, 4, HEIGHT, WIDTH)
@@ -270,6 +271,30 @@ def test_clips_at_different_sigmas_are_judged_one_by_one(guided, unet, condition
     result = limited(x, sigmas)
     assert torch.equal(result[:FRAMES], guided(x, sigmas)[:FRAMES])
     torch.testing.assert_close(result[FRAMES:], Denoiser(unet, conditioning, FRAMES)(x, sigmas)[FRAMES:])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_an_interval_up_to_the_schedules_maximum_holds_its_first_level(steps):
+    """float32 puts that level two units in the last place above 700."""
+    assert GuidanceInterval(1.0, SIGMA_MAX).holds(edm_sigmas(steps))[0]
+
+
+@pytest.mark.parametrize(("weight", "frames"), [(1e39, 3), (1.0, 3.0), (1.0, True), (1.0, 0)])
+def test_guidance_that_no_clip_can_have_is_refused(weight, frames):
+    for make in (constant_guidance, lambda n, w: linear_guidance(n, 1.0, w), lambda n, w: curve_guidance(n, [(0, w)])):
+        with pytest.raises(InputError, match=r"is not a finite number|cannot be guided"):
+            make(frames, weight)
+
+
+def test_guidance_is_float32_on_the_cpu_whatever_torchs_defaults_are():
+    expected = [make(5, 1.0, 3.0) for make in CURVES]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            made = [make(5, 1.0, 3.0) for make in CURVES]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(here, there) for here, there in zip(expected, made, strict=True))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 3), (3, 3), (4, 3), (math.nan, 3), (1, math.nan)])

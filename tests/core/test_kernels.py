@@ -127,7 +127,7 @@ def test_the_report_says_what_was_chosen_and_why(use):
 def test_the_reference_runs_while_training_compiling_and_under_autocast(use):
     choices = use(timed(reference=2.0, right=1.0))
     operation = doubling(right=right)
-    operation(X)
+    operation(X.clone().requires_grad_())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         operation(X)
     with torch.no_grad():

@@ -65,15 +65,23 @@ def test_a_cell_moves_as_much_as_its_freest_pixel():
 
 
 @pytest.mark.parametrize("feather", [1, 3, 40])
-def test_a_feather_is_the_free_share_of_a_square_within_the_picture(feather):
-    mask = (torch.rand(2, 19, 33, generator=torch.Generator().manual_seed(0)) > 0.4).float()
-    square = torch.nn.functional.avg_pool2d(
-        mask[:, None].double(), 2 * feather + 1, 1, feather, count_include_pad=False
-    )[:, 0]
-    torch.testing.assert_close(
-        Brush(mask).opacity(feather), ((2 * square - 1).clamp(0, 1) * mask).float(), atol=1e-5, rtol=0
-    )
+def test_a_feather_rises_with_the_distance_to_the_nearest_still_pixel(feather):
+    mask = (torch.rand(2, 19, 33, generator=torch.Generator().manual_seed(0)) > 0.02).float()
+    rows, columns = torch.meshgrid(torch.arange(19), torch.arange(33), indexing="ij")
+    for frame, opacity in zip(mask, Brush(mask).opacity(feather), strict=True):
+        still = (frame == 0).nonzero()
+        away = torch.maximum((rows[..., None] - still[:, 0]).abs(), (columns[..., None] - still[:, 1]).abs())
+        expected = ((2 * away.amin(-1) - 1) / (2 * feather + 1)).clamp(0, 1)
+        torch.testing.assert_close(opacity, expected)
     assert (Brush(torch.ones(9, 20)).opacity(feather) == 1).all()
+
+
+@pytest.mark.parametrize("feather", [1, 4, 64])
+def test_a_stroke_thinner_than_the_feather_still_moves(feather):
+    mask = torch.zeros(32, 48)
+    mask[20:23, 4:40] = 1
+    opacity = Brush(mask).opacity(feather)[0]
+    assert (opacity[mask == 1] > 0).all() and (opacity[mask == 0] == 0).all()
 
 
 def test_masks_for_another_clip_than_the_windows_are_of_are_refused():

@@ -42,6 +42,12 @@ def test_a_schedule_that_starts_lower_stays():
     assert lowered_sigmas(sigmas, 80.0) is sigmas
 
 
+@pytest.mark.parametrize("levels", [[700.0, 200.0, 100.0, 0.0], [700.0, 50.0, 0.0]])
+def test_a_schedule_that_never_goes_below_the_start_is_refused(levels):
+    with pytest.raises(InputError, match="un-stick starts at sigma 50, and the last level of this schedule is"):
+        lowered_sigmas(torch.tensor(levels), 50.0)
+
+
 def test_the_first_part_of_a_schedule_is_refused_and_the_last_stays():
     with pytest.raises(InputError, match="a part that ends at sigma 183: sample in one part, or set un-stick to 0"):
         lowered_sigmas(edm_sigmas(25)[:6], 50.0)

@@ -1,5 +1,6 @@
 """The whole way from a picture to frames: against diffusers' pipeline, and the properties that people rely on."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -15,7 +16,7 @@ import svd_core
 from svd_core import device_memory
 from svd_core.errors import InputError, PrecisionWarning
 from svd_core.pipeline import known_device
-from svd_core.sampling import sample_euler
+from svd_core.sampling import align_your_steps_sigmas, sample_euler, sigmas_from_list
 from svd_core.settings import Settings
 
 # diffusers' scheduler converts tensors the way NumPy 1 did.
@@ -396,3 +397,53 @@ def test_latents_that_are_not_finite_are_named(temporal):
     latents[2, 0, 0, 0] = torch.nan
     with pytest.raises(InputError, match=r"frames \[2\]"):
         temporal.decode_latents(latents)
+
+
+def test_what_is_returned_may_be_changed_in_place_and_trained_on(temporal):
+    pixels, noise = torch.zeros(1, 3, 64, 64), torch.zeros(2, 4, 8, 8)
+    cond = temporal.condition(pixels)
+    latents = temporal.sample(noise, cond, svd_core.edm_sigmas(1), torch.ones(2))
+    latents /= 2
+    weight = torch.ones(1, requires_grad=True)
+    (cond.context.sum() * weight * cond.first.sum()).backward()
+    assert not any(tensor.is_inference() for tensor in (latents, cond.context, cond.first, cond.vector))
+
+
+def test_torchs_default_device_and_dtype_change_nothing(temporal, picture):
+    frames = run_ours(temporal, picture).frames
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = run_ours(temporal, picture).frames
+        schedules = [*map(svd_core.edm_sigmas, (1, 2)), align_your_steps_sigmas(3), sigmas_from_list([2, 1])]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert np.array_equal(frames, again)
+    assert {(each.dtype, each.device.type) for each in schedules} == {(torch.float32, "cpu")}
+
+
+def test_a_model_can_be_copied(temporal):
+    copied = copy.deepcopy(temporal)
+    assert copied.unet is not temporal.unet and copied.unet.backend is temporal.unet.backend
+
+
+def test_numbers_that_are_not_finite_are_refused_before_a_network_runs(temporal):
+    pixels, nan = torch.zeros(1, 3, 64, 64), float("nan")
+    cond, sigmas, noise = temporal.condition(pixels), svd_core.edm_sigmas(1), torch.zeros(2, 4, 8, 8)
+    for call, name in (
+        (lambda: temporal.condition(pixels * nan), "pixels"),
+        (lambda: temporal.condition(pixels, noise=pixels * nan), "noise"),
+        (lambda: temporal.sample(noise * nan, cond, sigmas, torch.ones(2)), "the noise or latents"),
+        (lambda: temporal.sample(noise, cond, sigmas, torch.tensor([1, nan])), "guidance"),
+    ):
+        with pytest.raises(svd_core.InputError, match=f"NaN or infinity in {name}"):
+            call()
+    with pytest.raises(svd_core.InputError, match="pixels of class ndarray"):
+        temporal.condition(pixels.numpy())
+
+
+@pytest.mark.parametrize("path", [None, b"x.safetensors", ""])
+def test_what_is_no_path_is_refused_in_a_line(path):
+    with pytest.raises(svd_core.CheckpointError, match="is not a path"):
+        svd_core.load_checkpoint(path)

@@ -142,6 +142,16 @@ def test_the_two_solver_types_differ_from_each_other_and_agree_in_the_limit():
     assert math.log2(distance(64) / distance(128)) == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_a_repeated_level_changes_nothing_without_noise(solver, x):
+    given = {"eta": 0.0, "solver_type": solver}
+    once, twice = (
+        sample_dpmpp_2m_sde(gaussian, x, torch.tensor(levels), **given)
+        for levels in ([20.0, 5.0, 1.0, 0.0], [20.0, 5.0, 5.0, 1.0, 0.0])
+    )
+    torch.testing.assert_close(once, twice)
+
+
 def test_an_unknown_solver_type_is_refused(x, sigmas):
     with pytest.raises(InputError, match="solver_type 'euler' is not known: choose one of midpoint, heun"):
         sample_dpmpp_2m_sde(gaussian, x, sigmas, solver_type="euler")

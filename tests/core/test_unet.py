@@ -1,5 +1,7 @@
 """The video UNet against other implementations, and the properties that make it the model it is (spec 1, 14)."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -7,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_keys import diffusers_name
 from weights import randomise, relative
 
+import svd_core.model.transformer
 from svd_core.config import UNetConfig
 from svd_core.errors import InputError
 from svd_core.model.attention import Attention
@@ -295,3 +298,48 @@ def test_shapes_of_a_guided_full_size_step():
     assert out.shape == (28, 4, 72, 128)
     assert len(unet.state_dict()) == 1428
     assert sum(parameter.numel() for parameter in unet.parameters()) == 1_524_623_082
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plain_call_of_a_frozen_network_has_the_bits_of_one_without_gradients(dtype):
+    frozen = randomise(VideoUNet(SMALL, backend=Backend(dtype=dtype))).requires_grad_(False)
+    batch = inputs(SMALL, 1, 2, 8, 8)
+    plain = frozen(**batch)
+    with torch.no_grad():
+        assert torch.equal(plain, frozen(**batch))
+    with torch.inference_mode():
+        assert torch.equal(plain, frozen(**batch))
+
+
+def test_one_trained_weight_of_a_frozen_network_and_its_input_get_their_gradients(monkeypatch):
+    """In whichever layer: what is overwritten in place before it must not be needed again."""
+    monkeypatch.setattr(svd_core.model.transformer, "CPU_HIDDEN_VALUES", 2**10)
+    unet, batch = randomise(VideoUNet(SMALL)), inputs(SMALL, 1, 2, 8, 8)
+    batch["x"].requires_grad_()
+    unet(**batch).square().sum().backward()
+    unet.requires_grad_(False)
+    block = unet.input_blocks[1][1]
+    for weight in (block.time_stack[0].norm3.weight, block.time_stack[0].ff.net[2].bias, block.proj_in.weight):
+        expected, weight.grad = weight.grad, None
+        weight.requires_grad_()
+        unet(**batch | {"x": batch["x"].detach()}).square().sum().backward()
+        weight.requires_grad_(False)
+        assert relative(weight.grad, expected) < 1e-4
+    expected, batch["x"].grad = batch["x"].grad, None
+    unet(**batch).square().sum().backward()
+    assert relative(batch["x"].grad, expected) < 1e-4
+
+
+@torch.inference_mode()
+def test_numbers_arrays_and_empty_batches_are_refused_in_a_line(unet):
+    batch = inputs(SMALL, 1, 1, 8, 8)
+    with pytest.raises(InputError, match="noise levels of class float"):
+        unet(**batch | {"c_noise": 0.5})
+    with pytest.raises(InputError, match="none of them 0"):
+        unet(**batch | {"x": batch["x"][:0]})
+
+
+def test_a_network_can_be_copied(unet):
+    copied = copy.deepcopy(unet)
+    assert copied.backend is unet.backend
+    assert copied.out[-1].weight is not unet.out[-1].weight

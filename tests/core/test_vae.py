@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -270,3 +271,12 @@ def test_a_batch_is_one_clip_unless_its_length_is_given(video_pair):
 def test_bad_latents_are_refused(video_pair, shape, settings, said):
     with pytest.raises(InputError, match=said):
         video_pair[0].decode(torch.zeros(shape), **settings)
+
+
+@torch.inference_mode()
+def test_frames_may_be_counted_by_numpy_and_arrays_are_refused(video_pair):
+    ours, z = video_pair[0], torch.zeros(4, 4, 2, 2)
+    assert torch.equal(ours.decode(z, np.int64(2)), ours.decode(z, 2))
+    assert torch.equal(ours.decode_whole(z, np.int64(2)), ours.decode_whole(z, 2))
+    with pytest.raises(InputError, match="latents of class ndarray"):
+        ours.decode(z.numpy(), 2)

@@ -305,8 +305,26 @@ def test_a_sampler_that_wants_one_answer_is_refused_before_the_first_clip(
     assert len(json.loads(swept(**given, **plain)[3])["cells"]) == 2
 
 
+def test_a_swept_guidance_of_0_is_the_checkpoints_own(swept, input_error):
+    widgets = {"x_setting": "max_guidance", "y_setting": "none", "steps": 1}
+    cells = json.loads(swept(**widgets, x_values="0, 3")[3])["cells"]
+    assert [each["settings"]["max_guidance"] for each in cells] == [2.0, 3.0]
+    with pytest.raises(input_error, match=r"max_guidance 2\.0 is listed twice"):
+        swept(**widgets, x_values="0, 2")
+
+
+def test_clips_of_one_frame_are_refused_before_the_first(scouted, swept, call, loaded, pictures, input_error):
+    given = {"clip_vision": loaded.clip_vision, "vae": loaded.vae, "image": pictures[:1]}
+    conds = call("StableVideoConditioning", **given, frames=1)
+    model, rows = counted(loaded.model)
+    for study in (scouted, swept):
+        with pytest.raises(input_error, match="a clip of 1 frame has no motion to compare: ask Stable Video Cond"):
+            study(conds=conds, model=model)
+    assert rows == []
+
+
 def test_the_meter_refuses_a_single_picture(call, input_error):
-    with pytest.raises(input_error, match="at least 2 frames"):
+    with pytest.raises(input_error, match="one picture has no motion: connect the frames of a clip, at least 2 frames"):
         call("StableVideoMotionMeter", images=torch.zeros(1, 64, 64, 3))
 
 

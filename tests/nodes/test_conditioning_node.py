@@ -195,13 +195,6 @@ def test_an_image_encoder_without_projection_is_refused(condition, input_error):
         condition(clip_vision=encoder, numerics="comfyui")
 
 
-def test_transparency_is_ignored(condition, pictures):
-    opaque = torch.cat([pictures[:1], torch.zeros(1, 64, 128, 1)], dim=-1)
-    [[_, numbers]] = condition(image=opaque)[0]
-    [[_, expected]] = condition()[0]
-    assert torch.equal(numbers["concat_latent_image"], expected["concat_latent_image"])
-
-
 def test_unusual_settings_are_mentioned_and_usual_ones_are_not(part):
     node = part("nodes.conditioning")
     micro = part("svd_core.conditioning").MicroConditioning
@@ -210,3 +203,17 @@ def test_unusual_settings_are_mentioned_and_usual_ones_are_not(part):
     text = " ".join(node.advice(micro(3, 300), torch.zeros(1, 72, 128, 3), svd))
     for part_of_it in ("128x72 is not 1024x576", "Motion bucket 300", "At 3 frames", "not multiples of 64"):
         assert part_of_it in text
+
+
+def test_transparent_parts_are_white_as_in_fit_picture(call, loaded, pictures):
+    """Their hidden colours are not shown."""
+    opacity = torch.ones(1, 64, 128, 1)
+    opacity[:, :, :64] = 0
+    white = torch.where(opacity == 0, torch.ones(1), pictures[:1])
+    given = {"clip_vision": loaded.clip_vision, "vae": loaded.vae}
+    clear, wanted = (
+        call("StableVideoConditioning", **given, image=image)[0][0]
+        for image in (torch.cat([pictures[:1], opacity], dim=-1), white)
+    )
+    assert torch.equal(clear[0], wanted[0])
+    assert torch.equal(clear[1]["concat_latent_image"], wanted[1]["concat_latent_image"])

@@ -96,7 +96,9 @@ def test_upsamplers_run_by_corner_with_the_weights_that_their_layers_compute_wit
 
 
 def test_what_cannot_be_decoded_is_refused(decode, latents, input_error):
-    with pytest.raises(input_error, match="holds 4 frames, which is not a whole number of clips of 3: give 3"):
+    with pytest.raises(
+        input_error, match="holds 4 frames, which is not a whole number of clips of 3: connect the whole"
+    ):
         decode(latents[:4], num_video_frames=FRAMES)
     with pytest.raises(input_error, match=r"needed \(frames, 4, height, width\): connect"):
         decode(torch.zeros(1, 16, 4, 8, 8))

@@ -151,5 +151,6 @@ def test_the_node_says_what_it_did(pack, monkeypatch):
     node = nodes.NODE_CLASS_MAPPINGS["StableVideoImageFit"]
     clone = node.PREPARE_CLASS_CLONE(None)
     clone.hidden.unique_id = "7"
-    clone.execute(ramp(400, 100), "crop", 64, 64, 0.5, 0.5, "#ffffff")
-    assert sent == [("400x100 cropped to 64x64, 75 % of the width lost", "7")]
+    for focus in (0.5, 0.1):  # it loses as much wherever the focus is
+        clone.execute(ramp(400, 100), "crop", 64, 64, focus, 0.5, "#ffffff")
+        assert sent.pop() == ("400x100 cropped to 64x64, 75 % of the width lost", "7")

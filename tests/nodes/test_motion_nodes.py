@@ -212,6 +212,17 @@ def test_ends_that_do_not_fit_are_refused_in_the_node(between, call, loaded, con
         call("StableVideoInBetween", model=loaded.model, end=[[torch.zeros(1, 1, 32), {}]], latent=conds[2])
 
 
+def test_two_clips_on_a_model_for_one_end_picture_are_named(between, brushed, conds, sample, input_error):
+    model, latent = between()
+    two = {**latent, "samples": torch.zeros(2 * FRAMES, 4, 8, 16)}
+    with pytest.raises(input_error, match="2 clips and the model is set up for one In-Between, to one end picture"):
+        sample(model, two)
+    with pytest.raises(input_error, match="2 clips and the model is set up for one In-Between, to one end picture"):
+        ksampled(model, conds, two)
+    with pytest.raises(input_error, match="2 clips and the model is set up for one Motion Brush, with a mask for each"):
+        sample(brushed(right_half(FRAMES))[0], two)
+
+
 def test_a_loop_drops_its_repeated_frame_and_decodes_around(call, loaded, conds, sample):
     model, latent = call("StableVideoLoop", model=loaded.model, latent=conds[2])
     done = sample(model, latent)
@@ -220,6 +231,19 @@ def test_a_loop_drops_its_repeated_frame_and_decodes_around(call, loaded, conds,
     assert images.shape[0] == FRAMES - 1
     turned = {**done, "samples": torch.cat([done["samples"][1:], done["samples"][1:2]])}
     assert relative(call("StableVideoDecode", latent=turned, vae=loaded.vae), images.roll(-1, 0)) < 1e-4
+
+
+def test_a_latent_that_was_to_loop_does_not_after_in_between_and_long_take(call, loaded, conds, condition, pictures):
+    """Else Stable Video Decode would leave out the last frame, which shows the end picture."""
+    looping = call("StableVideoLoop", model=loaded.model, latent=conds[2])[1]
+    looping["stable_video"]["other"] = 1
+    end = condition(pictures[1:])[0]
+    between = call("StableVideoInBetween", model=loaded.model, end=end, latent=looping)[1]
+    given = {"positive": conds[0], "negative": conds[1], "latent": looping, "frames": 8, "window": 4}
+    taken = call("StableVideoLongTake", model=loaded.model, **given)[3]
+    assert between["stable_video"] == {"other": 1}
+    assert set(taken["stable_video"]) == {"hold", "other"}
+    assert looping["stable_video"]["loop"]
 
 
 def test_the_decode_node_shows_the_seam_score(part, pictures):
@@ -542,6 +566,69 @@ def test_curves_that_do_not_fit_are_refused(call, loaded, sample, input_error):
 
 
 # Together
+
+
+def told_in_a_run(model, conds, latent, guider=None) -> list[dict]:
+    """What the network is told in each pass of one step; a guider gets its own sampler."""
+    seen = []
+
+    def wrapper(apply, args):
+        seen.append({name: args["c"][name].clone() for name in ("c_crossattn", "c_concat", "y")})
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(wrapper)
+    if guider is None:
+        ksampled(patched, conds, latent, steps=1)
+    else:
+        import comfy.samplers
+
+        noise = torch.zeros_like(latent["samples"])
+        with torch.inference_mode():
+            guider(patched).sample(noise, noise, comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]))
+    rows = [seen[i]["y"].shape[0] // FRAMES for i in range(len(seen))]
+    return [
+        {name: each.unflatten(0, (count, -1))[part] for name, each in told.items()}
+        for told, count in zip(seen, rows, strict=True)
+        for part in range(count)
+    ]
+
+
+def test_every_entry_of_positive_keeps_its_own_picture_and_numbers(call, loaded, condition, pictures):
+    """Such as those of Conditioning (Combine), and of timestep ranges."""
+    one, other = condition(pictures[:1]), condition(pictures[1:], fps=20, motion_bucket=40)
+    model = call("StableVideoCurves", model=loaded.model, motion_bucket_points="0:10, 1:200")
+    told = told_in_a_run(model, (one[0] + other[0], one[1]), one[2])
+    firsts = [each["c_concat"] for each in told]
+    for given in (one, other):
+        wanted = given[0][0][1]["concat_latent_image"].expand(FRAMES, -1, -1, -1)
+        assert sum(torch.equal(each, wanted) for each in firsts) == 1
+    assert len({tuple(each["y"][0, :2].tolist()) for each in told}) == 2  # frames per second
+
+
+def test_the_middle_conditioning_of_dual_cfg_is_told_too(call, loaded, conds):
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model = call("StableVideoCurves", model=loaded.model, motion_bucket_points="0:10, 1:200")
+
+    def guider(patched):
+        made = Guider_DualCFG(patched)
+        made.set_conds(conds[0], conds[0], conds[1])
+        made.set_cfg(2.0, 3.0)
+        return made
+
+    told = told_in_a_run(model, conds, conds[2], guider)
+    assert len(told) == 3
+    assert all(torch.equal(each["y"], told[0]["y"]) for each in told)
+    assert not torch.equal(told[0]["y"][0], told[0]["y"][-1])
+
+
+def test_a_loop_of_two_pictures_is_refused(call, loaded, conds, condition, pictures, input_error):
+    model, latent = call("StableVideoLoop", model=loaded.model, latent=conds[2])
+    both = conds[0] + condition(pictures[1:])[0]
+    with pytest.raises(input_error, match="positive holds 2 entries of different pictures, and Loop and in turns"):
+        ksampled(model, (both, conds[1]), latent)
+    assert ksampled(model, (conds[0] + conds[0], conds[1]), latent).isfinite().all()
 
 
 def test_methods_go_together_in_any_order(brushed, call, loaded, conds, sample, pictures):

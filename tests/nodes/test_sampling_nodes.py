@@ -252,6 +252,20 @@ def test_both_branches_run_unless_every_weight_is_one(sample, loaded):
         assert sum(rows) == 2 * 2 * FRAMES, points
 
 
+def test_patches_are_told_which_branch_they_see(sample, loaded):
+    """As ComfyUI tells them: 0 is the positive, 1 the negative."""
+    seen = []
+
+    def wrapper(apply, args):
+        seen.append((args["cond_or_uncond"], args["c"]["transformer_options"]["cond_or_uncond"]))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    model = loaded.model.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    sample(model=model, steps=1)
+    assert seen == [([0], [0]), ([1], [1])]
+
+
 def test_no_bit_depends_on_free_memory(sample, monkeypatch):
     """ComfyUI runs both guidance branches as one batch or apart, as memory allows."""
     import comfy.model_management
@@ -279,6 +293,18 @@ def test_guidance_of_nodes_before_it_is_replaced(sample, loaded, native_call):
     assert torch.equal(sample(model=patched), sample())
     unguided = {"min_guidance": 1.0, "max_guidance": 1.0}
     assert torch.equal(sample(model=patched, **unguided), sample(**unguided))
+
+
+def test_guidance_that_is_replaced_is_told(sample, call, loaded, conditioned, native_call, part, monkeypatch):
+    shown = []
+    monkeypatch.setattr(part("nodes.sampling"), "show", lambda node, *sentences: shown.append("".join(sentences)))
+    [patched] = native_call("comfy_extras.nodes_video_model", "VideoLinearCFGGuidance", model=loaded.model, min_cfg=9.0)
+    positive, negative, _ = conditioned.one
+    for model, told in ((loaded.model, False), (patched, True)):
+        sample(model=model, steps=1)
+        call("StableVideoGuider", model=model, positive=positive, negative=negative)
+        assert ["is replaced by this node's" in each for each in shown] == [told, told]
+        shown.clear()
 
 
 def test_the_model_is_left_as_it_was(sample, loaded, native, conditioned):
@@ -344,6 +370,8 @@ def test_what_the_latent_carries_is_handed_on_and_the_given_one_is_left(call, lo
     assert out["num_video_frames"] == FRAMES
     assert out["batch_index"] == given["batch_index"]
     assert not latent["samples"].any()
+    bare = {"samples": latent["samples"].repeat(2, 1, 1, 1)}  # such as VAE Encode's
+    assert call("StableVideoSampler", **(inputs | {"latent": bare}))["num_video_frames"] == FRAMES
 
 
 @pytest.mark.parametrize(
@@ -390,7 +418,10 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(sample, conditioned,
     refused(r"the latent's frames \[1\] hold NaN", damaged)
     refused("latent is empty and add_noise is off", add_noise=False)
     refused("steps 3 to 2 are not a part of 2 steps", start_step=3)
-    refused("2000 steps are outside 1 to 1000", steps=20, denoise=0.01)
+    line = "denoise 0.01 takes the last 20 of 2000 steps, and 1000 are the most: raise denoise to 0.02, or .* to 10"
+    refused(line, steps=20, denoise=0.01)
+    with pytest.raises(input_error, match="latent is for clips of 6 frames and the conditioning for clips of 3: take"):
+        sample((positive, negative, {"samples": torch.zeros(6, 4, 8, 16), "num_video_frames": 6}), model=model)
     assert rows == []
 
 
@@ -425,6 +456,14 @@ def test_a_result_that_is_not_finite_names_frames_dtype_and_remedy(sample, loade
     [
         ("Sampler", {"guidance_points": "0.5"}, "guidance point '0.5' is not position:weight"),
         ("Sampler", {"guidance_points": "0:1, 0:2"}, "guidance position 0 after 0"),
+        ("Sampler", {"guidance_points": "0:1, 1:-3"}, "guidance_points: weight -3 is outside 0 to 100"),
+        ("Guider", {"guidance_points": "0:1e30"}, "guidance_points: weight 1e+30 is outside 0 to 100"),
+        ("Curves", {"augmentation_points": "a:1"}, "augmentation_points: 'a' in augmentation points is not a number"),
+        (
+            "Curves",
+            {"motion_bucket_points": "5"},
+            "motion_bucket_points: motion bucket point '5' is not position:value",
+        ),
         ("Sampler", {"guidance_points": "a:1"}, "'a' in guidance points is not a number"),
         ("Sampler", {"start_step": 5, "end_step": 5}, "start step 5 to end step 5 leaves nothing"),
         ("Sigmas", {"levels": "1, 2"}, "sigma 2 after 1"),

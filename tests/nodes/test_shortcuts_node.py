@@ -63,6 +63,13 @@ def test_outside_the_interval_a_step_has_one_pass(call, loaded, sample):  # noqa
     assert torch.equal(unguided, sample(model, steps=STEPS, min_guidance=1.0, max_guidance=1.0)["samples"])
 
 
+def test_a_cfg_pp_sampler_is_eulers_outside_the_interval(call, loaded, conds):  # noqa: F811
+    """It steps along the unconditional result, which one pass does not have: the conditional one stands in for it."""
+    model = shortened(call, loaded.model, reuse=0.0, guidance_high=0.001)
+    plain, cfg_pp = (ksampled(model, conds, conds[2], name, steps=STEPS) for name in ("euler", "euler_cfg_pp"))
+    assert relative(cfg_pp, plain) < 1e-4
+
+
 def test_comfyuis_own_sampler_takes_both(call, loaded, conds):  # noqa: F811
     model, rows = counted(shortened(call, loaded.model, reuse=0.5, guidance_low=1.0))
     assert torch.isfinite(ksampled(model, conds, conds[2], steps=STEPS)).all()

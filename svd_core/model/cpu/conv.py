@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ...kernels import frame_conv
+from ...kernels import frame_conv, needs_gradient
 from ...kernels.unfolded import unfolded
 from .probe import is_plain_kernel, may_replace, of_layer, replaces
 from .route import by_chosen_route
@@ -73,7 +73,7 @@ def _keeps_size(conv: nn.Module) -> bool:
 def is_product(images: Tensor, weight: Tensor) -> bool:
     """Whether a convolution of images (N, C, H, W), weight (O, C, k, k), or of clips (B, C, T, H*W), weight
     (O, C, 3, 1, 1), runs as a product."""
-    if not may_replace(images):
+    if not may_replace(images) or needs_gradient(weight):
         return False
     pixels = images.shape[3] if weight.ndim == 5 else images.shape[2] * images.shape[3]
     if images.dtype not in DTYPES or pixels > FEW_PIXELS or weight.numel() < MANY_WEIGHTS:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...kernels import needs_gradient
 from .probe import MAY_LAG, drawn, is_plain, least_seconds
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 class _LinearByOneDNN(TorchFunctionMode):
-    """Redirects `torch.nn.functional.linear` of plain tensors."""
+    """Redirects `torch.nn.functional.linear` of plain tensors that need no gradient."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,6 +55,7 @@ class _LinearByOneDNN(TorchFunctionMode):
             func is nn.functional.linear
             and not kwargs
             and all(is_plain(part, torch.float32) for part in args if part is not None)
+            and not needs_gradient(*args)
         ):
             return onednn_linear(*args)
         return func(*args, **(kwargs or {}))

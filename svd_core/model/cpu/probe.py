@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels import needs_gradient
+
 PLAIN = (Tensor, nn.Parameter)
 """Tensor classes whose operations nobody overrides."""
 
@@ -26,10 +28,11 @@ PROBE_ROUNDS = 4
 
 
 def may_replace(operand: Any) -> bool:
-    """Whether a layer may take a route other than torch's with this operand, provided its weights are plain too."""
+    """Whether a layer may take a route other than torch's with this operand, provided its weights are plain too and
+    need no gradient."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if needs_gradient(operand) or torch.is_autocast_enabled("cpu"):
         return False
     return type(operand) in PLAIN and operand.is_cpu and operand.numel() > 0
 
@@ -96,7 +99,7 @@ def _on_one_thread() -> Iterator[None]:
 def drawn(dtype: torch.dtype, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Normally distributed tensors of some shapes, the same in every process."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype) for shape in shapes]
 
 
 def of_layer(dtype: torch.dtype, given: Sequence[int], weight: Sequence[int]) -> list[Tensor]:

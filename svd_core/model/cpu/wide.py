@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...decode.rescue import HALF
-from ...kernels import smoothed_by_corner
+from ...kernels import needs_gradient, smoothed_by_corner
 from .onednn import by_onednn
 from .probe import BLOCK_VALUES, PLAIN, drawn, may_replace, replaces
 
@@ -149,12 +149,12 @@ def _widened(weight: Tensor, bias: Tensor | None, outputs: slice) -> tuple[Tenso
 
 
 def may_widen(route: Callable[..., Tensor], *operands: Tensor | None) -> bool:
-    """Whether a function of `_ROUTES` is faster in float32 here for these operands, the first of which must pass
-    `probe.may_replace`."""
+    """Whether a function of `_ROUTES` is faster in float32 here for these operands, none of which may need a gradient
+    and the first of which must pass `probe.may_replace`."""
     dtype = operands[0].dtype
     given = [operand for operand in operands if operand is not None]
     plain = all(type(part) in PLAIN and part.is_cpu and part.dtype == dtype and part.numel() > 0 for part in given)
-    return dtype in HALF and plain and chosen(route, dtype)
+    return dtype in HALF and plain and not needs_gradient(*given) and chosen(route, dtype)
 
 
 def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:

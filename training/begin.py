@@ -1,6 +1,8 @@
 """Set up the folder of a new run whose video stage starts from the weights of a trained model.
 
-The first two stages are kept unchanged, so the recipe may differ from the file's in the video stage only.
+The first two stages are kept unchanged, so the recipe may differ from the file's in the video stage only, and in the
+clips on which that stage is trained: `data`, and the frames and size that `model.variant` states of them. The new run's
+export names the clips of the first two stages in its history.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ Tensors = Mapping[str, Tensor]
 def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Path) -> None:
     """Fill `folder` from the files of `export` and `export_frame_decoder`.
 
-    Raises CheckpointError if these files were not written by training, or differ from the recipe in the model or the
-    first two stages; InputError if the folder already holds a run.
+    Raises CheckpointError if these files were not written by training, or differ from the recipe in the networks or
+    the first two stages; InputError if the folder already holds a run.
     """
     if any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
@@ -65,9 +67,10 @@ def _history(checkpoint: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a recipe (as JSON) that decide the weights of the first two stages and all shapes."""
+    """The parts of a recipe (as JSON) that decide all shapes, and what the first two stages learned from their clips.
+    The clips are left out: any size and number of frames fits these networks."""
     model = {name: recipe["model"].get(name) for name in ("unet", "vae", "clip_vision")}
-    return {"model": model, **{name: recipe.get(name) for name in ("seed", "data", "autoencoder", "temporal")}}
+    return {"model": model, **{name: recipe.get(name) for name in ("seed", "autoencoder", "temporal")}}
 
 
 def _require_model(checkpoint: Path, found: ModelConfig, given: ModelConfig) -> None:

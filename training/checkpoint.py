@@ -99,13 +99,14 @@ def differences_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested tables flattened to dotted names; lists and tuples become equal."""
+    """Nested tables flattened to dotted names; lists and tuples become equal, and so do 16 and 16.0."""
     flat: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = json.dumps(value)
+            whole = isinstance(value, float) and value.is_integer()
+            flat[prefix + name] = json.dumps(int(value) if whole else value)
     return flat
 
 
@@ -113,6 +114,11 @@ def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> N
     """Write a safetensors file atomically. Raises OutputError."""
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, save(here, dict(metadata)))
+
+
+def not_finite(tensors: Tensors) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def as_half(name: str, tensor: Tensor) -> Tensor:

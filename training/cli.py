@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import math
 import os
 import sys
@@ -54,6 +55,8 @@ class _Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` excludes the program's name; None takes the process's own."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain letters that the encoding lacks
     try:
         args = parser().parse_args(argv)
         args.run(args)
@@ -238,7 +241,7 @@ def _lora_config(args: Namespace) -> LoRAConfig:
     config = LoRAConfig(
         optimisation=optimisation,
         rank=args.rank,
-        alpha=args.rank if args.alpha is None else args.alpha,
+        alpha=float(args.rank if args.alpha is None else args.alpha),
         layers=args.layers,
         frames=args.frames,
         motion_bucket=args.motion_bucket,

@@ -97,13 +97,14 @@ class _File:
     frames: int
     size: Size
     fps: float
+    bytes: int
     digest: str
     """Digest of its pixels, which identifies the clip even if another file takes its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipFolder:
-    """The clips of a folder: movies, GIF and WebP animations, and folders of PNGs in the order of their names.
+    """The clips of a folder: movies, GIF and WebP animations, and folders of PNGs in the order of `pictures_in`.
 
     A longer clip gives a random run of `frames` frames; `motion_bucket` applies to every clip. `skipped` lists the
     unusable ones. Created by `open_folder`.
@@ -120,15 +121,20 @@ class ClipFolder:
         return self.files[0].size
 
     def clip(self, number: int) -> Clip:
-        """A run of frames from a random file. Raises InputError if the file can no longer be read."""
+        """A run of frames from a random file. Raises InputError if the file can no longer be read, or has changed."""
         generator = generator_for(self.seed, "clip", number)
         file = self.files[whole_number(0, len(self.files) - 1, generator)]
         start = whole_number(0, file.frames - self.frames, generator)
         try:
             run = list(islice(frames_of(file.path), start, start + self.frames))
-            return Clip(as_pixels(np.stack(run)), file.fps, self.motion_bucket)
+            if not run:
+                raise FileNotFoundError("its pictures are gone")
+            changed = _bytes(file.path) != file.bytes
         except DAMAGE as error:
             raise InputError(f"clip {file.path} can no longer be read ({error}): put it back, or start anew") from error
+        if changed or len(run) < self.frames or any(frame.shape[1::-1] != file.size for frame in run):
+            raise InputError(f"clip {file.path} has changed since it was looked at: put it back, or start anew")
+        return Clip(as_pixels(np.stack(run)), file.fps, self.motion_bucket)
 
 
 def open_folder(
@@ -197,7 +203,7 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
         for picture in frames_of(path):
             sizes[picture.shape[1::-1]] += 1
             digest.update(picture)
-        fps = _fps(path)
+        fps, size = _fps(path), _bytes(path)
     except DAMAGE as error:
         return Skipped(path, f"cannot be read ({_in_short(error, path)})")
     count = sum(sizes.values())
@@ -207,7 +213,12 @@ def _looked_at(path: Path, frames: int) -> _File | Skipped:
         return Skipped(path, f"has frames of {len(sizes)} sizes")
     if fps > MAX_FPS:
         return Skipped(path, f"plays at {fps:g} frames per second, at most {MAX_FPS} can be said")
-    return _File(path, count, next(iter(sizes)), fps, digest.hexdigest()[:16])
+    return _File(path, count, next(iter(sizes)), fps, size, digest.hexdigest()[:16])
+
+
+def _bytes(path: Path) -> int:
+    """Bytes of a movie, or of a folder's pictures, which tell most changes without decoding. Raises OSError."""
+    return sum(file.stat().st_size for file in (pictures_in(path) if path.is_dir() else [path]))
 
 
 def _in_short(error: Exception, path: Path) -> str:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from svd_core.errors import InputError, StableVideoError
 
 from . import ema
-from .checkpoint import State, adam_state, load_state, make_folder, restore_adam, save_state
+from .checkpoint import State, adam_state, load_state, make_folder, not_finite, restore_adam, save_state
 from .distributed import Group, unshared
+from .lock import held
 from .plot import plot_losses
 from .recipe import Optimisation
 
@@ -101,12 +102,13 @@ class Run:
     def train(self, machine: Machine, keep: Callable[[Run], None]) -> None:
         """Train to the end, or to `machine.stop_after`. `keep` writes the weights for the next stage, using `averaged`.
 
-        Raises StableVideoError if the loss is no longer finite, OutputError if the folder cannot be created.
+        Raises StableVideoError if the loss or the weights are no longer finite, OutputError if the folder cannot be
+        written, InputError if another process trains this stage there.
         """
         make_folder(self.place.state)
         last = min(self.optimisation.steps, machine.stop_after or self.optimisation.steps)
         batches = self._batches(last, machine)
-        with _bar(self, last) as bar, _telling(self):
+        with self._alone(), _bar(self, last) as bar, _telling(self):
             for batch in batches:
                 self.losses.append(self._update([batch, *(next(batches) for _ in range(self._rounds - 1))]))
                 self.step += 1
@@ -114,6 +116,10 @@ class Run:
                 bar.update()
                 if self.step % machine.save_every == 0 or self.step == last:
                     self._save(keep)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Context that keeps other runs from this stage's files; only the leading process writes them."""
+        return held(self.place.folder, self.place.name) if self.group.leads else contextlib.nullcontext()
 
     @property
     def _rounds(self) -> int:
@@ -163,6 +169,7 @@ class Run:
         return _in_one_line(iter(loader))
 
     def _save(self, keep: Callable[[Run], None]) -> None:
+        self._require_finite()
         if self.group.leads:
             plot_losses(self.losses, self.place.curve, self.place.name)
             keep(self)
@@ -170,6 +177,16 @@ class Run:
             save_state(self.place.state, self.state())
         self.group.wait()
         self.saved = self.step
+
+    def _require_finite(self) -> None:
+        """Raise StableVideoError before weights are saved that the last loss did not see."""
+        bad = not_finite(dict(self.names)) or not_finite(self.average)
+        if bad:
+            kept = f"the state of step {self.saved} is kept, " if self.saved else ""
+            raise StableVideoError(
+                f"{bad} of the stage {self.place.name} is not finite after step {self.step}: {kept}start in a new "
+                "folder with a lower learning rate"
+            )
 
     def state(self) -> State:
         mean, square = adam_state(self.optimizer, self.names)

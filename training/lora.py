@@ -11,6 +11,7 @@ For memory and time see `training.memory`, or `python -m training lora --help`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,9 +32,10 @@ from svd_core.recipe import sha256_of
 from .checkpoint import as_half, save_tensors
 from .data import ClipFolder
 from .distributed import Group
+from .limits import check_noise, check_optimisation
 from .loop import Machine, Place, Run, describe
 from .randomness import generator_for
-from .recipe import Noise, Optimisation, check_optimisation
+from .recipe import Noise, Optimisation
 from .video import VideoObjective, VideoSamples
 
 Layers = Literal["spatial", "temporal", "both"]
@@ -73,8 +75,11 @@ class LoRAConfig:
     def check(self) -> None:
         """Raise InputError for the first invalid value."""
         for name in ("rank", "alpha", "frames"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} {getattr(self, name)} is not above 0: 16 is usual for a rank, 14 for frames")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is not above 0, or not finite: 16 is usual for a rank, 14 for frames"
+                )
+        check_noise(self.noise, "noise")
         check_optimisation(self.optimisation, "optimisation")
 
 

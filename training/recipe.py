@@ -17,6 +17,8 @@ from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig
 from svd_core.errors import InputError
 from svd_core.strict_json import parse
 
+from .limits import check_data, check_model, check_noise, check_optimisation, check_stated, require
+
 Decay = Literal["constant", "cosine"]
 
 
@@ -121,38 +123,18 @@ class Recipe:
 
     def check(self) -> None:
         """Raise InputError for the first invalid value."""
-        for name, side in (("width", self.data.width), ("height", self.data.height)):
-            _require(side >= 8 and side % 8 == 0, f"data.{name}", side, "a multiple of 8 pixels")
-        _require(bool(self.data.fps) and min(self.data.fps) >= 1, "data.fps", self.data.fps, "speeds of at least 1")
-        low, high = self.data.motion_buckets
-        _require(0 <= low <= high, "data.motion_buckets", (low, high), "a low and a high bucket")
+        check_data(self.data)
         for name in ("autoencoder", "temporal"):
             frames = getattr(self, name).frames
-            _require(1 <= frames <= self.data.frames, f"{name}.frames", frames, f"1 to data.frames {self.data.frames}")
+            require(1 <= frames <= self.data.frames, f"{name}.frames", frames, f"1 to data.frames {self.data.frames}")
         for name in ("autoencoder", "temporal", "video"):
             check_optimisation(getattr(self, name).optimisation, f"{name}.optimisation")
         cached = self.video.cached_clips
-        _require(cached >= 0, "video.cached_clips", cached, "at least 0")
-        unet, read = self.model.unet, self.model.clip_vision.output_dim
-        _require(unet.context_dim == read, "model.unet.context_dim", unet.context_dim, f"the image encoder's {read}")
-        _require(0 <= self.video.rockets <= 1, "video.rockets", self.video.rockets, "a share from 0 to 1")
-
-
-def check_optimisation(chosen: Optimisation, where: str) -> None:
-    """Raise InputError for the first value out of range."""
-    for name in ("steps", "batch", "accumulate"):
-        _require(getattr(chosen, name) >= 1, f"{where}.{name}", getattr(chosen, name), "at least 1")
-    for name in ("learning_rate", "clip_norm"):
-        _require(getattr(chosen, name) > 0, f"{where}.{name}", getattr(chosen, name), "more than 0")
-    _require(chosen.weight_decay >= 0, f"{where}.weight_decay", chosen.weight_decay, "at least 0")
-    _require(0 <= chosen.ema < 1, f"{where}.ema", chosen.ema, "at least 0 and less than 1")
-    whole = chosen.batch % chosen.accumulate == 0
-    _require(whole, f"{where}.batch", chosen.batch, f"a multiple of accumulate ({chosen.accumulate})")
-
-
-def _require(fits: bool, where: str, value: object, needed: str) -> None:
-    if not fits:
-        raise InputError(f"{where} is {value}: needed {needed}, change the recipe")
+        require(cached >= 0, "video.cached_clips", cached, "at least 0")
+        require(0 <= self.video.rockets <= 1, "video.rockets", self.video.rockets, "a share from 0 to 1")
+        check_noise(self.video.noise, "video.noise")
+        check_model(self.model)
+        check_stated(self.model, self.data)
 
 
 def read_recipe(path: str | Path) -> Recipe:

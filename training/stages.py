@@ -25,7 +25,7 @@ from .autoencoder import (
     latent_rms,
     rescale_latents,
 )
-from .checkpoint import digest_of, load_tensors, require_same, save_tensors
+from .checkpoint import digest_of, load_tensors, not_finite, require_same, save_tensors
 from .data import ClipSource, with_rockets
 from .distributed import Group
 from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
@@ -204,6 +204,10 @@ def _keep(run: Run, weights: Mapping[str, Tensor]) -> None:
 
 
 def save_kept(folder: Path, stage: str, kept: Kept) -> None:
-    """Save the result of a stage for the next one and for `export`."""
+    """Save the result of a stage for the next one and for `export`. Raises CheckpointError if it is not finite."""
+    if bad := not_finite(kept.weights):
+        raise CheckpointError(
+            f"{bad} of the stage {stage} is not finite: start in a new folder with a lower learning rate"
+        )
     note = {"step": kept.step, "steps": kept.steps, "configuration": kept.configuration}
     save_tensors(Place(folder, stage).weights, kept.weights, {KEPT_KEY: json.dumps(note)})

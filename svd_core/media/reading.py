@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
 ANIMATIONS = (".gif", ".webp")
 PICTURE = ".png"
 
+LONGEST_NAME = 255
+"""Most characters of a file's name on usual systems."""
+
 DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
 """What Pillow, and PyAV through `opened`, raise on files that they cannot read."""
 
@@ -35,8 +39,16 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The PNG files in a folder, sorted. Regular files only: opening a pipe would block forever."""
-    return sorted(path for path in folder.glob(f"*{PICTURE}") if path.is_file())
+    """The PNG files in a folder, sorted by name with numbers as numbers, so that 10.png follows 9.png. Regular files
+    only: opening a pipe would block forever."""
+    found = [path for path in folder.glob("*") if path.suffix.lower() == PICTURE and path.is_file()]
+    return sorted(found, key=_with_numbers_aligned)
+
+
+def _with_numbers_aligned(path: Path) -> tuple[str, str]:
+    """A key for sorting. Names that differ only in numbers of equal width keep the order of plain text."""
+    aligned = re.sub("[0-9]+", lambda digits: digits[0].zfill(LONGEST_NAME), path.name)
+    return aligned, path.name
 
 
 @contextmanager
@@ -110,7 +122,15 @@ def _reader(path: Path) -> Callable[[Path], Iterator[np.ndarray]]:
 
 def _picture(path: Path) -> np.ndarray:
     with Image.open(path, formats=("PNG",)) as picture:
+        if picture.mode.startswith("I"):
+            return _from_sixteen_bits(np.asarray(picture))
         return np.asarray(picture.convert("RGB"))
+
+
+def _from_sixteen_bits(grey: np.ndarray) -> np.ndarray:
+    """Greys of 0 to 65535 (H, W) -> (H, W, 3) uint8, rounded. Pillow's own conversion clips them at 255, to white."""
+    eight = ((grey.astype(np.int32) + 128) // 257).astype(np.uint8)
+    return np.repeat(eight[..., None], 3, axis=2)
 
 
 def _animation(path: Path) -> Iterator[np.ndarray]:

@@ -39,7 +39,7 @@ def tiny_model() -> ModelConfig:
         clip_vision=CLIPVisionConfig(
             layers=1, width=32, head_channels=16, mlp_width=64, patch=8, image_size=16, output_dim=32
         ),
-        variant=Variant("tiny", frames=FRAMES, steps=2, min_guidance=1.0, max_guidance=1.5, height=64, width=64),
+        variant=Variant("tiny", frames=FRAMES, steps=2, min_guidance=1.0, max_guidance=1.5, height=SIDE, width=SIDE),
     )
 
 

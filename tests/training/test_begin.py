@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from svd_core.checkpoint import open_checkpoint
 from svd_core.errors import CheckpointError, InputError, OutputError
 from training import begin
 from training.begin import begin_from
@@ -87,11 +88,25 @@ def test_a_run_from_random_weights_does_not_go_on_as_a_begun_one(recipe, exporte
         go_on(recipe, tmp_path)
 
 
-@pytest.mark.parametrize("setting", ["seed=5", "autoencoder.squared=3.0", "temporal.frames=2", "data.fps=[7]"])
+@pytest.mark.parametrize("setting", ["seed=5", "autoencoder.squared=3.0", "temporal.frames=2"])
 def test_other_first_stages_are_refused(recipe, exported, tmp_path, setting):
     with pytest.raises(CheckpointError, match=setting.split("=")[0]):
         begin_from(*exported[:2], with_settings(recipe, [setting]), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_video_stage_may_have_other_clips(recipe, exported, tmp_path):
+    """Longer and larger ones, of the world in place of a folder."""
+    size = ["data.frames=4", "data.width=64", "data.height=48"]
+    stated = ["model.variant.frames=4", "model.variant.width=64", "model.variant.height=48"]
+    other = with_settings(recipe, [*size, *stated, "data.clips=null", "data.fps=[7]", "video.optimisation.steps=1"])
+    begin_from(*exported[:2], other, tmp_path / "run")
+    assert go_on(other, tmp_path / "run").step == 1
+    path = export(other, tmp_path / "run", tmp_path / "model.safetensors")
+    _, metadata = load_tensors(path)
+    assert json.loads(metadata[RECIPE_KEY])["data"]["clips"] is None
+    assert json.loads(metadata[START_KEY])["recipe"]["data"]["clips"] == recipe.data.clips
+    assert open_checkpoint(path).config.variant == other.model.variant
 
 
 def test_what_a_full_disk_leaves_does_not_train_from_random_weights(recipe, exported, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Clips from folders and from the synthetic world, and what is said about those that cannot be used."""
 
+import shutil
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ from moving_square import square, write_pngs
 from PIL import Image
 
 from svd_core.errors import InputError
-from svd_core.media import write_clip
+from svd_core.media import load_image, write_clip
 from training import data
 from training.data import ClipFolder, WorldDataset, as_pixels, open_folder, open_source, training_seed, with_rockets
 from training.recipe import Data
@@ -146,6 +147,37 @@ def test_a_clip_that_vanishes_is_named(tmp_path):
         frame.unlink()
     with pytest.raises(InputError, match="good can no longer be read"):
         folder.clip(0)
+
+
+@pytest.mark.parametrize("change", ["shorter", "larger", "other"])
+def test_a_clip_that_changes_after_it_was_looked_at_is_named(tmp_path, change):
+    frames, width = {"shorter": (FRAMES, 64), "larger": (FRAMES + 2, 96), "other": (FRAMES + 2, 64)}[change]
+    write_pngs(tmp_path / "good", square(0, frames=FRAMES + 2))
+    folder = open_folder(tmp_path, frames=FRAMES + 1)
+    shutil.rmtree(tmp_path / "good")
+    write_pngs(tmp_path / "good", 255 - square(9, frames=frames, width=width))
+    with pytest.raises(InputError, match="good has changed since it was looked at: put it back"):
+        folder.clip(0)
+
+
+def test_greys_of_sixteen_bits_train_as_load_image_reads_them(tmp_path):
+    grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    (tmp_path / "deep").mkdir()
+    for index in range(FRAMES):
+        Image.fromarray(grey).save(tmp_path / "deep" / f"{index}.png")
+    found = restored(open_folder(tmp_path, frames=FRAMES).clip(0).pixels)
+    expected = load_image(tmp_path / "deep" / "0.png") * 255
+    assert np.abs(found - expected).max() <= 0.501, "rounded to 8 bits"
+
+
+@pytest.mark.parametrize("name", ["{}.png", "shot2_{}.PNG", "{:03d}.png"])
+def test_frames_are_taken_in_the_order_of_their_numbers(tmp_path, name):
+    (tmp_path / "clip").mkdir()
+    for number in range(1, 13):
+        frame = np.full((16, 16, 3), number, np.uint8)
+        Image.fromarray(frame).save(tmp_path / "clip" / name.format(number), format="PNG")
+    values = restored(open_folder(tmp_path, frames=12).clip(0).pixels)[:, 0, 0, 0]
+    assert np.round(values).tolist() == list(range(1, 13))
 
 
 def test_the_recipe_asks_for_a_size(clips):

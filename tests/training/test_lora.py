@@ -256,6 +256,21 @@ def test_values_that_cannot_work_are_named(name):
         dataclasses.replace(LORA, **{name: 0}).check()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value):
+    with pytest.raises(InputError, match=f"alpha {value} is not above 0, or not finite"):
+        dataclasses.replace(LORA, alpha=value).check()
+    rate = dataclasses.replace(LORA.optimisation, learning_rate=value)
+    with pytest.raises(InputError, match=f"optimisation.learning_rate is {value}: needed more than 0, and finite"):
+        dataclasses.replace(LORA, optimisation=rate).check()
+
+
+def test_the_default_alpha_may_be_given_explicitly():
+    flags = ["lora", "--checkpoint", "x", "--clips", "y", "--folder", "z", "--rank", "8"]
+    default, given = (cli._lora_config(cli.parser().parse_args([*flags, *more])) for more in ([], ["--alpha", "8"]))
+    assert default == given and type(default.alpha) is type(given.alpha) is float
+
+
 def test_half_precision_trains_too(released, clips, tmp_path):
     config = dataclasses.replace(LORA, dtype="bfloat16")
     run = train_lora(released, open_folder(clips, frames=3), config, tmp_path, Machine(stop_after=3), ALONE)

@@ -1,6 +1,7 @@
 """A run that is killed goes on to the same bits, and one of another configuration is refused."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from svd_core.errors import CheckpointError, InputError, OutputError, StableVideoError
-from training import checkpoint, loop
+from training import checkpoint, lock, loop
 from training.checkpoint import State, differences_of, load_state, save_state, save_tensors
 from training.data import open_source
 from training.distributed import ALONE, Group
+from training.lock import held
 from training.loop import Machine, Place, Run, describe, learning_rate, share
 from training.recipe import Optimisation, with_settings
-from training.stages import train_autoencoder
+from training.stages import Kept, save_kept, train_autoencoder
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -154,6 +156,10 @@ def test_settings_of_later_stages_do_not_concern_this_one(recipe, uninterrupted,
     assert train(with_settings(recipe, ["video.optimisation.learning_rate=0.5"]), tmp_path).step == STEPS
 
 
+def test_a_whole_number_is_the_same_with_and_without_a_point():
+    assert differences_of({"alpha": 16, "rate": 0.5}, {"alpha": 16.0, "rate": 0.5}) == []
+
+
 def test_differences_name_fields_of_either_side():
     found, given = {"a": {"b": (1, 2)}, "c": 1}, {"a": {"b": [1, 2]}, "d": 2}
     assert differences_of(found, given) == ["c 1 in the file, absent given", "d absent in the file, 2 given"]
@@ -222,6 +228,61 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = quadratic_run(tmp_path, Optimisation(steps=12, batch=1))
     with pytest.raises(StableVideoError, match="the loss of step 10 is nan: start in a new folder"):
         run.train(Machine(), lambda run: None)
+
+
+def test_weights_that_the_last_step_ruins_are_not_saved(tmp_path):
+    """No later loss would tell, so they would pass for a finished stage."""
+    chosen = Optimisation(steps=4, batch=1, learning_rate=1.0, warmup=0)
+    run = quadratic_run(tmp_path, chosen)
+    descend = run._descend
+
+    def ruined():
+        descend()
+        if run.step == 3:
+            run.objective.weight.data[1] = float("inf")
+
+    run._descend = ruined
+    with pytest.raises(StableVideoError, match=r"weight of the stage quadratic is not finite after step 4: the state "):
+        run.train(Machine(save_every=3), lambda run: pytest.fail("kept") if run.step == 4 else None)
+    assert quadratic_run(tmp_path, chosen).step == 3
+
+
+def test_a_result_that_is_not_finite_is_not_kept(tmp_path):
+    kept = Kept({"a": torch.tensor([1.0, float("nan")])}, 1, 1, {})
+    with pytest.raises(CheckpointError, match="a of the stage temporal is not finite"):
+        save_kept(tmp_path, "temporal", kept)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
+    with held(tmp_path, "quadratic"), held(tmp_path, "other"):
+        with pytest.raises(InputError, match=r"another run trains the stage quadratic in .*: wait for it"):
+            run.train(Machine(), lambda run: None)
+        assert run.step == 0
+    run.train(Machine(), lambda run: None)
+    assert run.step == 2, "the lock ended with its holder"
+
+
+def test_a_file_system_without_locks_is_borne(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
+    run.train(Machine(), lambda run: None)
+    assert run.step == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path, monkeypatch):
+    def refused(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
+    monkeypatch.setattr(lock.tempfile, "TemporaryFile", refused)
+    with pytest.raises(OutputError, match=r"cannot be written .Read-only file system.: choose another folder"):
+        run.train(Machine(), lambda run: None)
+    assert run.step == 0
 
 
 def test_an_interrupt_says_from_where_the_run_goes_on(tmp_path):

@@ -1,6 +1,8 @@
 """All stages on a model of seconds: each lowers its loss, and what comes out is a model that animates."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 import svd_core
 from svd_core.checkpoint import open_checkpoint
 from svd_core.errors import CheckpointError, InputError, OutputError
+from training import cli
 from training.autoencoder import ImageObjective, image_config
 from training.cli import main
 from training.data import open_source
@@ -222,6 +225,25 @@ def test_settings_change_single_values():
         ("model.unet.context_dim=40", "model.unet.context_dim is 40: needed the image encoder's 96"),
         ("data.fps=[]", "data.fps is ()"),
         ("data.motion_buckets=[9, 3]", "data.motion_buckets is (9, 3)"),
+        ("data.motion_buckets=[0, 3000]", "data.motion_buckets is (0, 3000): needed a low and a high bucket of 0 to"),
+        ("data.fps=[2000]", "data.fps is (2000,): needed speeds of 1 to 1024"),
+        ("data.frames=13", "model.variant.frames is 14: needed data.frames 13"),
+        ("data.width=256", "model.variant's size is 128x64: needed data's 256x64"),
+        ("model.unet.vector_dim=50", "model.unet.vector_dim is 50: needed a multiple of 3"),
+        ("model.unet.in_channels=9", "model.unet.in_channels is 9: needed 8"),
+        ("model.unet.out_channels=3", "model.unet.out_channels is 3: needed 4"),
+        ("model.unet.model_channels=48", "model.unet.model_channels is 48: needed a multiple of 32"),
+        ("model.unet.head_channels=24", "model.unet.head_channels is 24: needed a divisor of the width 64"),
+        ("model.unet.attention=[true]", "model.unet.attention is (True,): needed one for each of 3 levels"),
+        ("model.clip_vision.head_channels=36", "model.clip_vision.head_channels is 36: needed a divisor of the width"),
+        ("model.clip_vision.image_size=60", "model.clip_vision.image_size is 60: needed a multiple of its patch 8"),
+        ("model.vae.channels=48", "model.vae.channels is 48: needed a multiple of 32"),
+        ("model.vae.channel_mult=[1,1,1]", "model.vae.channel_mult is (1, 1, 1): needed 4 numbers"),
+        ("model.vae.latent_channels=8", "model.vae.latent_channels is 8: needed 4"),
+        ("video.noise.drop_context=7", "video.noise.drop_context is 7.0: needed a share from 0 to 1"),
+        ("video.noise.p_std=-1", "video.noise.p_std is -1.0: needed at least 0"),
+        ("video.noise.augmentation_mean=4", "video.noise.augmentation_mean is 4.0: needed at most -0.70"),
+        ("autoencoder.optimisation.warmup=-5", "autoencoder.optimisation.warmup is -5: needed at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(setting, message):
@@ -259,6 +281,15 @@ def test_what_cannot_be_used_is_one_line_and_code_2(argv, message, capsys):
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+
+
+def test_a_folder_whose_name_stdout_cannot_spell_is_printed_all_the_same(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(cli, "begin_from", lambda *_: None)
+    assert main(["begin", "--folder", "ordner-\u6f22"]) == 0
+    stdout.flush()
+    assert stdout.buffer.getvalue().startswith(b"ordner-\\u6f22: go on with")
 
 
 def test_the_recipe_is_printed(capsys):

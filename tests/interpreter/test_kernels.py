@@ -17,7 +17,7 @@ def test_a_kernel_is_as_close_to_float64_as_torch(case, dtype):
 
 
 @pytest.mark.parametrize("name", ["geglu, odd", "frame_conv, odd"])
-def test_the_size_of_a_tile_changes_no_bit(name):
+def test_the_size_of_a_tile_changes_no_bit(sums_in_order, name):
     case = next(case for case in SMALL if case.name == name)
     args = case.arguments(torch.float16)
     results = [kernel(*args) for kernel in case.operation.kernels().values()]
@@ -26,7 +26,7 @@ def test_the_size_of_a_tile_changes_no_bit(name):
 
 
 @pytest.mark.parametrize("name", ["group_norm_silu of clips, split", "frame_conv, odd", "frame_attention, packed"])
-def test_no_bit_depends_on_how_many_clips_there_are(name):
+def test_no_bit_depends_on_how_many_clips_there_are(sums_in_order, name):
     case = next(case for case in SMALL if case.name == name)
     args = case.arguments(torch.float32)
     tensors = 3 if "attention" in name else 1

@@ -65,9 +65,10 @@ def sums_in_order(honest_patterns, monkeypatch):
     the shape of a tile on some CPUs (AMD without AVX-512), which is the CPU's doing and not the kernel's."""
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        left, right = (as_float(each).astype(d.data.dtype) for each in (a, b))
         total = np.zeros_like(d.data)
-        for column, row in zip(as_float(a).T, as_float(b), strict=True):
-            total += np.outer(column.astype(total.dtype), row.astype(total.dtype))
+        for i in range(left.shape[-1]):
+            total += left[..., :, i, None] * right[..., i, None, :]
         return TensorHandle(total + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

@@ -79,7 +79,7 @@ class StableVideoCheckpointLoader(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, variant: str = FROM_FILE) -> io.NodeOutput:
         loaded = load(find_checkpoint(checkpoint), None if variant == FROM_FILE else variant)
-        show(cls, *([loaded.variant_note] if loaded.variant_note else []))
+        show(cls, loaded.variant_note)
         return io.NodeOutput(loaded.model, loaded.clip_vision, loaded.vae)
 
 

@@ -38,10 +38,11 @@ def in_widget(name: str, check: Callable[[], Result]) -> Result:
 
 
 def show(node: type[io.ComfyNode], *sentences: str) -> None:
-    """Show text on the running node in the front end; does nothing without one."""
+    """Show text on the running node in the front end; does nothing without one. Empty sentences are left out."""
+    said = [sentence for sentence in sentences if sentence]
     server = getattr(PromptServer, "instance", None)  # absent if nodes run without ComfyUI's server
-    if sentences and server is not None and node.hidden is not None and node.hidden.unique_id:
-        server.send_progress_text("\n".join(sentences), node.hidden.unique_id)
+    if said and server is not None and node.hidden is not None and node.hidden.unique_id:
+        server.send_progress_text("\n".join(said), node.hidden.unique_id)
 
 
 def require_latents(samples: Tensor) -> None:

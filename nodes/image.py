@@ -13,7 +13,7 @@ from PIL import ImageColor
 
 from ..svd_core.config import VARIANTS
 from ..svd_core.errors import InputError
-from ..svd_core.media import Fitted, as_image, default_size, fit_image, round_size
+from ..svd_core.media import Fitted, as_image, crop_report, default_size, fit_image, round_size
 from ..svd_core.settings import MAX_SIDE, SIZE_MULTIPLE
 from .checks import show
 from .inputs import checked
@@ -225,8 +225,7 @@ def crop(picture: np.ndarray, frame: Frame) -> Fitted:
     fitted = fit_image(around, frame.width, frame.height, "crop")
     if around.shape == picture.shape:
         return fitted
-    whole = fit_image(picture[..., :1], frame.width, frame.height, "crop")  # what is lost is the same in the middle
-    return replace(fitted, report=whole.report)
+    return replace(fitted, report=crop_report(picture, frame.width, frame.height))
 
 
 def pad(picture: np.ndarray, frame: Frame) -> Fitted:

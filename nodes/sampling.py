@@ -146,7 +146,7 @@ class StableVideoSampler(io.ComfyNode):
         clips = guider.clips_of(latent)  # report mismatched inputs before showing anything
         sampler = comfy.samplers.sampler_object(sampler_name)
         guider.require(sampler, clips)
-        show(cls, *sampling_in_words(model, latent["samples"]), *replaced_guidance(model))
+        show(cls, *sampling_in_words(model, latent["samples"]), replaced_guidance(model))
         whole = denoised_part(SCHEDULES[schedule], steps or variant.steps, denoise)
         samples = run(guider, sampler, cut_sigmas(whole, start_step, end_step or None), latent, seed, add_noise)
         return io.NodeOutput({**latent, "samples": samples, "num_video_frames": clips.num_frames})
@@ -261,7 +261,7 @@ class StableVideoGuider(io.ComfyNode):
     ) -> io.NodeOutput:
         weights = guidance(model_variant(model), min_guidance, max_guidance, guidance_curve, guidance_points)
         guider = ClipGuider(model, positive, negative, weights)
-        show(cls, *replaced_guidance(model))
+        show(cls, replaced_guidance(model))
         return io.NodeOutput(guider)
 
 

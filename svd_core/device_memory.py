@@ -11,7 +11,7 @@ import torch
 
 from .errors import out_of_memory
 
-Settings = TypeVar("Settings")
+Attempt = TypeVar("Attempt")
 Result = TypeVar("Result")
 
 USABLE = 0.8
@@ -67,9 +67,9 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def leaner_if_full(run: Callable[[Settings], Result], settings: Sequence[Settings]) -> Result:
-    """Call `run` with the first settings, or the next, which need less, whenever memory runs out."""
-    *quicker, leanest = settings
+def leaner_if_full(run: Callable[[Attempt], Result], attempts: Sequence[Attempt]) -> Result:
+    """Call `run` with the first of the attempts, or the next, which need less, whenever memory runs out."""
+    *quicker, leanest = attempts
     for tried in quicker:
         try:
             return run(tried)

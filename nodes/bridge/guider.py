@@ -205,13 +205,13 @@ def require_methods(clips: Clips, patcher: ModelPatcher) -> None:
         windows.starts(clips.num_frames)
 
 
-def replaced_guidance(patcher: ModelPatcher) -> tuple[str, ...]:
-    """One sentence if nodes before put a guidance of their own on the MODEL, which `ClipGuider` replaces."""
+def replaced_guidance(patcher: ModelPatcher) -> str:
+    """A sentence if nodes before put a guidance of their own on the MODEL, which `ClipGuider` replaces; else empty."""
     if patcher.model_options.get("sampler_cfg_function") is None:
-        return ()
+        return ""
     return (
         "Guidance that a node put on the MODEL, such as RescaleCFG or VideoLinearCFGGuidance, is replaced by this "
-        "node's: use ComfyUI's KSampler to keep it.",
+        "node's: use ComfyUI's KSampler to keep it."
     )
 
 

@@ -20,7 +20,8 @@ import comfy.supported_models
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...svd_core.errors import InputError, out_of_memory
+from ...svd_core.device_memory import leaner_if_full
+from ...svd_core.errors import InputError
 from ...svd_core.model.backend import Backend
 from ...svd_core.model.layout import laid_out
 from ...svd_core.model.unet import VideoUNet
@@ -147,14 +148,14 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
     def apply_model(self, *args: Any, **kwargs: Any) -> Tensor:
         """ComfyUI's method, retried with fewer weights on the device when memory runs out: no step is lost, and the
         result is the same."""
-        for share in LEANER:
-            try:
-                return super().apply_model(*args, **kwargs)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            make_room(self.current_patcher, share)  # outside the handler, which holds the failed attempt's tensors
-        return super().apply_model(*args, **kwargs)
+        apply = super().apply_model
+
+        def with_room(share: float | None) -> Tensor:
+            if share is not None:
+                make_room(self.current_patcher, share)
+            return apply(*args, **kwargs)
+
+        return leaner_if_full(with_room, (None, *LEANER))
 
 
 def require_numbers(told: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Reading pictures and writing clips: everything between files or arrays and the model's tensors."""
 
-from .fitting import Fitted, default_size, fit_image, round_size
+from .fitting import Fitted, crop_report, default_size, fit_image, round_size
 from .metadata import read_recipe
 from .pictures import as_image, load_image
 from .video import check_output, check_target, write_clip
@@ -11,6 +11,7 @@ __all__ = [
     "as_image",
     "check_output",
     "check_target",
+    "crop_report",
     "default_size",
     "fit_image",
     "load_image",

@@ -66,15 +66,28 @@ def _nearest(side: float) -> int:
     return max(1, math.floor(side / SIZE_MULTIPLE + 0.5)) * SIZE_MULTIPLE
 
 
-def _crop(image: np.ndarray, width: int, height: int) -> Fitted:
+def crop_report(image: np.ndarray, width: int, height: int) -> str:
+    """The report of cropping an image (H, W, C) to width x height, which does not depend on what part is kept."""
     rows, columns = image.shape[:2]
-    scale = max(width / columns, height / rows)
-    kept = (min(columns, width / scale), min(rows, height / scale))
-    left, top = (columns - kept[0]) / 2, (rows - kept[1]) / 2
-    resized = _resize(image, width, height, (left, top, left + kept[0], top + kept[1]))
+    kept = _kept(image, width, height)
     lost = {"width": 1 - kept[0] / columns, "height": 1 - kept[1] / rows}
     notes = [f"{_percent(share)} of the {side} lost" for side, share in lost.items() if share > _NOTICEABLE]
-    return Fitted(resized, _report(image, "cropped", width, height, notes), (0, 0, width, height))
+    return _report(image, "cropped", width, height, notes)
+
+
+def _kept(image: np.ndarray, width: int, height: int) -> tuple[float, float]:
+    """Width and height of the part that a crop keeps, in the image's pixels."""
+    rows, columns = image.shape[:2]
+    scale = max(width / columns, height / rows)
+    return min(columns, width / scale), min(rows, height / scale)
+
+
+def _crop(image: np.ndarray, width: int, height: int) -> Fitted:
+    rows, columns = image.shape[:2]
+    kept = _kept(image, width, height)
+    left, top = (columns - kept[0]) / 2, (rows - kept[1]) / 2
+    resized = _resize(image, width, height, (left, top, left + kept[0], top + kept[1]))
+    return Fitted(resized, crop_report(image, width, height), (0, 0, width, height))
 
 
 def _pad(image: np.ndarray, width: int, height: int, background: Colour) -> Fitted:

@@ -21,16 +21,18 @@ import torch
 
 from svd_core.conditioning import Conditioning
 from svd_core.config import PIXELS_PER_LATENT
-from svd_core.controls import Controls, render_controlled
+from svd_core.controls import Controls
 from svd_core.demo import DEMO_MODEL
+from svd_core.loading import load_checkpoint
 from svd_core.measure import flow_magnitude, optical_flow, psnr
 from svd_core.meter import LiveBytes
 from svd_core.model.vae import VideoVAE
 from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, Wrap, sample_in_turns, seam_score, unstuck
 from svd_core.motion.loop import frame_steps
-from svd_core.pipeline import StableVideo, as_pixels, load_checkpoint
+from svd_core.pipeline import StableVideo
 from svd_core.sampling import constant_guidance, edm_sigmas, noisy_start
 from svd_core.settings import Settings
+from svd_core.shot import as_pixels
 from training.measure import spearman
 from training.world import HELD_OUT_SEEDS, Scene, draw_scene
 
@@ -94,7 +96,7 @@ class Bench:
         self, scene: Scene, settings: dict[str, Any] | None = None, seed: int = 0, **controls: Any
     ) -> np.ndarray:
         given = Settings(steps=self.steps, seed=seed, **(settings or {}))
-        return render_controlled(self.svd, scene.still, given, Controls(**controls)).frames
+        return self.svd.render(scene.still, given, Controls(**controls)).frames
 
 
 # Parts

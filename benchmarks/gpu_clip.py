@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from svd_core.clip import Progress
 from svd_core.config import VARIANTS, ModelConfig
 from svd_core.model.backend import Backend
 from svd_core.model.clip_vision import CLIPVision
 from svd_core.model.layout import laid_out
 from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE
-from svd_core.pipeline import Progress, StableVideo
+from svd_core.pipeline import StableVideo
 from svd_core.settings import Settings
 from tools.random_weights import random_like
 

@@ -26,9 +26,11 @@ from torch import Tensor
 from svd_core.conditioning import Conditioning, draw_noise
 from svd_core.config import LATENT_CHANNELS, PIXELS_PER_LATENT
 from svd_core.demo import DEMO_MODEL
+from svd_core.loading import load_checkpoint
 from svd_core.measure import WISHES, Scouted, Trial, scout
 from svd_core.measure.scout import CHEAP_SAMPLER, CHEAP_SCHEDULE, CHEAP_STEPS
-from svd_core.pipeline import StableVideo, guidance_for, load_checkpoint, sigmas_for
+from svd_core.pipeline import StableVideo
+from svd_core.sampling import guidance_for, sigmas_for
 from svd_core.settings import Settings
 from training.measure import spearman
 from training.world import HELD_OUT_SEEDS, Scene, draw_scene

@@ -20,8 +20,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from svd_core.clip import Clip, Progress
 from svd_core.demo import DEMO_MODEL
-from svd_core.pipeline import Clip, Progress, StableVideo, load_checkpoint
+from svd_core.loading import load_checkpoint
+from svd_core.pipeline import StableVideo
 from svd_core.settings import Settings, WeightsName
 from tools.random_weights import relative
 from training.world import HELD_OUT_SEEDS, draw_scene

@@ -13,9 +13,13 @@ The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 o
     motion/          control over motion and length: wrappers of a denoiser
     decode/          exact decoding and encoding in little memory
     media/           pictures in, clips out: files, sizes, colours, watermark
-    pipeline.py      all of the above joined: `load_checkpoint`, `StableVideo.animate`
-    controls.py      the pipeline with the methods of motion/
     planning.py      memory and way of a render, before it runs
+    controls.py      what can be controlled beside the settings, by the methods of motion/
+    shot.py          one clip to make: picture, settings and controls, checked
+    render.py        its stages in order: conditioning, sampling, decode
+    clip.py          what a render returns and reports
+    pipeline.py      a loaded model and each of its stages: `StableVideo`
+    loading.py       `load_checkpoint`
     meter.py         counts the memory of a calculation on the meta device
     device_memory.py free memory of a device and of the host
     recipe.py        what made a clip, stored in its file
@@ -36,20 +40,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; `X as X` marks a name as public
     from .checkpoint import inspect_checkpoint as inspect_checkpoint
+    from .clip import Clip as Clip
+    from .clip import Progress as Progress
     from .conditioning import Conditioning as Conditioning
     from .conditioning import MicroConditioning as MicroConditioning
     from .config import VARIANTS as VARIANTS
     from .config import ModelConfig as ModelConfig
     from .controls import Controls as Controls
-    from .controls import render_controlled as render_controlled
     from .errors import CheckpointError as CheckpointError
     from .errors import InputError as InputError
     from .errors import OutputError as OutputError
     from .errors import StableVideoError as StableVideoError
-    from .pipeline import Clip as Clip
-    from .pipeline import Progress as Progress
+    from .loading import load_checkpoint as load_checkpoint
     from .pipeline import StableVideo as StableVideo
-    from .pipeline import load_checkpoint as load_checkpoint
     from .sampling import align_your_steps_sigmas as align_your_steps_sigmas
     from .sampling import edm_sigmas as edm_sigmas
     from .sampling import linear_guidance as linear_guidance
@@ -58,14 +61,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; `X as X` mark
 _HOMES = {
     "VARIANTS": "config",
     "CheckpointError": "errors",
-    "Clip": "pipeline",
+    "Clip": "clip",
     "Conditioning": "conditioning",
     "Controls": "controls",
     "InputError": "errors",
     "MicroConditioning": "conditioning",
     "ModelConfig": "config",
     "OutputError": "errors",
-    "Progress": "pipeline",
+    "Progress": "clip",
     "Settings": "settings",
     "StableVideo": "pipeline",
     "StableVideoError": "errors",
@@ -73,8 +76,7 @@ _HOMES = {
     "edm_sigmas": "sampling",
     "inspect_checkpoint": "checkpoint",
     "linear_guidance": "sampling",
-    "load_checkpoint": "pipeline",
-    "render_controlled": "controls",
+    "load_checkpoint": "loading",
 }
 """Public name -> its module; `__all__`, `__dir__` and `__getattr__` read this table."""
 

@@ -8,85 +8,44 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_modules
-from .conditioning import Conditioning, MicroConditioning, augment, draw_noise, seeded_generator
+from .clip import Clip, Progress, ProgressFn, silent
+from .conditioning import Conditioning, MicroConditioning, augment, draw_noise
 from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, ModelConfig
+from .controls import NO_CONTROLS, Controls
 from .device_memory import free_bytes, has_own_memory, release_unused, spare_bytes
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
-from .model.attention_kinds import attention_named
-from .model.backend import Backend, scaled_dot_product
 from .model.clip_vision import CLIPVision
 from .model.reuse import FeatureReuse
-from .model.storage import STORES, stored_as
+from .model.storage import stored_as
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
 from .motion import Wrap
 from .planning import Job, Plan, plan_or_leanest, plan_render
+from .render import Render
 from .sampling import (
-    SAMPLERS,
     GuidanceInterval,
     GuidanceSplit,
     GuidedDenoiser,
     NoiseSampler,
     Sampler,
     SteppingDown,
-    align_your_steps_sigmas,
     check_guidance,
     check_sigmas,
     check_size,
-    constant_guidance,
-    curve_guidance,
-    edm_sigmas,
-    linear_guidance,
     noisy_start,
+    sampler_named,
     seeded_noise,
-    sigmas_from_list,
-    trapezoid_guidance,
-    triangle_guidance,
 )
-from .settings import AttentionName, Settings, WeightsName, is_whole
-
-_SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
-_CURVES = {"linear": linear_guidance, "triangle": triangle_guidance, "trapezoid": trapezoid_guidance}
-_CHURNING = ("euler", "heun")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`index` of `total` parts of a stage are done."""
-
-    stage: Literal["condition", "sample", "decode"]
-    index: int
-    total: int
-
-
-ProgressFn = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A finished clip and everything that determined it.
-
-    frames (T, H, W, 3) float32 in [0, 1]; latents (T, 4, h, w) float32 in sampler units; settings with every default
-    filled in; sigmas as sampled; fit_report says in words how the picture was resized, reuse_report what was
-    approximated ("" if nothing was).
-    """
-
-    frames: np.ndarray
-    latents: Tensor
-    settings: Settings
-    sigmas: tuple[float, ...]
-    fit_report: str
-    reuse_report: str = ""
+from .settings import Settings, is_whole
+from .shot import Shot
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +92,16 @@ class StableVideo:
         first = self.vae.encode(noisy.to(self.device), budget=budget or self._free_for_encoding(noisy))
         vector = micro.vector(self.config.unet.vector_dim).expand(pixels.shape[0], -1)
         return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
+
+    @torch.no_grad()
+    def encode_latents(self, pixels: Tensor, *, budget: int | None = None) -> Tensor:
+        """Encode pictures (n, 3, H, W) in [-1, 1], one by one -> latents (n, 4, h, w) in sampler units, on the CPU;
+        `budget` as in `condition`."""
+        encoded = []
+        for one in pixels.split(1):
+            bytes_ = budget or self._free_for_encoding(one)
+            encoded.append(self.vae.encode(one.to(self.device), budget=bytes_).float().cpu())
+        return torch.cat(encoded) * LATENT_SCALE
 
     def _free_for_encoding(self, stills: Tensor) -> int | None:
         """The encoder's budget. Free memory is only an estimate, so it never drops below the leanest plan."""
@@ -235,17 +204,15 @@ class StableVideo:
             release_unused(self.device)
             yield
 
-    def plan(
-        self, frames: int, width: int, height: int, memory: int | None = None, *, reuse: bool = False
-    ) -> Plan | None:
-        """How a clip of this size would run in `memory` bytes of the device, model weights included; `reuse` says
-        whether features are kept between steps.
+    def plan(self, frames: int, width: int, height: int, memory: int | None = None, **how: Any) -> Plan | None:
+        """How a clip of this size would run in `memory` bytes of the device, model weights included; `how` are the last
+        fields of `planning.Job`: reuse, window, both_ends and loop.
 
         `memory` None plans for the free memory, falling back to the leanest plan if none fits; it returns None on a
         device other than CUDA. Raises InputError if a given `memory` is not enough.
         """
-        weights = stored_as(self.unet)
-        job = Job(self.config, frames, width, height, self.dtype, self.device, reuse, weights)
+        where = {"dtype": self.dtype, "device": self.device, "weights": stored_as(self.unet)}
+        job = Job(self.config, frames, width, height, **where, **how)
         if memory is not None:
             return plan_render(job, memory)
         free = free_bytes(self.device)
@@ -273,7 +240,7 @@ class StableVideo:
         the frames of latents that are not finite.
         """
         _check_finite(latents)
-        report = callback or _silent
+        report = callback or silent
         report(Progress("decode", 0, 1))
         if chunk is None and budget is None:
             budget, chunk = free_bytes(self.device), self._chunk_that_fits(tuple(latents.shape), circular)
@@ -318,6 +285,7 @@ class StableVideo:
         self,
         image: Any,
         settings: Settings,
+        controls: Controls = NO_CONTROLS,
         *,
         chunk: int | None = None,
         budget: int | None = None,
@@ -326,53 +294,24 @@ class StableVideo:
         joint: bool | None = None,
         split: GuidanceSplit | None = None,
     ) -> Clip:
-        """`animate`, but also returns the latents and all resolved settings; joint and split as in `sample_from`.
+        """`animate` with control over motion and length, which also returns the latents and all resolved settings;
+        joint and split as in `sample_from`.
 
-        With `split`, only the leading process decodes; the other's frames are empty, (0, H, W, 3).
+        With `split`, only the leading process decodes; the other's frames are empty, (0, H, W, 3). Raises InputError
+        for controls that do not fit the clip, if possible before any network runs.
         """
-        report = callback or _silent
-        settings = settings.for_variant(self.config.variant)
-        plan = plan_sampling(settings)
-        still, settings, fit_report = self.fit(image, settings)
-        pixels = as_pixels(still)
-        way = self.plan(settings.frames, settings.width, settings.height, memory, reuse=settings.reuse > 0)
-        encoding, budget = _bounds(way, memory, budget)
-        self.check_decode((settings.frames, settings.height, settings.width), chunk, budget)
-        pixel_noise, noise = draw(pixels, settings)
+        shot = Shot.of(self, image, settings, controls)
+        plan = self._plan_for(shot, memory)
+        encoding, budget = _bounds(plan, memory, budget)
+        self.check_decode(shot.size, chunk, budget, controls.loop)
+        how = {"joint": joint, "split": split}
+        return Render(self, shot, plan, encoding, callback or silent, how).clip(chunk, budget)
 
-        report(Progress("condition", 0, 1))
-        micro = (settings.fps, settings.motion_bucket, settings.augmentation)
-        cond = self.condition(pixels, *micro, pixel_noise, budget=encoding)
-        report(Progress("condition", 1, 1))
-        reuse = reuse_for(settings)
-        how = {"joint": joint, "split": split, "reuse": reuse}
-        latents = self._sample(noise, cond, plan, settings, way, report, how)
-        found = (plan.sigmas, settings, fit_report, reported(reuse))
-        if split is not None and not split.leads:
-            return _clip(np.empty((0, settings.height, settings.width, 3), np.float32), latents, *found)
-        frames = self.decode_latents(latents, chunk=chunk, budget=budget, callback=report)
-        return _clip(frames, latents, *found)
-
-    def _sample(
-        self,
-        noise: Tensor,
-        cond: Conditioning,
-        plan: SamplingPlan,
-        settings: Settings,
-        way: Plan | None,
-        report: ProgressFn,
-        how: dict[str, Any],
-    ) -> Tensor:
-        """`sample` with the options from the settings and `how` -> (T, 4, h, w) on the CPU."""
-        steps = len(plan.sigmas) - 1
-        report(Progress("sample", 0, steps))
-
-        def step_done(state: dict[str, Any]) -> None:
-            report(Progress("sample", state["i"] + 1, steps))
-
-        stream = None if way is None else way.stream_weights
-        more = {"seed": settings.seed, "interval": plan.interval, "stream_weights": stream, **how, **plan.options}
-        return self.sample(noise, cond, plan.sigmas, plan.guidance, settings.sampler, step_done, **more).cpu()
+    def _plan_for(self, shot: Shot, memory: int | None) -> Plan | None:
+        chosen, controls = shot.settings, shot.controls
+        how = {"reuse": chosen.reuse > 0, "both_ends": controls.bounded, "loop": controls.loop}
+        window = shot.windows.length if shot.windows else None
+        return self.plan(chosen.frames, chosen.width, chosen.height, memory, window=window, **how)
 
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
         """Fit a picture, as `animate` takes it, to the size of the clip. Returns it as (H, W, 3) float32 in [0, 1], the
@@ -382,97 +321,6 @@ class StableVideo:
         width, height = round_size(settings.width or width, settings.height or height)
         fitted = fit_image(array, width, height, settings.fit, settings.background)
         return fitted.image, replace(settings, width=width, height=height), fitted.report
-
-
-NETWORK_DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
-"""Dtypes that the networks can compute in."""
-
-
-def load_checkpoint(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    variant: str | None = None,
-    stream_weights: bool = False,
-    attention: AttentionName = "auto",
-    weights: WeightsName = "whole",
-) -> StableVideo:
-    """Load an official single file or a diffusers folder.
-
-    stream_weights: leave the UNet's weights in host memory and copy them to the device layer by layer; the same bits,
-    slower, about 2.5 GiB less device memory (in 16 bits). attention: "sage" (quantised) or "flash3" (differs by
-    rounding) runs the UNet's long sequences on a CUDA device with that package. weights: "int8" (quantised) stores the
-    UNet's matrices in 8 bits, which halves the memory of 16 bits and is slower; "fp8" (quantised) multiplies 8-bit
-    floats in its transformers, meant for CUDA devices of capability 8.9 or higher and slower elsewhere. variant: an
-    entry of `VARIANTS`, for files that do not say whether they are the 14 or the 25 frame model.
-
-    Raises CheckpointError for anything that is not a usable Stable Video Diffusion checkpoint, and InputError for an
-    attention package that is not installed, unknown weights, "fp8" on a device without such floats, a missing device
-    and an unsupported dtype.
-    """
-    if weights not in STORES:
-        raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
-    if weights == "fp8" and str(device).startswith("mps"):
-        raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
-    if dtype not in NETWORK_DTYPES:
-        names = ", ".join(map(str, NETWORK_DTYPES))
-        raise InputError(f"dtype {dtype!r} is not one that the networks compute in: give one of {names}")
-    device = known_device(device)
-    unet_device = "cpu" if stream_weights or weights != "whole" else device
-    backend = Backend(attention=attention_named(attention, scaled_dot_product))
-    places = {"device": device, "dtype": dtype, "unet_device": unet_device}
-    modules = load_modules(path, **places, backend=backend, variant=variant)
-    STORES[weights](modules.unet)
-    if not stream_weights:
-        modules.unet.to(device)
-    parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
-    return StableVideo(*parts, device, dtype, modules.detection.variant_note)
-
-
-def known_device(device: torch.device | str) -> torch.device:
-    """Parse a device. Raises InputError if torch does not know it or this machine does not have it."""
-    try:
-        known = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device {str(device)!r} is not known: give cpu, cuda, cuda:1 or mps") from error
-    if not _is_there(known):
-        raise InputError(f"device {str(device)!r} is not on this machine: give cpu, or cuda or mps where there is one")
-    return known
-
-
-def _is_there(device: torch.device) -> bool:
-    """Whether this machine has the device and can store values on it; found by trying, since not every device type can
-    be enumerated."""
-    try:
-        torch.empty(0, device=device)
-    except Exception:  # missing backends raise various errors
-        return False
-    return device.type != "meta"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """Sampling inputs derived from resolved settings: sigmas (n + 1,), guidance (T,), its interval, and options of the
-    sampler."""
-
-    sigmas: Tensor
-    guidance: Tensor
-    interval: GuidanceInterval | None
-    options: dict[str, float]
-
-
-def plan_sampling(settings: Settings) -> SamplingPlan:
-    """Derive and check everything about sampling before any network runs. Raises InputError."""
-    sampler_named(settings.sampler)
-    if settings.churn and settings.sampler not in _CHURNING:
-        raise InputError(
-            f"churn {settings.churn} with sampler {settings.sampler}, which has none: "
-            f"set churn to 0 or choose {' or '.join(_CHURNING)}"
-        )
-    interval = GuidanceInterval(*settings.guidance_interval) if settings.guidance_interval else None
-    options = {"s_churn": settings.churn} if settings.churn else {}
-    return SamplingPlan(sigmas_for(settings), guidance_for(settings), interval, options)
 
 
 def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor, sampler: str | Sampler) -> None:
@@ -515,68 +363,11 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
-def sampler_named(name: str) -> Sampler:
-    """An entry of `SAMPLERS`. Raises InputError listing them for an unknown name."""
-    if name not in SAMPLERS:
-        raise InputError(f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
-
-
-def sigmas_for(settings: Settings) -> Tensor:
-    """The noise levels (n + 1,) that resolved settings ask for."""
-    if settings.sigmas is not None:
-        return sigmas_from_list(settings.sigmas)
-    return _SCHEDULES[settings.schedule](settings.steps)
-
-
-def guidance_for(settings: Settings) -> Tensor:
-    """The guidance scales (T,) that resolved settings ask for."""
-    frames = settings.frames
-    if settings.guidance_points is not None:
-        return curve_guidance(frames, settings.guidance_points)
-    if settings.guidance_curve == "constant":
-        return constant_guidance(frames, settings.max_guidance)
-    return _CURVES[settings.guidance_curve](frames, settings.min_guidance, settings.max_guidance)
-
-
-def reuse_for(settings: Settings) -> FeatureReuse | None:
-    """A feature cache for one run, or None if the settings do not ask for reuse."""
-    return FeatureReuse(settings.reuse) if settings.reuse > 0 else None
-
-
-def reported(reuse: FeatureReuse | None) -> str:
-    """A sentence on what was approximated in a run ("" without reuse). Clears the cache."""
-    if reuse is None:
-        return ""
-    reuse.forget()
-    return reuse.report()
-
-
-def as_pixels(image: np.ndarray) -> Tensor:
-    """A picture (H, W, 3) in [0, 1] -> (1, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
-
-
-def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The noise on the still, shaped like pixels, and on the clip, (T, 4, h, w), drawn by one CPU generator in the
-    reference's order (spec 6)."""
-    generator = seeded_generator(settings.seed)
-    size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
-    on_still = draw_noise(pixels.shape, generator)
-    return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)
-
-
-def _bounds(way: Plan | None, memory: int | None, budget: int | None) -> tuple[int | None, int | None]:
+def _bounds(plan: Plan | None, memory: int | None, budget: int | None) -> tuple[int | None, int | None]:
     """Byte budgets of the encoder and the decoder. Without a plan or `memory`: None, and `budget` as given."""
-    if way is None or memory is None:
+    if plan is None or memory is None:
         return None, budget
-    return way.encode.device_bytes, min(budget or memory, way.decode.device_bytes)
-
-
-def _clip(
-    frames: np.ndarray, latents: Tensor, sigmas: Tensor, settings: Settings, fit_report: str, reuse_report: str
-) -> Clip:
-    return Clip(frames, latents, settings, tuple(sigmas.tolist()), fit_report, reuse_report)
+    return plan.encode.device_bytes, min(budget or memory, plan.decode.device_bytes)
 
 
 def _fits_joint(frames: int, x: Tensor) -> bool:
@@ -591,7 +382,3 @@ def _check_finite(latents: Tensor) -> None:
             f"latents of frames {bad} hold NaN or infinity and cannot be decoded: sample again in float32 or bfloat16, "
             "with sigmas and guidance near the defaults"
         )
-
-
-def _silent(_: Progress) -> None:
-    """The default callback: does nothing."""

@@ -24,7 +24,7 @@ from .errors import InputError
 from .meter import LiveBytes
 from .model.backend import Backend
 from .model.clip_vision import CLIPVision
-from .model.reuse import kept_bytes
+from .model.reuse import MOST_KEPT, kept_bytes
 from .model.storage import STORES
 from .model.transformer import FeedForward
 from .model.unet import VideoUNet
@@ -71,7 +71,9 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to render and where. `device` META stands for any device with memory of its own; `reuse` says whether deep
-    features are kept between steps, `weights` how the UNet's weights are stored."""
+    features are kept between steps, `weights` how the UNet's weights are stored. `window` is the number of frames that
+    the network sees at once (None: all), `both_ends` whether it is called from both ends, and `loop` whether the last
+    frame is dropped and the decode wraps around."""
 
     config: ModelConfig
     frames: int
@@ -81,11 +83,14 @@ class Job:
     device: torch.device = META
     reuse: bool = False
     weights: WeightsName = "whole"
+    window: int | None = None
+    both_ends: bool = False
+    loop: bool = False
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """(frames, h, w) in latent cells."""
-        return self.frames, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
+        """(frames, h, w) in latent cells of what the network sees at once."""
+        return self.window or self.frames, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
 
     @property
     def joint(self) -> bool:
@@ -93,7 +98,8 @@ class Job:
 
     @property
     def latents(self) -> tuple[int, int, int, int]:
-        return self.frames, self.config.vae.latent_channels, *self.size[1:]
+        """Shape of the latents that are decoded."""
+        return self.frames - self.loop, self.config.vae.latent_channels, *self.size[1:]
 
     @property
     def still(self) -> tuple[int, int, int, int]:
@@ -143,7 +149,8 @@ def _ways(job: Job) -> tuple[bool, ...]:
 def _needed(job: Job, streamed: bool) -> int:
     """The least device memory that renders a clip, in bytes."""
     encoding = _encoder(job.config).least_encode_plan(job.still, job.device).device_bytes
-    decoding = _vae(job.config, job.dtype).least_plan(job.latents, job.frames, job.device).device_bytes
+    vae = _vae(job.config, job.dtype)
+    decoding = vae.least_plan(job.latents, job.latents[0], job.device, job.loop).device_bytes
     return _resident(job, streamed) + _handed_on(job) + max(encoding, _sampling(job, streamed), decoding)
 
 
@@ -152,16 +159,19 @@ def _plan(job: Job, streamed: bool, memory: int) -> Plan:
     always = resident + _handed_on(job)
     working = memory - always
     encode = _encoder(job.config).encode_plan(job.still, job.device, budget=working)
-    decode = _vae(job.config, job.dtype).decode_plan(job.latents, job.frames, job.device, budget=working)
+    vae = _vae(job.config, job.dtype)
+    decode = vae.decode_plan(job.latents, job.latents[0], job.device, budget=working, circular=job.loop)
     stages = (encode.device_bytes, _sampling(job, streamed), decode.device_bytes)
     return Plan(streamed, job.joint, encode, decode, resident, *(always + held for held in stages))
 
 
 def _handed_on(job: Job) -> int:
     """Bytes passed from stage to stage and held by a sampler, in float32: the still twice, with and without noise, and
-    about fourteen times the latents."""
+    about fourteen times the latents of the frames that the network sees at once; of a longer clip, whose latents stay
+    on the host, the decoder takes all once."""
     still = 3 * job.width * job.height
-    return torch.float32.itemsize * (2 * still + 14 * math.prod(job.latents))
+    frame = math.prod(job.latents[1:])
+    return torch.float32.itemsize * (2 * still + max(14 * job.size[0], job.frames) * frame)
 
 
 def _resident(job: Job, streamed: bool) -> int:
@@ -174,8 +184,15 @@ def _sampling(job: Job, streamed: bool) -> int:
     once = sample_bytes(job.config.unet, job.size, job.dtype, **how)
     if not job.reuse:
         return once
-    frames, height, width = job.size
-    return once + kept_bytes(2 * frames, job.config.unet.level_channels[0], height, width, job.dtype.itemsize)
+    _, height, width = job.size
+    return once + kept_bytes(_kept_rows(job), job.config.unet.level_channels[0], height, width, job.dtype.itemsize)
+
+
+def _kept_rows(job: Job) -> int:
+    """Frames whose features are kept from step to step: those of both guidance branches, from each end. Of the windows
+    of a longer clip as many calls as are kept at all, which one window after the other does not reach."""
+    rows, calls = (2 * job.size[0], 1) if job.joint else (job.size[0], 2)
+    return rows * (MOST_KEPT if job.window else calls * (1 + job.both_ends))
 
 
 @cache

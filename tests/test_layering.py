@@ -36,20 +36,25 @@ ARROWS = {
     "checkpoint": BASE | {"model"},
     "meter": set(),
     "planning": BASE | {"decode", "device_memory", "meter", "model"},
+    "clip": BASE,
+    "controls": BASE | {"motion"},
+    "shot": BASE | {"controls", "motion", "sampling"},
+    "render": BASE | {"clip", "conditioning", "model", "motion", "planning", "sampling", "shot"},
     "pipeline": BASE
     | {
-        "sampling",
-        "motion",
+        "clip",
         "conditioning",
+        "controls",
+        "device_memory",
         "media",
         "model",
-        "checkpoint",
-        "decode",
-        "recipe",
+        "motion",
         "planning",
-        "device_memory",
+        "render",
+        "sampling",
+        "shot",
     },
-    "controls": BASE | {"motion", "sampling", "conditioning", "media", "model", "pipeline"},
+    "loading": BASE | {"checkpoint", "model", "pipeline"},
 }
 """What each room of svd_core may import from the others; from the package itself, only its version."""
 TOP = {"__init__", "__main__", "cli"}

@@ -116,7 +116,7 @@ def long_take_panels() -> list[Panel]:
     """A take of three windows, by both methods."""
     chosen = Settings(frames=LONG_TAKE, width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
     made = {
-        name: svd_core.render_controlled(model(), still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
+        name: model().render(still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
         for name, fused in (("in turns", False), ("fusion", True))
     }
     return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]

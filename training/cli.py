@@ -21,8 +21,8 @@ from PIL import Image
 
 from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
+from svd_core.loading import load_checkpoint
 from svd_core.media import replacing
-from svd_core.pipeline import load_checkpoint
 
 from .begin import begin_from
 from .checkpoint import make_folder

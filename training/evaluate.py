@@ -20,9 +20,10 @@ import torch
 
 from svd_core.config import VAEConfig
 from svd_core.errors import CheckpointError
+from svd_core.loading import load_checkpoint
 from svd_core.measure import flow_magnitude, psnr
 from svd_core.model.vae import VideoVAE
-from svd_core.pipeline import StableVideo, load_checkpoint
+from svd_core.pipeline import StableVideo
 
 from .autoencoder import image_config
 from .checkpoint import load_tensors, write_whole

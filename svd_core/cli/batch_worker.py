@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..clip import Progress, ProgressFn
 from ..errors import StableVideoError
-from ..pipeline import Progress, ProgressFn, StableVideo
+from ..pipeline import StableVideo
 from ..recipe import Source
 from .commands import Means, Order, load_model, order_from_flags, render_order
 

@@ -19,16 +19,18 @@ import torch
 
 from ..checkpoint import inspect_checkpoint
 from ..checkpoint.load import open_checkpoint
+from ..clip import Clip, ProgressFn
 from ..conditioning import MicroConditioning, warnings_for
 from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig, Variant
 from ..demo import DEMO_MODEL, DEMO_NOTE
 from ..device_memory import free_bytes, has_own_memory, spare_bytes
 from ..errors import InputError, OutputError, printable
+from ..loading import known_device, load_checkpoint
 from ..media import check_output, default_size, load_image, read_recipe, round_size, write_clip
-from ..pipeline import Clip, ProgressFn, StableVideo, known_device, load_checkpoint, plan_sampling
+from ..pipeline import StableVideo
 from ..planning import Job, Plan, gibibytes, least_beside_weights, plan_or_leanest, plan_render
 from ..recipe import DType, Recipe, Source, Versions
-from ..sampling import GuidanceSplit, sigmas_from_list, split_guidance
+from ..sampling import GuidanceSplit, plan_sampling, sigmas_from_list, split_guidance
 from ..settings import AttentionName, Settings, WeightsName
 from .latents import check_latents_output, load_latents, save_latents
 from .notes import note

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from ..pipeline import Progress
+from ..clip import Progress
 
 _FORMAT = "{desc:<9} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_inv_fmt}, {elapsed} gone, {remaining} left]"
 

@@ -116,7 +116,9 @@ def _kept(stage: Stage, shape: tuple[int, int, int], frames: int, keep: int, ite
         return 0
     strips = -(-shape[1] * shape[2] // strip_pixels(shape, frames, itemsize, stage.across.size))
     whole = frames * _size(shape)
-    return min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames, itemsize, stage.across.size))
+    kept = min(whole, kept_strips(strips, frames, keep) * strip_values(shape, frames, itemsize, stage.across.size))
+    # A loop's results are views of ones that are a frame longer at each end (`over_frames`).
+    return kept + 2 * -(-kept // frames) if stage.across.circular else kept
 
 
 def _size(shape: tuple[int, int, int]) -> int:

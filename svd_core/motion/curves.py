@@ -19,8 +19,11 @@ from ..sampling.guidance import curve_guidance
 from ..settings import is_number
 from ..sinusoid import sinusoid
 
+PerFrame = float | Sequence[float] | Sequence[tuple[float, float]]
+"""One number for all frames, one for each, or points (position, value) of a curve."""
 
-def curve_values(given: float | Sequence[float] | Sequence[tuple[float, float]], num_frames: int) -> Tensor:
+
+def curve_values(given: PerFrame, num_frames: int) -> Tensor:
     """A curve (T,) float32 from one number, one number per frame, or points (position, value) with position 0 the first
     frame and 1 the last. Raises InputError for another count, NaN or infinity, and invalid points."""
     if is_number(given):

@@ -14,6 +14,13 @@ from .guidance import linear_guidance as linear_guidance
 from .guidance import trapezoid_guidance as trapezoid_guidance
 from .guidance import triangle_guidance as triangle_guidance
 from .memory import SteppingDown as SteppingDown
+from .plan import CURVES as CURVES
+from .plan import SCHEDULES as SCHEDULES
+from .plan import SamplingPlan as SamplingPlan
+from .plan import guidance_for as guidance_for
+from .plan import plan_sampling as plan_sampling
+from .plan import sampler_named as sampler_named
+from .plan import sigmas_for as sigmas_for
 from .samplers import SAMPLERS as SAMPLERS
 from .samplers import NoiseSampler as NoiseSampler
 from .samplers import Sampler as Sampler

@@ -21,10 +21,10 @@ from recipes import a_recipe
 
 from svd_core.cli import latents, main
 from svd_core.cli.progress import Bars
+from svd_core.clip import Progress
 from svd_core.errors import OutputError
 from svd_core.media import read_recipe, replacing, video, write_clip
 from svd_core.media.whole import ABANDONED_SECONDS, SCRATCH
-from svd_core.pipeline import Progress
 from training import checkpoint
 from training.checkpoint import load_tensors, save_tensors
 from training.world.__main__ import main as draw_world

@@ -36,12 +36,14 @@ from synthetic import TINY, write_checkpoint
 import svd_core
 from svd_core import __version__
 from svd_core.cli import commands, interrupts, latents, main
+from svd_core.clip import Clip, Progress
 from svd_core.demo import DEMO_MODEL, DEMO_NOTE
 from svd_core.errors import InputError
+from svd_core.loading import load_checkpoint
 from svd_core.media import load_image, read_recipe, write_clip
 from svd_core.media.metadata import TEXT_KEY
-from svd_core.pipeline import Clip, Progress, load_checkpoint, sigmas_for
 from svd_core.recipe import Source
+from svd_core.sampling import sigmas_for
 from svd_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from synthetic import write_checkpoint
 
 import svd_core
 from benchmarks.controls import colour_drift, spread
-from svd_core import Controls, render_controlled
+from svd_core import Controls
 from svd_core.errors import InputError
 from svd_core.settings import Settings
 
@@ -37,20 +37,24 @@ def render(svd, pictures):
             hook = svd.unet.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
         try:
             still = pictures[0] if image is None else image
-            return render_controlled(svd, still, settings, Controls(**controls), callback=callback), rows
+            return svd.render(still, settings, Controls(**controls), callback=callback), rows
         finally:
             hook.remove()
 
     return run
 
 
-def test_without_controls_it_is_render_to_the_bit(svd, render, pictures):
+def test_without_controls_it_is_the_stages_in_order_to_the_bit(svd, render, pictures):
     clip, rows = render()
-    plain = svd.render(pictures[0], GIVEN)
-    assert (clip.frames == plain.frames).all()
-    assert torch.equal(clip.latents, plain.latents)
-    assert clip.settings == plain.settings
     assert rows == [2 * FRAMES] * STEPS
+    generator = torch.Generator().manual_seed(GIVEN.seed)
+    pixels = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None] * 2 - 1
+    on_still = torch.randn(pixels.shape, generator=generator)
+    noise = torch.randn(FRAMES, 4, HEIGHT // 8, WIDTH // 8, generator=generator)
+    guidance = svd_core.linear_guidance(FRAMES, clip.settings.min_guidance, clip.settings.max_guidance)
+    latents = svd.sample(noise, svd.condition(pixels, noise=on_still), svd_core.edm_sigmas(STEPS), guidance)
+    assert torch.equal(clip.latents, latents)
+    assert (clip.frames == svd.decode_latents(latents)).all()
 
 
 def half(count=None):
@@ -205,7 +209,7 @@ def test_what_does_not_fit_is_refused_before_the_network_runs(svd, pictures, mon
     monkeypatch.setattr(type(svd.unet), "forward", lambda *_: pytest.fail("the network ran"))
     monkeypatch.setattr(type(svd.vae), "encode", lambda *_: pytest.fail("the autoencoder ran"))
     with pytest.raises(InputError, match=message) as caught:
-        render_controlled(svd, pictures[0], dataclasses.replace(GIVEN, frames=frames), Controls(**controls))
+        svd.render(pictures[0], dataclasses.replace(GIVEN, frames=frames), Controls(**controls))
     assert "\n" not in str(caught.value)
 
 
@@ -213,7 +217,7 @@ def test_what_does_not_fit_is_refused_before_the_network_runs(svd, pictures, mon
 def test_an_end_in_turns_has_a_sampler_of_its_own(svd, pictures, settings):
     with pytest.raises(InputError, match=r"sequential takes Euler steps of its own, and sampler .* was asked for"):
         controls = Controls(loop=True, sequential=True)
-        render_controlled(svd, pictures[0], dataclasses.replace(GIVEN, **settings), controls)
+        svd.render(pictures[0], dataclasses.replace(GIVEN, **settings), controls)
 
 
 def test_a_clip_to_go_on_from_may_be_of_bytes(svd, render, pictures):

@@ -19,10 +19,12 @@ import svd_core.pipeline
 import svd_core.planning
 from benchmarks.device_bytes import device_bytes
 from svd_core.cli import main
+from svd_core.controls import Controls
 from svd_core.errors import InputError
-from svd_core.pipeline import load_checkpoint
-from svd_core.planning import Job, plan_render, sample_bytes
+from svd_core.loading import load_checkpoint
+from svd_core.planning import META, Job, plan_render, sample_bytes
 from svd_core.sampling import SAMPLERS, SteppingDown
+from svd_core.settings import Settings
 
 CPU = torch.device("cpu")
 STEPS = 2
@@ -102,6 +104,46 @@ def test_a_limit_holds_is_predicted_and_changes_no_pixel(svd, card, frames, size
     assert measured <= limit
     assert predicted == pytest.approx(measured, rel=0.1)
     assert np.array_equal(result, free)
+
+
+CONTROLLED = {
+    "a loop": ({"loop": True}, {"both_ends": True, "loop": True}),
+    "an end in turns": ({"end": picture(128, 64), "sequential": True}, {"both_ends": True}),
+    "a brush": ({"brush": np.eye(64, 128, dtype=np.float32), "unstick": 0.5}, {}),
+    "windows, fused": ({"window": 3, "fused": True, "overlap": 1}, {"window": 3}),
+    "windows in turns": ({"window": 3, "continued": picture(128, 64)[None]}, {"window": 3}),
+    "features kept from both ends": ({"loop": True}, {"both_ends": True, "loop": True, "reuse": True}),
+    "features kept of windows": ({"window": 3, "fused": True, "overlap": 1}, {"window": 3, "reuse": True}),
+}
+"""Controls, and how they show in a plan."""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_a_limit_holds_with_controls_too(svd, card, name, share):
+    """Latents of windows are on the host, which is the card here, so these cases measure a little too much."""
+    asked, how = CONTROLLED[name]
+    job = Job(TINY, 8, 128, 64, torch.float32, CPU, **how)
+    low, high = least(job), ample(job)
+    limit = math.ceil(low + share * (high - low))
+    settings = Settings(8, STEPS, width=128, height=64, reuse=1e-6 * how.get("reuse", False))
+    free = svd.render(picture(128, 64), settings, Controls(**asked)).frames
+    with device_bytes(networks(svd)) as live:
+        live.limit = limit - plan_render(job, limit).weight_bytes
+        result = svd.render(picture(128, 64), settings, Controls(**asked), memory=limit).frames
+    plan = svd.plan(8, 128, 64, limit, **how)
+    measured, predicted = live.peak + plan.weight_bytes, max(plan.encode_bytes, plan.sample_bytes, plan.decode_bytes)
+    print(f"{name}, limit {limit}: predicted {predicted}, measured {measured}, {plan.decode.mode}")
+    assert predicted == pytest.approx(measured, rel=0.1)
+    assert np.array_equal(result, free)
+
+
+def test_a_long_take_is_planned_by_what_the_network_sees():
+    short, long = (Job(TINY, frames, 1024, 576, device=META, window=8) for frames in (8, 800))
+    plans = [plan_render(job, 2**50) for job in (short, long)]
+    latents = 4 * 4 * 72 * 128
+    assert plans[1].sample_bytes - plans[0].sample_bytes == (800 - 14 * 8) * latents
+    assert plan_render(long, least(long)).decode_bytes <= least(long)
 
 
 def test_the_grid_takes_every_way(card):

@@ -15,7 +15,7 @@ from weights import relative
 import svd_core
 from svd_core import device_memory
 from svd_core.errors import InputError, PrecisionWarning
-from svd_core.pipeline import known_device
+from svd_core.loading import known_device
 from svd_core.sampling import align_your_steps_sigmas, sample_euler, sigmas_from_list
 from svd_core.settings import Settings
 
@@ -270,7 +270,7 @@ def test_a_decode_that_cannot_run_is_refused_before_any_work(temporal, picture, 
     with pytest.raises(InputError, match=message):
         temporal.render(picture, settings, **memory)
     with pytest.raises(InputError, match=message):
-        svd_core.render_controlled(temporal, picture, settings, svd_core.Controls(loop=True), **memory)
+        temporal.render(picture, settings, svd_core.Controls(loop=True), **memory)
 
 
 def test_what_is_free_of_the_hosts_memory_says_what_a_decode_keeps(temporal, picture, monkeypatch):

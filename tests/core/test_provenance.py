@@ -15,12 +15,12 @@ from recipes import a_recipe
 from synthetic import TINY
 
 from svd_core.cli import commands, main, provenance
+from svd_core.clip import Clip
 from svd_core.errors import InputError
 from svd_core.media import content_filter, read_recipe, reading, watermark, write_clip
 from svd_core.media.content_filter import filter_named, installed_filters
 from svd_core.media.reading import read_frames
 from svd_core.media.watermark import CERTAIN, MESSAGE, detect, embed, library, obstacle, rank_sum_chance
-from svd_core.pipeline import Clip
 from svd_core.recipe import Recipe
 
 SIDE = 256

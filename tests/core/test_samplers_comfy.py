@@ -8,7 +8,7 @@ import torch
 from synthetic import write_checkpoint
 from torch import Tensor
 
-from svd_core.pipeline import load_checkpoint
+from svd_core.loading import load_checkpoint
 from svd_core.sampling import SAMPLERS, align_your_steps_sigmas, edm_sigmas, v_scaling
 
 SPREAD = 0.8

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.shortcuts import EXACT, WAYS, decibels, markdown, rows_of
-from svd_core.pipeline import Clip
+from svd_core.clip import Clip
 from svd_core.settings import Settings
 
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from svd_core.checkpoint import open_checkpoint
 from svd_core.demo import DEMO_MODEL
+from svd_core.loading import load_checkpoint
 from svd_core.measure import flow_magnitude, psnr
-from svd_core.pipeline import load_checkpoint
 from svd_core.strict_json import parse
 from tools.samples import DEMO_PICTURE, draw_demo_picture
 from training.export import LICENCE_KEY, RECIPE_KEY, SHIPPED_LIMIT, STAGES_KEY

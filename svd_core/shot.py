@@ -1,0 +1,165 @@
+"""What one clip needs, from a picture, settings and controls: all defaults filled in, everything checked that can be
+before a network runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .controls import Controls
+from .errors import InputError
+from .motion import Brush, Windows, curve_values, lowered_sigmas, require_loop, unstuck
+from .sampling import SamplingPlan, plan_sampling
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .pipeline import StableVideo
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """One clip to make.
+
+    picture (H, W, 3) in [0, 1]: the fitted still. end (1, 3, H, W) in [-1, 1]: the picture to end on. given
+    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. curves:
+    motion bucket and augmentation by frame, (T,) each. fit_report: how the picture was fitted, in words.
+    """
+
+    settings: Settings
+    controls: Controls
+    sampling: SamplingPlan
+    picture: np.ndarray
+    end: Tensor | None
+    given: Tensor | None
+    windows: Windows | None
+    brush: Brush | None
+    curves: tuple[Tensor | None, Tensor | None]
+    fit_report: str
+
+    @classmethod
+    def of(cls, svd: StableVideo, image: Any, settings: Settings, controls: Controls) -> Shot:
+        """Raises InputError for settings and controls that do not fit the picture or each other."""
+        variant = svd.config.variant
+        settings = _unstuck(settings.for_variant(variant), controls.unstick)
+        picture, settings, fit_report = svd.fit(image, settings)
+        windows = _windows(controls, variant.frames, settings.frames)
+        shot = cls(
+            settings=settings,
+            controls=controls,
+            sampling=_sampling(settings, controls, windows),
+            picture=picture,
+            end=None if controls.end is None else _of_its_size(svd, "the end picture", controls.end, settings),
+            given=_given_pixels(svd, controls, settings, windows),
+            windows=windows,
+            brush=_brush(controls, settings),
+            curves=tuple(_curve(curve, settings.frames) for curve in (controls.motion_bucket, controls.augmentation)),
+            fit_report=fit_report,
+        )
+        shot.check()
+        return shot
+
+    def check(self) -> None:
+        """Raise InputError for an end that the clip cannot reach, or not by the sampler asked for."""
+        if self.controls.loop:
+            require_loop(self.settings.frames)
+        if self.end is not None and self.settings.frames < 2:
+            raise InputError("a clip of 1 frame has no end beside its start: ask for at least 2 frames")
+        if self.controls.sequential and (self.settings.sampler != "euler" or self.settings.churn):
+            raise InputError(
+                f"sequential takes Euler steps of its own, and sampler {self.settings.sampler} with churn "
+                f"{self.settings.churn:g} was asked for: set sampler to euler and churn to 0, or leave out sequential"
+            )
+
+    @property
+    def still(self) -> Tensor:
+        """The picture as the networks take it, (1, 3, H, W) in [-1, 1]."""
+        return as_pixels(self.picture)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(T, H, W) of the finished clip: a loop drops its last frame, which repeats the first."""
+        return self.settings.frames - self.controls.loop, self.settings.height, self.settings.width
+
+    @property
+    def holds_still(self) -> bool:
+        """Whether a method works with the picture's own latent."""
+        return bool(self.controls.unstick > 0 or self.controls.sequential or self.windows or self.brush)
+
+
+def _unstuck(settings: Settings, strength: float) -> Settings:
+    chosen = unstuck(strength, settings.motion_bucket, settings.augmentation)
+    return dataclasses.replace(settings, motion_bucket=chosen.motion_bucket, augmentation=chosen.augmentation)
+
+
+def _sampling(settings: Settings, controls: Controls, windows: Windows | None) -> SamplingPlan:
+    """The sampling inputs, with guidance for as many frames as the network sees at once."""
+    seen = windows.length if windows else settings.frames
+    plan = plan_sampling(dataclasses.replace(settings, frames=seen))
+    if controls.unstick > 0:
+        plan = dataclasses.replace(plan, sigmas=lowered_sigmas(plan.sigmas, unstuck(controls.unstick).sigma_start))
+    if controls.guidance is not None:
+        plan = dataclasses.replace(plan, guidance=curve_values(controls.guidance, seen))
+    return plan
+
+
+def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
+    """The windows, checked against the clip's length; None without `window`."""
+    if controls.window is None:
+        return None
+    windows = Windows.of(controls.window or trained, controls.fused, controls.overlap)
+    windows.starts(frames)
+    return windows
+
+
+def _brush(controls: Controls, settings: Settings) -> Brush | None:
+    if controls.brush is None:
+        return None
+    brush = Brush(torch.as_tensor(np.asarray(controls.brush, np.float32)))
+    brush.check(settings.frames, settings.height, settings.width)
+    return brush
+
+
+def _curve(curve: Any | None, frames: int) -> Tensor | None:
+    return None if curve is None else curve_values(curve, frames)
+
+
+def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, windows: Windows | None) -> Tensor | None:
+    """The frames (n, 3, H, W) of the clip to continue that the first window starts with, or None."""
+    if controls.continued is None:
+        return None
+    frames = _array("the clip to go on from", controls.continued)
+    if frames.ndim != 4 or not len(frames):
+        raise InputError(f"the clip to go on from has shape {frames.shape}: give frames (T, H, W, 3)")
+    if len(frames) < windows.overlap:
+        raise InputError(
+            f"the clip to go on from has {len(frames)} frames and windows share {windows.overlap}: give a longer clip, "
+            "or a smaller overlap"
+        )
+    name = "a frame to go on from"
+    return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
+        raise InputError(f"{name} is no array ({type(given).__name__}): give one of NumPy") from error
+
+
+def _of_its_size(svd: StableVideo, name: str, picture: Any, settings: Settings) -> Tensor:
+    """A picture (1, 3, H, W) in [-1, 1]. Raises InputError unless it has the clip's size."""
+    shape = _array(name, picture).shape
+    if shape[:2] != (settings.height, settings.width):
+        given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"
+        raise InputError(f"{name} is {given} and the clip {settings.width}x{settings.height}: fit it to the same size")
+    return as_pixels(svd.fit(picture, settings)[0])
+
+
+def as_pixels(image: np.ndarray) -> Tensor:
+    """A picture (H, W, 3) in [0, 1] -> (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1

@@ -119,7 +119,7 @@ def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
 def _brush(controls: Controls, settings: Settings) -> Brush | None:
     if controls.brush is None:
         return None
-    brush = Brush(torch.as_tensor(np.asarray(controls.brush, np.float32)))
+    brush = Brush(torch.as_tensor(np.asarray(controls.brush, np.float32), device="cpu"))
     brush.check(settings.frames, settings.height, settings.width)
     return brush
 

@@ -56,7 +56,7 @@ class Between:
         """Blend both results, each frame mostly from the nearer end. The paper's weights are linear in time; these
         (3 t^2 - 2 t^3) are flat at both ends, so that frames near one end show no ghost of the other."""
         backward = self._answer_from_end(x, sigma)
-        time = torch.linspace(0, 1, self.num_frames, device=x.device)
+        time = torch.linspace(0, 1, self.num_frames, dtype=torch.float32, device=x.device)
         share = (time**2 * (3 - 2 * time)).repeat(x.shape[0] // self.num_frames)
         return self._hold(torch.lerp(self.denoise(x, sigma), backward, share[:, None, None, None]))
 

@@ -117,7 +117,7 @@ class Brushed:
 
     def remaining(self, sigma: Tensor | float) -> float:
         """The remaining share of the noise, at most 1 and always above 0, so that freedom 0 is always held."""
-        level = float(torch.as_tensor(sigma).max())
+        level = float(torch.as_tensor(sigma, device="cpu").max())
         span = math.log(self.highest / self.lowest)
         part = math.log(max(level, self.lowest) / self.lowest) / span if span > 0 else 0.0
         return min(max(part, torch.finfo(torch.float32).tiny), 1.0)

@@ -68,7 +68,7 @@ def lowered_sigmas(sigmas: Tensor, start: float, rho: float = RHO) -> Tensor:
         )
     levels = sigmas[:-1].double() ** (1 / rho)
     if len(levels) == 1:
-        return torch.tensor([start, 0.0]).to(sigmas)
+        return sigmas.new_tensor([start, 0.0])
     if sigmas[-2] >= start:
         raise InputError(
             f"un-stick starts at sigma {start:.3g}, and the last level of this schedule is {float(sigmas[-2]):.3g}: "

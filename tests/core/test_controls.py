@@ -151,6 +151,28 @@ def test_controls_go_together(render, pictures):
 
 
 @pytest.mark.parametrize(
+    "controls",
+    [
+        {"end": np.full((HEIGHT, WIDTH, 3), 0.5, np.float32)},
+        {"window": 3, "fused": True, "overlap": 1, "brush": half()},
+        {"window": 3, "unstick": 1.0, "guidance": [(0, 1), (1, 3)]},
+    ],
+)
+def test_torchs_default_device_and_dtype_change_nothing(render, controls):
+    clip, _ = render(**controls)
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again, _ = render(**controls)
+        one = render(dataclasses.replace(GIVEN, steps=1), unstick=1.0)[0].sigmas
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert np.array_equal(clip.frames, again.frames)
+    assert one == pytest.approx((50.0, 0.0))
+
+
+@pytest.mark.parametrize(
     "controls", [{"brush": half()}, {"loop": True}, {"loop": True, "sequential": True}, {"window": 3}]
 )
 def test_cancelling_stops_within_the_step(render, controls):

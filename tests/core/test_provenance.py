@@ -14,7 +14,7 @@ from PIL import Image
 from recipes import a_recipe
 from synthetic import TINY
 
-from svd_core.cli import commands, main, provenance
+from svd_core.cli import main, provenance, render
 from svd_core.errors import InputError
 from svd_core.media import content_filter, read_recipe, reading, watermark, write_clip
 from svd_core.media.content_filter import filter_named, installed_filters
@@ -154,7 +154,7 @@ class Renderer:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "load_checkpoint", lambda path, **options: Renderer())
+    monkeypatch.setattr(render, "load_checkpoint", lambda path, **options: Renderer())
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "still.png")
     (tmp_path / "tiny.safetensors").write_bytes(b"weights")
     return tmp_path

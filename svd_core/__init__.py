@@ -16,7 +16,7 @@ The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 o
     pipeline.py      all of the above joined: `load_checkpoint`, `StableVideo.animate`
     controls.py      the pipeline with the methods of motion/
     planning.py      memory and way of a render, before it runs
-    meter.py         counts the memory of a calculation on the meta device
+    live_bytes.py    counts the memory of a calculation on the meta device
     device_memory.py free memory of a device and of the host
     recipe.py        what made a clip, stored in its file
     measure/         motion, flicker and drift of a clip, from its pixels

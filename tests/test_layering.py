@@ -34,8 +34,8 @@ ARROWS = {
     "decode": BASE | {"kernels", "device_memory"},
     "model": BASE | {"kernels", "decode", "device_memory"},
     "checkpoint": BASE | {"model"},
-    "meter": set(),
-    "planning": BASE | {"decode", "device_memory", "meter", "model"},
+    "live_bytes": set(),
+    "planning": BASE | {"decode", "device_memory", "live_bytes", "model"},
     "pipeline": BASE
     | {
         "sampling",

@@ -65,7 +65,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Line:
     """One line of a plot: its name and its values (n,)."""
 
     name: str
@@ -210,7 +210,7 @@ def save(name: str, pictures: Sequence[Image.Image]) -> Path:
 # Plots
 
 
-def plot(curves: Sequence[Curve], *, logarithmic: bool, across: str) -> Image.Image:
+def plot(curves: Sequence[Line], *, logarithmic: bool, across: str) -> Image.Image:
     """Line plot over equally spaced positions, with the curves' names at the right; `across` labels the x axis."""
     canvas = Image.new("RGB", PLOT, BACKGROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
@@ -248,8 +248,8 @@ def _draw_axes(
 def sigmas_plot() -> Image.Image:
     steps = 10
     curves = [
-        Curve("edm", edm_sigmas(steps)[:-1].tolist()),
-        Curve("align_your_steps", align_your_steps_sigmas(steps)[:-1].tolist()),
+        Line("edm", edm_sigmas(steps)[:-1].tolist()),
+        Line("align_your_steps", align_your_steps_sigmas(steps)[:-1].tolist()),
     ]
     return plot(curves, logarithmic=True, across="step 1 to 10; the last level, 0, is left out")
 
@@ -258,10 +258,10 @@ def guidance_plot() -> Image.Image:
     variant = VARIANTS["svd_xt"]
     length, ends = variant.frames, (variant.min_guidance, variant.max_guidance)
     curves = [
-        Curve("linear", linear_guidance(length, *ends).tolist()),
-        Curve("constant", constant_guidance(length, ends[1]).tolist()),
-        Curve("triangle", triangle_guidance(length, *ends).tolist()),
-        Curve("trapezoid", trapezoid_guidance(length, *ends).tolist()),
+        Line("linear", linear_guidance(length, *ends).tolist()),
+        Line("constant", constant_guidance(length, ends[1]).tolist()),
+        Line("triangle", triangle_guidance(length, *ends).tolist()),
+        Line("trapezoid", trapezoid_guidance(length, *ends).tolist()),
     ]
     return plot(curves, logarithmic=False, across=f"frame 1 to {length}: weights of SVD-XT")
 

@@ -109,8 +109,8 @@ def test_the_chance_of_a_rank_sum_is_exact():
 
 
 def test_a_detection_says_what_it_found():
-    assert str(watermark.Detection(48, 1e-13)) == "watermark found: 48 of 48 bits match, p = 1e-13"
-    assert str(watermark.Detection(25, CERTAIN)) == "no watermark found: 25 of 48 bits match, p = 1e-06"
+    assert str(watermark.WatermarkMatch(48, 1e-13)) == "watermark found: 48 of 48 bits match, p = 1e-13"
+    assert str(watermark.WatermarkMatch(25, CERTAIN)) == "no watermark found: 25 of 48 bits match, p = 1e-06"
 
 
 def test_small_frames_and_what_is_no_clip_are_refused():

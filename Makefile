@@ -6,8 +6,8 @@ VENV := .venv
 AUDIT := .venv-audit
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
-FETCH := $(RUN) tools/fetch_comfyui.py
-BROWSER := $(RUN) tools/fetch_browser.py
+FETCH := $(RUN) -m tools.fetch_comfyui
+BROWSER := $(RUN) -m tools.fetch_browser
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-dev-bare.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
 
 # The environment is stamped with what it was made from, so it is made anew when that changes and only then.
@@ -91,13 +91,13 @@ format: $(STAMP) ## Repair style and format
 	$(RUN) -m ruff format
 
 demo: $(STAMP) ## Render a clip in the real ComfyUI and print where it is
-	$(RUN) tools/demo.py
+	$(RUN) -m tools.demo
 
 serve: $(STAMP) ## Open ComfyUI with the pack in it
-	$(RUN) tools/demo.py --serve
+	$(RUN) -m tools.demo --serve
 
 screenshots: $(STAMP) ## Take the pictures of docs/in-the-page.md anew
-	$(RUN) tools/screenshots.py
+	$(RUN) -m tools.screenshots
 
 bench: $(STAMP) ## Every measurement: forwards beside diffusers and ComfyUI, import cost, a run at real size
 	$(RUN) -m benchmarks

@@ -23,9 +23,9 @@ from svd_core.conditioning import Conditioning
 from svd_core.config import PIXELS_PER_LATENT
 from svd_core.controls import Controls
 from svd_core.demo import DEMO_MODEL
+from svd_core.live_bytes import LiveBytes
 from svd_core.loading import load_checkpoint
 from svd_core.measure import flow_magnitude, optical_flow, psnr
-from svd_core.meter import LiveBytes
 from svd_core.model.vae import VideoVAE
 from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, Wrap, sample_in_turns, seam_score, unstuck
 from svd_core.motion.loop import frame_steps

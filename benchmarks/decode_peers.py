@@ -121,9 +121,9 @@ def _diffusers_names(vae: nn.Module, weights: Weights) -> dict[str, Tensor]:
     has linear layers in place of our 1x1 convolutions."""
     shapes = {name: value.shape for name, value in vae.state_dict().items()}
     renamed = {}
-    for key, recipe in diffusers_vae(shapes).items():
+    for key, origin in diffusers_vae(shapes).items():
         if key.startswith(FIRST_STAGE + "decoder."):
-            (name,) = recipe.names
+            (name,) = origin.names
             renamed[name.removeprefix("decoder.")] = weights[key.removeprefix(FIRST_STAGE)].reshape(shapes[name])
     return renamed
 

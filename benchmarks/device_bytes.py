@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from svd_core.decode import places
-from svd_core.meter import LiveBytes
+from svd_core.live_bytes import LiveBytes
 
 
 @contextmanager

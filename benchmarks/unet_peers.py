@@ -121,8 +121,8 @@ class Diffusers:
             unet = UNetSpatioTemporalConditionModel(**_diffusers_settings(config)).to(dtype)
         shapes = {name: value.shape for name, value in unet.state_dict().items()}
         renamed = {}
-        for key, recipe in diffusers_unet(shapes).items():
-            (name,) = recipe.names
+        for key, origin in diffusers_unet(shapes).items():
+            (name,) = origin.names
             if key.removeprefix(UNET) in weights:
                 renamed[name] = weights[key.removeprefix(UNET)]
         for name, module in unet.named_modules():

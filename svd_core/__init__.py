@@ -20,7 +20,7 @@ The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 o
     clip.py          what a render returns and reports
     pipeline.py      a loaded model and each of its stages: `StableVideo`
     loading.py       `load_checkpoint`
-    meter.py         counts the memory of a calculation on the meta device
+    live_bytes.py    counts the memory of a calculation on the meta device
     device_memory.py free memory of a device and of the host
     recipe.py        what made a clip, stored in its file
     measure/         motion, flicker and drift of a clip, from its pixels

@@ -21,7 +21,7 @@ from .decode.pictures import EncodePlan
 from .decode.plan import DecodePlan, mebibytes
 from .device_memory import has_own_memory
 from .errors import InputError
-from .meter import LiveBytes
+from .live_bytes import LiveBytes
 from .model.backend import Backend
 from .model.clip_vision import CLIPVision
 from .model.reuse import MOST_KEPT, kept_bytes

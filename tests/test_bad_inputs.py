@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_page_is_what_the_tests_say():
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: python tools/bad_inputs.py"
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: python -m tools.bad_inputs"
 
 
 def test_every_test_that_the_page_names_is_there():

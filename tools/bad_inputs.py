@@ -1,6 +1,6 @@
 """Write docs/bad-input.md: every bad input covered by a test, the error message, and the test's name.
 
-    python tools/bad_inputs.py
+    python -m tools.bad_inputs
 
 The table is extracted from the tests' source, so it lists exactly what is tested. A test is listed if it expects one of
 our errors, if its name says so (`NAMED_FOR_IT`), or if it is in tests/abuse.
@@ -44,7 +44,7 @@ HEAD = """\
 What the tests hand to the pack, the library and the commands, and what they answer. A refusal is one line that says
 what was given, what was needed and what to do; a command ends with code 2, a node stops its workflow and the server
 goes on, and nothing is left half-written. `...` stands for what changes from case to case. Written by
-`python tools/bad_inputs.py` from the tests themselves; a test compares.
+`python -m tools.bad_inputs` from the tests themselves; a test compares.
 
 Beside these, a fuzzer makes cases from seeds (`tools/fuzz`, `tests/nodes/test_fuzz_nodes.py`): 2,000 in `make test`,
 100,000 in `make fuzz`. None may raise anything but a refusal of one printable line, take over 5 seconds of processor

@@ -1,7 +1,7 @@
 """Render a clip in the real ComfyUI (`make demo`), or serve its page (`make serve`). Only downloads ComfyUI.
 
-python tools/demo.py            run a shipped workflow on the shipped picture, and print the path of the clip
-python tools/demo.py --serve    ComfyUI's page with the pack in it, until Ctrl-C
+python -m tools.demo            run a shipped workflow on the shipped picture, and print the path of the clip
+python -m tools.demo --serve    ComfyUI's page with the pack in it, until Ctrl-C
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from svd_core.measure import flow_magnitude
+from tools.comfyui_server import PromptError, Run, ServerError, prepare, running
+from tools.fetch_comfyui import FetchError, newest_comfyui
+from tools.samples import CLIP_NAME, contact_sheet, copy_pictures, demo_scene, read_frames, write_clip
+from training.measure import angle_between, motion_direction
 
-from svd_core.measure import flow_magnitude  # noqa: E402
-from tools.comfyui_server import PromptError, Run, ServerError, prepare, running  # noqa: E402
-from tools.fetch_comfyui import FetchError, newest_comfyui  # noqa: E402
-from tools.samples import CLIP_NAME, contact_sheet, copy_pictures, demo_scene, read_frames, write_clip  # noqa: E402
-from training.measure import angle_between, motion_direction  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 OUTPUT = ROOT / "output"
 BASE = OUTPUT / "comfyui"

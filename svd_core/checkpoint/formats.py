@@ -10,9 +10,9 @@ from ..errors import CheckpointError
 from . import keymaps
 from .folder import COMPONENTS, open_component, refuse_other_folders
 from .hints import hints_from_folder, hints_from_metadata
-from .source import Component, Recipe, SafetensorsFile, TensorSource
+from .source import Component, Origin, SafetensorsFile, TensorSource
 
-_FOLDER_MAPS: dict[str, Callable[[Collection[str]], dict[str, Recipe]]] = {
+_FOLDER_MAPS: dict[str, Callable[[Collection[str]], dict[str, Origin]]] = {
     "unet": keymaps.diffusers_unet,
     "vae": keymaps.diffusers_vae,
     "image_encoder": keymaps.transformers_clip,
@@ -39,12 +39,12 @@ def open_source(path: str | Path) -> TensorSource:
 def _open_file(path: Path) -> TensorSource:
     file = SafetensorsFile(path)
     component = Component.of([file])
-    recipes = keymaps.official(component.files.keys())
-    saved_by_comfyui = any(len(recipe.names) > 1 for recipe in recipes.values())
+    found = keymaps.official(component.files.keys())
+    saved_by_comfyui = any(len(origin.names) > 1 for origin in found.values())
     return TensorSource(
         path=path,
         format="single file saved by ComfyUI" if saved_by_comfyui else "single file",
-        origins={key: (component, recipe) for key, recipe in recipes.items()},
+        origins={key: (component, origin) for key, origin in found.items()},
         hints=hints_from_metadata(file.header.metadata, path),
     )
 
@@ -54,6 +54,6 @@ def _open_folder(path: Path) -> TensorSource:
     origins = {}
     for name in COMPONENTS:
         component = open_component(path, name)
-        recipes = _FOLDER_MAPS[name](component.files.keys())
-        origins |= {key: (component, recipe) for key, recipe in recipes.items()}
+        found = _FOLDER_MAPS[name](component.files.keys())
+        origins |= {key: (component, origin) for key, origin in found.items()}
     return TensorSource(path=path, format="diffusers folder", origins=origins, hints=hints_from_folder(path))

@@ -1,6 +1,6 @@
 """Mapping of other naming schemes to the official tensor names (spec 9): diffusers folders, and files saved by ComfyUI.
 
-Each function takes the stored names of one component and returns official key -> Recipe. An unknown name is kept,
+Each function takes the stored names of one component and returns official key -> Origin. An unknown name is kept,
 prefixed with the component's name, so that strict loading reports it.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from .source import Arrange, Recipe, as_stored
+from .source import Arrange, Origin, as_stored
 
 UNET = "model.diffusion_model."
 CLIP = "conditioner.embedders.0.open_clip.model."
@@ -23,7 +23,7 @@ FIRST_STAGE = "first_stage_model."
 COMFY_EXTRAS = frozenset({"edm_vpred.sigma_max", "edm_vpred.sigma_min", "v_pred", "ztsnr"})
 """Sampling parameters that ComfyUI stores among the weights; ignored, since the caller chooses the schedule."""
 
-Recipes = dict[str, Recipe]
+Origins = dict[str, Origin]
 
 
 def transposed(tensor: Tensor) -> Tensor:
@@ -39,12 +39,12 @@ def joined(*tensors: Tensor) -> Tensor:
     return torch.cat(tensors)
 
 
-def official(names: Collection[str]) -> Recipes:
-    """Recipes of a single file with official names, or ComfyUI's, which put transformers' names under the visual
+def official(names: Collection[str]) -> Origins:
+    """Origins of a single file with official names, or ComfyUI's, which put transformers' names under the visual
     prefix."""
     foreign = {name for name in names if name.startswith((VISUAL + "vision_model.", VISUAL + "visual_projection."))}
-    recipes = {name: Recipe((name,)) for name in names if name not in foreign and name not in COMFY_EXTRAS}
-    return recipes | transformers_clip(foreign, VISUAL)
+    origins = {name: Origin((name,)) for name in names if name not in foreign and name not in COMFY_EXTRAS}
+    return origins | transformers_clip(foreign, VISUAL)
 
 
 # CLIP (spec 3)
@@ -71,18 +71,18 @@ _POSITION_IDS = "vision_model.embeddings.position_ids"
 """The indices 0, 1, 2, ..., which older transformers versions stored."""
 
 
-def transformers_clip(names: Collection[str], prefix: str = "") -> Recipes:
+def transformers_clip(names: Collection[str], prefix: str = "") -> Origins:
     """transformers' CLIPVisionModelWithProjection -> OpenCLIP. q, k and v are joined, the projection is transposed."""
-    recipes: Recipes = {}
+    origins: Origins = {}
     for name in names:
         local = name.removeprefix(prefix)
         key, stored, arrange = _clip_rule(local)
         stored = tuple(prefix + part for part in stored)
         if key and set(stored) <= set(names):
-            recipes[VISUAL + key] = Recipe(stored, arrange)
+            origins[VISUAL + key] = Origin(stored, arrange)
         elif local != _POSITION_IDS:
-            recipes[f"image_encoder/{name}"] = Recipe((name,))
-    return recipes
+            origins[f"image_encoder/{name}"] = Origin((name,))
+    return origins
 
 
 def _clip_rule(local: str) -> tuple[str, tuple[str, ...], Arrange]:
@@ -126,18 +126,18 @@ _UNET_BLOCK = re.compile(
 )
 
 
-def diffusers_unet(names: Collection[str]) -> Recipes:
+def diffusers_unet(names: Collection[str]) -> Origins:
     """diffusers' UNetSpatioTemporalConditionModel -> the official UNet. Nothing is reshaped."""
     down, up = (_count(names, rf"{way}_blocks\.0\.resnets\.(\d+)\.") for way in ("down", "up"))
     attentive = {match[1] for name in names if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", name))}
-    recipes: Recipes = {}
+    origins: Origins = {}
     for name in names:
         module, _, kind = name.rpartition(".")
         key = _UNET_TOP[module] + "." + kind if module in _UNET_TOP else ""
         if match := _UNET_BLOCK.fullmatch(name):
             key = _unet_block_key(*match.groups(), down=down, up=up, attentive=attentive)
-        recipes[UNET + key if key else f"unet/{name}"] = Recipe((name,))
-    return recipes
+        origins[UNET + key if key else f"unet/{name}"] = Origin((name,))
+    return origins
 
 
 def _unet_block_key(
@@ -188,17 +188,17 @@ _VAE_TOP = re.compile(
 _VAE_TOP_NAMES = {"conv_norm_out": "norm_out", "time_conv_out": "conv_out.time_mix_conv"}
 
 
-def diffusers_vae(names: Collection[str]) -> Recipes:
+def diffusers_vae(names: Collection[str]) -> Origins:
     """diffusers' AutoencoderKLTemporalDecoder, or AutoencoderKL, -> the conditioner's encoder and the first stage's
     decoder (spec 9.2). The four weights of an attention become 1x1 convolutions."""
     levels = _count(names, r"decoder\.up_blocks\.(\d+)\.")
-    recipes: Recipes = {}
+    origins: Origins = {}
     for name in names:
         key = _vae_key(name, levels)
         home = FIRST_STAGE if key.startswith(("decoder.", "post_quant_conv.")) else CONDITIONER_VAE
         pointwise = ".attn_1." in key and key.endswith(".weight") and ".norm." not in key
-        recipes[home + key if key else f"vae/{name}"] = Recipe((name,), as_pointwise if pointwise else as_stored)
-    return recipes
+        origins[home + key if key else f"vae/{name}"] = Origin((name,), as_pointwise if pointwise else as_stored)
+    return origins
 
 
 def _vae_key(name: str, levels: int) -> str:

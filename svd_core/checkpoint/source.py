@@ -16,7 +16,7 @@ from .header import AGAIN, Header, TensorInfo, read_header
 from .hints import NO_HINTS, Hints
 
 Arrange = Callable[..., Tensor]
-"""Turns the stored tensors of one recipe into the official one."""
+"""Turns the stored tensors of one origin into the official one."""
 
 
 def as_stored(tensor: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Origin:
     """How one official tensor is made: stored names, and the function that arranges them. Only a join copies."""
 
     names: tuple[str, ...]
@@ -81,7 +81,7 @@ class TensorSource:
 
     path: Path
     format: str
-    origins: Mapping[str, tuple[Component, Recipe]]
+    origins: Mapping[str, tuple[Component, Origin]]
     hints: Hints = NO_HINTS
     _infos: dict[str, TensorInfo] = field(default_factory=dict, repr=False)
 
@@ -97,21 +97,21 @@ class TensorSource:
     def info(self, key: str) -> TensorInfo:
         """Shape and dtype of an official key, from the headers alone."""
         if key not in self._infos:
-            component, recipe = self.origins[key]
-            stored = [component.info(name) for name in recipe.names]
-            self._infos[key] = stored[0] if recipe.arrange is as_stored else _arranged(key, stored, recipe, self.path)
+            component, origin = self.origins[key]
+            stored = [component.info(name) for name in origin.names]
+            self._infos[key] = stored[0] if origin.arrange is as_stored else _arranged(key, stored, origin, self.path)
         return self._infos[key]
 
     def get(self, key: str) -> Tensor:
         """The tensor of an official key: a view of the file, or a copy if it is joined from several."""
-        component, recipe = self.origins[key]
-        return recipe.arrange(*(component.get(name) for name in recipe.names))
+        component, origin = self.origins[key]
+        return origin.arrange(*(component.get(name) for name in origin.names))
 
 
-def _arranged(key: str, stored: list[TensorInfo], recipe: Recipe, path: Path) -> TensorInfo:
-    """Shape and dtype of a recipe's result, found by applying it to meta tensors."""
+def _arranged(key: str, stored: list[TensorInfo], origin: Origin, path: Path) -> TensorInfo:
+    """Shape and dtype of an origin's tensor, found by applying it to meta tensors."""
     try:
-        made = recipe.arrange(*(torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored))
+        made = origin.arrange(*(torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored))
     except (RuntimeError, IndexError, TypeError, OverflowError) as error:
         shapes = " and ".join(str(info.shape) for info in stored)
         raise CheckpointError(f"{path}: {key} cannot be made from tensors of shape {shapes}: {AGAIN}") from error

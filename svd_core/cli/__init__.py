@@ -25,27 +25,27 @@ PIPE_CLOSED = BY_SIGNAL + 13
 """Exit code of Unix tools when their output's reader has gone (SIGPIPE, which Windows lacks): normal use, so without a
 word."""
 
-_NOT_HALF = "interrupted: no file is left half-written"
+_INTERRUPTED = "interrupted: no file is left half-written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` excludes the program's name; None means the process's own."""
-    _have_stderr()
+    _ensure_stderr()
     with Interrupts() as interrupts:
         try:
             _run(argv, interrupts)
         except BaseException as error:
-            if number := interrupts.heard or signal_of(error):
-                return _stop(_NOT_HALF, BY_SIGNAL + number)
+            if number := interrupts.first or signal_of(error):
+                return _stop(_INTERRUPTED, BY_SIGNAL + number)
             if isinstance(error, BrokenPipeError):
                 return PIPE_CLOSED
             if reason := _reason(error):
                 return _stop(f"error: {reason}", UNUSABLE)
             raise
-        return _stop(_NOT_HALF, BY_SIGNAL + interrupts.heard) if interrupts.heard else 0
+        return _stop(_INTERRUPTED, BY_SIGNAL + interrupts.first) if interrupts.first else 0
 
 
-def _have_stderr() -> None:
+def _ensure_stderr() -> None:
     """Replace a closed stderr (2>&-) by the null device, so that the command still runs. Like a real stderr it is never
     closed, since later code may write to it."""
     if sys.stderr is None:
@@ -59,14 +59,14 @@ def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain letters that the encoding lacks
     try:
         args = parser().parse_args(argv)
-        interrupts.run_whole(_import_libraries)
-        with _notes():
+        interrupts.run_uninterrupted(_import_libraries)
+        with _warnings_as_notes():
             args.run(args)
     finally:
         _flush()
 
 
-def _notes() -> AbstractContextManager[None]:
+def _warnings_as_notes() -> AbstractContextManager[None]:
     """Print our own warnings as notes of one line each."""
     from .notes import note
 

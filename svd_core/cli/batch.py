@@ -27,9 +27,9 @@ from ..errors import InputError, OutputError, printable
 from ..media import check_output, read_recipe, round_size
 from ..recipe import Recipe, Source, sha256_of
 from .batch_worker import Outcome, Worker
-from .commands import Order, check_settings, order_from_flags
 from .interrupts import handlers_kept
 from .notes import note
+from .order import Order, order_from_flags
 from .table import LiveTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -59,8 +59,8 @@ def batch(args: Namespace) -> None:
     ray = _ray()
     tasks = _tasks(args)
     order = order_from_flags(Namespace(**_flags(args), image=str(tasks[0].picture)))
-    check_settings(order.settings)
-    with _made(Path(args.output)):
+    order.check_settings()
+    with _output_folder(Path(args.output)):
         left = _unfinished(tasks, order, args)
     print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
     if not left:
@@ -88,17 +88,17 @@ class _Pool:
     retries: int
     running: dict[Any, tuple[int, Task]] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
-    noted: set[str] = field(default_factory=set)
+    printed_notes: set[str] = field(default_factory=set)
     done: int = 0
 
     def run(self) -> None:
         try:
             self._render_all()
         except BaseException:
-            self._let_finish()
+            self._stop_workers()
             raise
 
-    def _let_finish(self) -> None:
+    def _stop_workers(self) -> None:
         """Stop the workers and wait for them; a worker killed while writing would leave its scratch folder."""
         with suppress(self.ray.exceptions.RayError):
             for index, _ in self.running.values():
@@ -131,11 +131,11 @@ class _Pool:
         except self.ray.exceptions.RayError as error:
             outcome = Outcome(error=f"its worker stopped ({type(error).__name__})")
             self.workers[index] = self.start()
-        self._pass_on(outcome.noted)
+        self._print_stderr(outcome.stderr)
         if not outcome.error:
             self.done += 1
-            print(outcome.said, end="", flush=True)
-        elif outcome.lasting or task.tries >= self.retries:
+            print(outcome.stdout, end="", flush=True)
+        elif outcome.permanent or task.tries >= self.retries:
             self.failed[task.picture] = outcome.error
             sys.stderr.write(f"failed: {printable(f'{task.picture}: {outcome.error}')}\n")
         else:
@@ -143,13 +143,13 @@ class _Pool:
             self.waiting.append(dataclasses.replace(task, tries=task.tries + 1))
         return index
 
-    def _pass_on(self, noted: str) -> None:
+    def _print_stderr(self, text: str) -> None:
         """Print a worker's stderr, with each distinct note only once."""
-        for line in noted.splitlines():
-            if line not in self.noted:
+        for line in text.splitlines():
+            if line not in self.printed_notes:
                 sys.stderr.write(f"{line}\n")
             if line.startswith("note: "):
-                self.noted.add(line)
+                self.printed_notes.add(line)
 
     def _rows(self) -> list[str]:
         busy = {index: task for index, task in self.running.values()}
@@ -161,10 +161,10 @@ class _Pool:
         if task is None:
             return f"worker {index}  idle"
         try:
-            now = self.ray.get(self.workers[index].progress.remote(), timeout=_PAUSE)
+            progress = self.ray.get(self.workers[index].progress.remote(), timeout=_PAUSE)
         except self.ray.exceptions.RayError:  # the worker is still starting, or has just died
-            now = None
-        stage = "{} {}/{}".format(*now) if now else "starting"
+            progress = None
+        stage = "{} {}/{}".format(*progress) if progress else "starting"
         return f"worker {index}  {stage:<18} {task.picture.name}"
 
 
@@ -183,7 +183,7 @@ def _tasks(args: Namespace) -> list[Task]:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _output_folder(folder: Path) -> Iterator[None]:
     """Create the output folder if needed, and remove a newly created one if the body raises."""
     new = not folder.exists()
     try:
@@ -245,11 +245,11 @@ def _unfinished(tasks: Sequence[Task], order: Order, args: Namespace) -> list[Ta
     """The tasks without a clip. Raises OutputError if a clip's path is taken by anything not made from this order."""
     check_output(tasks[0].output, order.playback_fps)
     left = [task for task in tasks if not task.output.exists()]
-    there = [task for task in tasks if task.output.exists()]
-    if there:
+    finished = [task for task in tasks if task.output.exists()]
+    if finished:
         variant = open_checkpoint(order.checkpoint, order.variant).config.variant
         checkpoint = sha256_of(Path(order.checkpoint))
-        for task in there:
+        for task in finished:
             _require_same(task, order, variant, checkpoint, args)
     return left
 
@@ -302,15 +302,15 @@ def _ray() -> ModuleType:
 @contextmanager
 def _connected(ray: ModuleType, args: Namespace) -> Iterator[None]:
     """Start Ray or connect to a cluster; afterwards stop what was started. A cluster keeps running."""
-    ours = not ray.is_initialized()
+    started_here = not ray.is_initialized()
     try:
-        if ours:
+        if started_here:
             address = {"address": args.address} if "address" in args else {"include_dashboard": False}
             with handlers_kept():
                 ray.init(log_to_driver=False, logging_level="error", **address)
         yield
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 

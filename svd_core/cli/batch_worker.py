@@ -14,18 +14,19 @@ from ..clip import Progress, ProgressFn
 from ..errors import StableVideoError
 from ..pipeline import StableVideo
 from ..recipe import Source
-from .commands import Means, Order, load_model, order_from_flags, render_order
+from .order import Order, order_from_flags
+from .render import load_model, render_order
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result for one picture: said and noted are what `animate` would have printed on stdout and stderr; error is
-    empty if the clip was written; lasting says that a retry would not help."""
+    """The result for one picture: stdout and stderr are what `animate` would have printed there; error is empty if the
+    clip was written; permanent says that a retry would not help."""
 
-    said: str = ""
-    noted: str = ""
+    stdout: str = ""
+    stderr: str = ""
     error: str = ""
-    lasting: bool = False
+    permanent: bool = False
 
 
 class _StoppedError(Exception):
@@ -45,19 +46,18 @@ class Worker:
         """Write the clip of a picture. Errors are returned in the outcome."""
         torch.set_num_threads(self._threads)  # here, because the setting is per thread
         args = Namespace(**self._flags, image=image, output=output)
-        means = Means(load=self._load, bars=self._listening)
-        said, noted = io.StringIO(), io.StringIO()
-        error, lasting = "", False
+        stdout, stderr = io.StringIO(), io.StringIO()
+        error, permanent = "", False
         try:
-            with redirect_stdout(said), redirect_stderr(noted):
-                render_order(order_from_flags(args), args, means)
+            with redirect_stdout(stdout), redirect_stderr(stderr):
+                render_order(order_from_flags(args), args, self._load, self._progress_kept)
         except StableVideoError as refused:
-            error, lasting = str(refused), True
+            error, permanent = str(refused), True
         except Exception as failed:  # anything else may be due to this machine, not the picture
             error = f"{type(failed).__name__}: {' '.join(str(failed).split())}"
         finally:
             self._progress = None
-        return Outcome(said.getvalue(), noted.getvalue(), error, lasting)
+        return Outcome(stdout.getvalue(), stderr.getvalue(), error, permanent)
 
     def stop(self) -> None:
         """Stop rendering at the next progress report; a clip that is being written is finished."""
@@ -76,10 +76,10 @@ class Worker:
         return self._loaded[stream_weights]
 
     @contextmanager
-    def _listening(self) -> Iterator[ProgressFn]:
-        def heard(progress: Progress) -> None:
+    def _progress_kept(self) -> Iterator[ProgressFn]:
+        def keep(progress: Progress) -> None:
             self._progress = progress
             if self._stopped:
                 raise _StoppedError
 
-        yield heard
+        yield keep

@@ -36,22 +36,23 @@ def signal_of(error: BaseException) -> int:
 
 
 class Interrupts:
-    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt; `heard` is the first one's number.
+    """A context in which SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt; `first` is the first one's number,
+    0 before any.
 
     Signals that already have another handler (ignored in a background job or under nohup, or a host's own) keep it.
     """
 
     def __init__(self) -> None:
-        self.heard = 0
-        self._last = -PATIENCE
+        self.first = 0
+        self._last_raised = -PATIENCE
         self._before: dict[int, Any] = {}
-        self._waiting = False
+        self._deferred = False
 
     def __enter__(self) -> Interrupts:
         for number in _SIGNALS:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             if signal.getsignal(number) == usual:
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -60,21 +61,21 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run_whole(self, work: Callable[[], None]) -> None:
+    def run_uninterrupted(self, work: Callable[[], None]) -> None:
         """Run short work that an exception would crash (such as importing torch, in C++), and interrupt after it."""
-        self._waiting = True
+        self._deferred = True
         try:
             work()
         finally:
-            self._waiting = False
-        if self.heard:
-            raise _as_exception(self.heard)
+            self._deferred = False
+        if self.first:
+            raise _as_exception(self.first)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.heard = self.heard or number
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
         now = time.monotonic()
-        if not self._waiting and now - self._last >= PATIENCE:
-            self._last = now
+        if not self._deferred and now - self._last_raised >= PATIENCE:
+            self._last_raised = now
             raise _as_exception(number)
 
 

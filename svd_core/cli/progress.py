@@ -18,13 +18,13 @@ class Bars:
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._stage = ""
-        self._last_heard = time.time()
+        self._last_report = time.time()
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage != self._stage:
             self._open(progress)
         self._bar.update(progress.index - self._bar.n)
-        self._last_heard = time.time()
+        self._last_report = time.time()
 
     def _open(self, progress: Progress) -> None:
         """Start a bar. A stage's first report may follow its first step, so time starts at the last report before."""
@@ -33,7 +33,7 @@ class Bars:
         self._bar = tqdm(
             total=progress.total, desc=progress.stage, unit="step", bar_format=_FORMAT, disable=None, mininterval=0
         )
-        self._bar.start_t = self._bar.last_print_t = self._last_heard
+        self._bar.start_t = self._bar.last_print_t = self._last_report
 
     def close(self) -> None:
         if self._bar is not None:

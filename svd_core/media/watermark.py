@@ -34,7 +34,7 @@ _PARTS = ("invisible-watermark", "opencv-python", "opencv-python-headless", "PyW
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
+class WatermarkMatch:
     """The result of a search: matched is how many of the message's 48 bits the library reads in the clearest frame,
     p_value the probability that a random message would agree with the frames as well."""
 
@@ -76,7 +76,7 @@ def embed(frames: np.ndarray) -> np.ndarray:
     return np.stack(marked).astype(np.float32) / 255
 
 
-def detect(frames: np.ndarray) -> Detection:
+def detect(frames: np.ndarray) -> WatermarkMatch:
     """Look for the message in frames (T, H, W, 3) in [0, 1]: in each, and in all together.
 
     In flat colour the library's reading of all bits is biased the same way, so counting matches misses marked frames.
@@ -89,7 +89,7 @@ def detect(frames: np.ndarray) -> Detection:
     chances = [rank_sum_chance(each) for each in (*votes, votes.mean(0))]
     clearest = votes[int(np.argmin(chances[:-1]))]
     matched = int(((clearest > 0.5) == np.array(MESSAGE, bool)).sum())
-    return Detection(matched, min(1.0, len(chances) * min(chances)))
+    return WatermarkMatch(matched, min(1.0, len(chances) * min(chances)))
 
 
 def rank_sum_chance(votes: Sequence[float] | np.ndarray) -> float:

@@ -35,7 +35,8 @@ from synthetic import TINY, write_checkpoint
 
 import svd_core
 from svd_core import __version__
-from svd_core.cli import commands, interrupts, latents, main
+from svd_core.cli import advice, commands, interrupts, latents, main, render
+from svd_core.cli.progress import Bars
 from svd_core.clip import Clip, Progress
 from svd_core.demo import DEMO_MODEL, DEMO_NOTE
 from svd_core.errors import InputError
@@ -106,7 +107,7 @@ class Recorder:
 
 def recorded(monkeypatch, folder, *flags):
     recorder = Recorder()
-    monkeypatch.setattr(commands, "load_checkpoint", recorder.open)
+    monkeypatch.setattr(render, "load_checkpoint", recorder.open)
     if not (folder / "still.png").exists():
         Image.new("RGB", (64, 64)).save(folder / "still.png")
     (folder / "tiny.safetensors").write_bytes(b"weights")
@@ -207,11 +208,11 @@ def test_a_recipe_whose_files_are_gone_says_that_it_named_them(tmp_path, capsys,
 def test_a_recipe_finds_the_demo_model_wherever_the_pack_lies(tmp_path, monkeypatch):
     recorder = recorded(monkeypatch, tmp_path)
     data = json.loads(read_recipe(tmp_path / "clip").to_json())
-    data["checkpoint"] = {"path": "/nowhere/demo.safetensors", "sha256": Source.of(commands.DEMO_MODEL).sha256}
+    data["checkpoint"] = {"path": "/nowhere/demo.safetensors", "sha256": Source.of(DEMO_MODEL).sha256}
     (tmp_path / "elsewhere.json").write_text(json.dumps(data))
     again = ["animate", "--recipe", f"{tmp_path}/elsewhere.json", "--output", f"{tmp_path}/again/", "--no-watermark"]
     assert main(again) == 0
-    assert recorder.opened[0] == str(commands.DEMO_MODEL)
+    assert recorder.opened[0] == str(DEMO_MODEL)
 
 
 def test_a_recipe_of_other_versions_says_so(tmp_path, capsys):
@@ -250,7 +251,7 @@ def test_decoded_otherwise_than_made_a_clip_has_no_recipe_and_that_is_said(tmp_p
 
 @pytest.mark.parametrize(("spare", "said"), [(2**10, True), (2**27, False), (2**40, False), (None, False)])
 def test_a_clip_that_the_hosts_memory_may_not_hold_is_said(tmp_path, monkeypatch, capsys, spare, said):
-    monkeypatch.setattr(commands, "spare_bytes", lambda device: spare)
+    monkeypatch.setattr(advice, "spare_bytes", lambda device: spare)
     recorded(monkeypatch, tmp_path)
     found = re.search(r"note: 3 frames of 64x64 in float32 need about [\d.]+ \w+ of memory", capsys.readouterr().err)
     assert bool(found) == said
@@ -285,7 +286,7 @@ def test_decode_shows_its_progress(tmp_path, monkeypatch):
     scene(tmp_path)
     save_file({"latent": torch.zeros(2, 4, 8, 8)}, tmp_path / "latents.safetensors")
     heard = []
-    monkeypatch.setattr(commands.Bars, "__call__", lambda self, progress: heard.append(progress))
+    monkeypatch.setattr(Bars, "__call__", lambda self, progress: heard.append(progress))
     places = ["--checkpoint", f"{tmp_path}/tiny.safetensors", "--output", f"{tmp_path}/clip.gif", "--device", "cpu"]
     assert main(["decode", f"{tmp_path}/latents.safetensors", *places]) == 0
     assert heard == [Progress("decode", 0, 1), Progress("decode", 1, 1)]
@@ -329,7 +330,7 @@ def repeated(folder, monkeypatch, **changes):
         data[name] = {"path": f"{folder}/{file}", "sha256": Source.of(folder / file).sha256}
     (folder / "recipe.json").write_text(json.dumps(data))
     recorder = Recorder()
-    monkeypatch.setattr(commands, "load_checkpoint", recorder.open)
+    monkeypatch.setattr(render, "load_checkpoint", recorder.open)
     assert main(["animate", "--recipe", f"{folder}/recipe.json", "--output", f"{folder}/again/"]) == 0
     return recorder
 
@@ -832,7 +833,7 @@ def test_ctrl_c_leaves_the_old_clip_and_nothing_else(tmp_path, capsys, monkeypat
         if progress == Progress("sample", 2, 5):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.Bars, "__call__", interrupt)
+    monkeypatch.setattr(Bars, "__call__", interrupt)
     assert animate(tmp_path, "clip.mp4", "--steps", "5", "--save-latents", f"{tmp_path}/l.safetensors") == 130
     assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert heard[-1] == Progress("sample", 2, 5)
@@ -861,7 +862,7 @@ def test_a_process_refuses_with_code_2_and_one_line(tmp_path):
 
 WRITES_FOR_EVER = """
 import time
-from svd_core.cli import commands, main
+from svd_core.cli import main, render
 from svd_core.media import replacing
 from pathlib import Path
 def write(frames, path, *rest):
@@ -869,7 +870,7 @@ def write(frames, path, *rest):
         scratch.touch()
         print("writing", flush=True)
         time.sleep(600)
-commands.write_clip = write
+render.write_clip = write
 raise SystemExit(main({argv}))
 """
 
@@ -959,7 +960,7 @@ def test_work_that_may_not_break_is_interrupted_after_it():
         done.append(True)
 
     with interrupts.Interrupts() as found, pytest.raises(KeyboardInterrupt):
-        found.run_whole(work)
+        found.run_uninterrupted(work)
     assert done == [True]
 
 
@@ -991,7 +992,7 @@ def test_a_system_may_lack_a_signal(monkeypatch):
     fresh = module_from_spec(find_spec("svd_core.cli.interrupts"))
     fresh.__spec__.loader.exec_module(fresh)
     with fresh.Interrupts() as found:
-        assert not found.heard
+        assert not found.first
 
 
 def test_a_handler_that_a_library_sets_is_undone():
@@ -1001,10 +1002,10 @@ def test_a_handler_that_a_library_sets_is_undone():
             with pytest.raises(interrupts.Ended), interrupts.handlers_kept():
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
                 signal.raise_signal(signal.SIGTERM)
-            assert not found.heard
+            assert not found.first
             with pytest.raises(interrupts.Ended):
                 signalled(signal.SIGTERM)
-            assert found.heard == signal.SIGTERM
+            assert found.first == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -1017,7 +1018,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
         try:
             with interrupts.Interrupts() as found:
                 signal.raise_signal(number)
-                assert not found.heard
+                assert not found.first
             assert signal.getsignal(number) is signal.SIG_IGN
         finally:
             signal.signal(number, before)

@@ -16,7 +16,7 @@ from svd_core.config import VAEConfig
 from svd_core.decode.pictures import EncodePlan, encode_picture
 from svd_core.decode.places import MODES, OnDevice
 from svd_core.errors import InputError
-from svd_core.meter import LiveBytes
+from svd_core.live_bytes import LiveBytes
 from svd_core.model.backend import Backend
 from svd_core.model.vae import Downsample, ResnetBlock, VideoVAE
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from synthetic import TINY, write_checkpoint
 
+import svd_core.cli.render
 import svd_core.decode.run
 import svd_core.model.vae
 import svd_core.pipeline
@@ -267,7 +268,7 @@ def test_the_command_says_its_plan_and_renders_the_same_bytes(checkpoint, tmp_pa
 def test_too_little_is_refused_before_anything_is_loaded(checkpoint, tmp_path, capsys, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(svd_core.cli.commands, "load_checkpoint", pytest.fail)
+    monkeypatch.setattr(svd_core.cli.render, "load_checkpoint", pytest.fail)
     still = tmp_path / "still.png"
     Image.new("RGB", (128, 64)).save(still)
     command = ["animate", str(still), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "a.gif")]

@@ -14,7 +14,7 @@ from PIL import Image
 from recipes import a_recipe
 from synthetic import TINY
 
-from svd_core.cli import commands, main, provenance
+from svd_core.cli import main, provenance, render
 from svd_core.clip import Clip
 from svd_core.errors import InputError
 from svd_core.media import content_filter, read_recipe, reading, watermark, write_clip
@@ -109,8 +109,8 @@ def test_the_chance_of_a_rank_sum_is_exact():
 
 
 def test_a_detection_says_what_it_found():
-    assert str(watermark.Detection(48, 1e-13)) == "watermark found: 48 of 48 bits match, p = 1e-13"
-    assert str(watermark.Detection(25, CERTAIN)) == "no watermark found: 25 of 48 bits match, p = 1e-06"
+    assert str(watermark.WatermarkMatch(48, 1e-13)) == "watermark found: 48 of 48 bits match, p = 1e-13"
+    assert str(watermark.WatermarkMatch(25, CERTAIN)) == "no watermark found: 25 of 48 bits match, p = 1e-06"
 
 
 def test_small_frames_and_what_is_no_clip_are_refused():
@@ -154,7 +154,7 @@ class Renderer:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "load_checkpoint", lambda path, **options: Renderer())
+    monkeypatch.setattr(render, "load_checkpoint", lambda path, **options: Renderer())
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "still.png")
     (tmp_path / "tiny.safetensors").write_bytes(b"weights")
     return tmp_path

@@ -7,7 +7,7 @@ import torch
 from test_decode import SMALL, ramped
 from weights import randomise, relative
 
-from svd_core.cli import _notes
+from svd_core.cli import _warnings_as_notes
 from svd_core.decode.rescue import rescued
 from svd_core.errors import InputError, PrecisionWarning
 from svd_core.model.vae import VideoVAE
@@ -80,6 +80,6 @@ def test_what_fits_is_not_touched():
 
 def test_the_command_line_prints_it_as_a_note(capsys):
     half, _ = overflowing()
-    with _notes(), torch.inference_mode():
+    with _warnings_as_notes(), torch.inference_mode():
         half.decode(ramped(1, 1, 1).half(), 1)
     assert capsys.readouterr().err.startswith("note: frame 0 overflowed float16")

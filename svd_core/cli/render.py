@@ -1,0 +1,151 @@
+"""Rendering one order, from the picture's file to the clip's."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint.load import open_checkpoint
+from ..clip import Clip, ProgressFn
+from ..device_memory import free_bytes
+from ..errors import printable
+from ..loading import load_checkpoint
+from ..media import write_clip
+from ..pipeline import StableVideo
+from ..planning import Plan, plan_or_leanest, plan_render
+from ..recipe import DType, Recipe, Source
+from ..sampling import GuidanceSplit
+from ..settings import Settings
+from .advice import advice
+from .files import check_outputs, read_picture, source_to_record
+from .latents import save_latents
+from .notes import note
+from .order import DTYPES, Order, memory_limits
+from .progress import Bars
+from .provenance import chosen_filter, marked, require_clean, will_mark
+
+
+def open_model(checkpoint: str, device: str, dtype: DType, variant: str | None, **options: Any) -> StableVideo:
+    """Load a checkpoint; `options` are passed to `load_checkpoint`."""
+    return load_checkpoint(checkpoint, device=device, dtype=DTYPES[dtype], variant=variant, **options)
+
+
+def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
+    """Load the model; also returns its file. With a recipe, the file's hash is compared before loading; without one,
+    hashing waits until the file has proved to be a checkpoint."""
+    source = source_to_record(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
+    options = {"stream_weights": stream_weights, "attention": order.attention, "weights": order.weights}
+    svd = open_model(order.checkpoint, order.device, order.dtype, order.variant, **options)
+    return svd, source or Source.of(order.checkpoint)
+
+
+def render_order(
+    order: Order,
+    args: Namespace,
+    load: Callable[[Order, Namespace, bool], tuple[StableVideo, Source]] = load_model,
+    progress: Callable[[], AbstractContextManager[ProgressFn]] = Bars,
+    split: GuidanceSplit | None = None,
+) -> None:
+    """Render one clip and write it. All input is validated before long work begins.
+
+    load: gives the model. progress: makes the callback of the render. split: set if guidance runs in two processes, of
+    which only the leading one writes.
+    """
+    start = time.monotonic()
+    limits = memory_limits(args)
+    order.check_settings()
+    check_outputs(order, args)
+    image, image_source = read_picture(order, args)
+    content_filter = chosen_filter(args)
+    require_clean(content_filter, image[None], order.image)
+    plan = _memory_plan(order, image, limits["memory"])
+    svd, checkpoint_source = load(order, args, plan is not None and plan.stream_weights)
+    for text in advice(order, svd, image):
+        note(text)
+    mark = will_mark(*order.clip_size(image, svd.config.variant), order.recipe, args)
+    with progress() as callback:
+        clip = svd.render(image, order.settings, **limits, **_guidance_options(order, split), callback=callback)
+    if split is not None and not split.leads:
+        return
+    require_clean(content_filter, clip.frames, f"the clip of {order.image}")
+    frames, watermark = marked(clip.frames, mark)
+    recipe = _recipe(order, clip, image_source, checkpoint_source)
+    recipe = dataclasses.replace(recipe, watermark=watermark, split_guidance=_splits_guidance(order, split))
+    if "save_latents" in args:
+        save_latents(clip.latents, args.save_latents, recipe)
+    path = write_clip(frames, args.output, order.playback_fps, recipe)
+    _print_reports(order, clip)
+    print_written(path, frames, start)
+
+
+def _memory_plan(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
+    """The plan for limited memory, made before any weight is read; printed if `memory` is given. None without a
+    limit on a device other than CUDA."""
+    free = free_bytes(torch.device(order.device))
+    if memory is None and free is None:
+        return None
+    job = order.job(image, open_checkpoint(order.checkpoint, order.variant).config)
+    if memory is None:
+        return plan_or_leanest(job, free)
+    plan = plan_render(job, memory)
+    sys.stderr.write(f"plan for {printable(order.image)}:\n{plan.report()}\n")
+    return plan
+
+
+def _splits_guidance(order: Order, split: GuidanceSplit | None) -> bool:
+    return split is not None or (order.recipe is not None and order.recipe.split_guidance)
+
+
+def _guidance_options(order: Order, split: GuidanceSplit | None) -> dict[str, object]:
+    """Options of `render` for the two guidance passes. A single process repeats a split clip with the passes one after
+    the other, which gives the same bits."""
+    if split is not None:
+        return {"split": split}
+    return {"joint": False} if _splits_guidance(order, split) else {}
+
+
+def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Recipe:
+    return Recipe(
+        settings=clip.settings,
+        playback_fps=order.playback_fps,
+        sigmas=clip.sigmas,
+        checkpoint=checkpoint,
+        image=image,
+        device=order.device,
+        dtype=order.dtype,
+        threads=torch.get_num_threads(),
+        attention=order.attention,
+        weights=order.weights,
+    )
+
+
+def _print_reports(order: Order, clip: Clip) -> None:
+    _print_line(f"{order.image}: {clip.fit_report}{_rounding_report(order.settings, clip.settings)}")
+    if clip.reuse_report:
+        _print_line(f"{order.image}: {clip.reuse_report}")
+
+
+def _rounding_report(asked: Settings, made: Settings) -> str:
+    if asked.width in (None, made.width) and asked.height in (None, made.height):
+        return ""
+    return f" ({asked.width}x{asked.height} was asked for; sides are multiples of 64)"
+
+
+def print_written(path: Path, frames: np.ndarray, start: float) -> None:
+    """Print a clip's path, its size and the seconds since `start`."""
+    count, height, width = frames.shape[:3]
+    _print_line(f"{path}: {width}x{height}, {count} frames, {time.monotonic() - start:.1f} s")
+
+
+def _print_line(text: str) -> None:
+    """Print one line, whatever a path in it contains."""
+    print(printable(text))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from svd_core.config import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_LATENT, VAEConfig
-from svd_core.model.vae import TimeStack, VideoVAE
+from svd_core.model.vae import VideoVAE
+from svd_core.model.vae_blocks import TimeStack
 
 from .data import ClipSource
 from .loop import Batch

@@ -13,7 +13,8 @@ from svd_core.model.clip_vision import CLIPVision
 from svd_core.model.resblock import TemporalResBlock, VideoResBlock
 from svd_core.model.transformer import SpatialVideoTransformer
 from svd_core.model.unet import VideoUNet
-from svd_core.model.vae import TimeStack, VideoVAE
+from svd_core.model.vae import VideoVAE
+from svd_core.model.vae_blocks import TimeStack
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..model.backend import Backend
 from ..model.clip_vision import CLIPVision
 from ..model.unet import VideoUNet
-from ..model.vae import Encoder, ImageDecoder, TemporalDecoder
+from ..model.vae_networks import Encoder, ImageDecoder, TemporalDecoder
 from .detect import Detection
 from .header import AGAIN, some
 from .keymaps import CLIP, CONDITIONER_VAE, FIRST_STAGE, UNET, VISUAL

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import SPLIT_ROWS, Spans, affine_silu, merged_affine, owed_moments, split_moments
+from .bands import Band
+from .places import Place
 
 CENTRED_VALUES = 2**20
 """Values whose deviations from the mean are squared at once on a CPU: 4 MiB, which fits its cache. The mean first and
@@ -74,6 +76,11 @@ class Affine:
         means, variances = (_joined(values) for values in ([p.mean for p in parts], [p.variance for p in parts]))
         return cls(*merged_affine(means, variances, norm.weight, norm.bias, norm.num_groups, norm.eps, spans))
 
+    @classmethod
+    def of_frame(cls, norm: nn.Module, frame: Tensor, place: Place, rows: Sequence[Band]) -> Affine:
+        """With the statistics of a frame (1, C, H, W) in `place`, gathered band by band."""
+        return cls.of(norm, [Moments.of(place.load(frame[:, :, band.rows]).movedim(1, -1)) for band in rows])
+
     def normed(self, tokens: Tensor) -> Tensor:
         """The normalised tokens (..., C), in their dtype."""
         if by_batch_norm(tokens):
@@ -105,6 +112,11 @@ def _rows_at_once(channels: int) -> int:
 def affine_bytes(values: int, itemsize: int) -> int:
     """Peak bytes that `Affine` holds in addition to its input, including its result."""
     return (8 if itemsize < 4 else 4) * values
+
+
+def normed_bytes(values: int, itemsize: int, copied: int) -> int:
+    """Peak bytes of gathering statistics and of applying them, with the `copied` bytes of a loaded part."""
+    return copied + max(affine_bytes(values, itemsize), moments_bytes(values, itemsize))
 
 
 def _joined(splits: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exact encoding in little memory: pictures one by one, layer by layer, in bands of rows (`frames.py`).
+"""Exact encoding in little memory: pictures one by one, layer by layer, in bands of rows (`bands.py`).
 
 The encoder never looks across frames, so it only holds one picture's activations: one frame, which residual blocks and
 attention change in place, and temporarily the output frame of any other layer. A residual block needs statistics
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ..device_memory import has_own_memory, leaner_if_full, release_host
 from ..errors import InputError
-from .frames import InsideFrame, Residual, SelfAttention, Shape, bands
+from .bands import Shape, bands
+from .blocks import Residual, SelfAttention
+from .frames import InsideFrame
 from .places import MODES, Mode, OnDevice, OnHost, Place, steady
 from .plan import mebibytes
 

@@ -23,7 +23,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..device_memory import wait_for
-from .frames import InsideFrame, Shape
+from .bands import Shape
+from .frames import InsideFrame
 from .norms import Affine, Moments, affine_bytes, moments_bytes
 from .places import Mode, Place, Placement, steady
 

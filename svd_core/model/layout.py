@@ -42,7 +42,7 @@ def laid_out(weight: Tensor, *, planes: bool = False) -> Tensor:
     """A convolution's weight (O, C, ...) in the memory format that libraries need for channels-last activations;
     otherwise they reorder it in every call. Weights across frames are unchanged on a CUDA device, whose kernel reorders
     them itself. planes: the weight is the autoencoder's, whose wide float32 convolutions run channels first on a CPU
-    (`decode.frames.convolved`) and so keep their weights. Values and shape never change. Class: exact."""
+    (`decode.convolving.convolved`) and so keep their weights. Values and shape never change. Class: exact."""
     on_cpu = weight.is_cpu and not (planes and weight.dtype == torch.float32)
     if weight.ndim == 4 and weight.shape[-1] > 1 and (weight.is_cuda or on_cpu):
         return weight.contiguous(memory_format=torch.channels_last)

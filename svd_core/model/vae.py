@@ -1,327 +1,29 @@
 """The f8 autoencoder: picture -> latent, and latents -> frames through a decoder that sees across frames (spec 2).
 
-Attribute names are the official parameter names. Activations are images (N, C, H, W) in channels-last memory,
-N = B * T frame-major; the layers across frames read them as clips (B, C, T, H*W), see `layout.py`.
+`VideoVAE` plans and runs `vae_networks.py`, which joins the layers of `vae_blocks.py`. Attribute names in all three are
+the official parameter names.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial, reduce
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..config import PIXELS_PER_LATENT, VAEConfig
-from ..decode.frames import Convolution, Doubling, Halving, InsideFrame, Residual, SelfAttention
 from ..decode.pictures import EncodePlan, choose_encode, encode_modes, encode_plan, run_encode
 from ..decode.places import MODES, Mode, band_bytes
 from ..decode.plan import DecodePlan, choose_decode, decode_plan
 from ..decode.rescue import rescued
 from ..decode.run import run_plan
-from ..decode.stream import Stage, TimeConvolution, TimeResidual, over_frames
 from ..device_memory import has_own_memory
 from ..errors import InputError
 from ..settings import is_whole
 from .backend import TORCH, Backend
-from .fused import convolved_by_corner, doubled_convolved, short_of_bias
-from .layout import from_clips, to_clips, to_images, to_tokens
-
-SPATIAL_EPS = 1e-6
-TEMPORAL_EPS = 1e-5
-"""GroupNorm eps inside a frame and across frames (spec 2.1, 2.2)."""
-
-PIXEL_CHANNELS = 3
-
-
-class ConvBlock(nn.Module):
-    """Base of both residual blocks; `spatial` is the part inside a frame."""
-
-    def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
-        super().__init__()
-        self.norm1 = backend.group_norm(inputs, eps=SPATIAL_EPS)
-        self.conv1 = backend.conv(inputs, outputs)
-        self.norm2 = backend.group_norm(outputs, eps=SPATIAL_EPS)
-        self.conv2 = backend.conv(outputs, outputs)
-        self.nin_shortcut = nn.Identity() if inputs == outputs else backend.conv(inputs, outputs, 1)
-        self.short = partial(short_of_bias, backend.weights)
-
-    def spatial(self, images: Tensor) -> Tensor:
-        hidden = self.conv1(_norm_silu(self.norm1, images))
-        hidden = self.conv2(_norm_silu(self.norm2, hidden))
-        return self.nin_shortcut(images) + hidden
-
-    def in_bands(self, size: int) -> Residual:
-        """`spatial` in bands of up to `size` bytes, for when memory cannot hold several copies of the frame."""
-        return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut, size, short=self.short)
-
-
-class ResnetBlock(ConvBlock):
-    """The residual block of the encoder and of the image decoder."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W)."""
-        return self.spatial(images)
-
-
-class TimeStack(nn.Module):
-    """Two (3,1,1) convolutions, each after a GroupNorm over the whole clip (spec 2.2)."""
-
-    def __init__(self, channels: int, *, backend: Backend) -> None:
-        super().__init__()
-        norms = [backend.group_norm(channels, eps=TEMPORAL_EPS) for _ in range(2)]
-        convs = [backend.frame_conv(channels, channels) for _ in range(2)]
-        self.in_layers = nn.Sequential(norms[0], nn.SiLU(inplace=True), convs[0])
-        # The identity stands in for training's dropout, so that the convolution keeps its official index 3.
-        self.out_layers = nn.Sequential(norms[1], nn.SiLU(inplace=True), nn.Identity(), convs[1])
-
-    def forward(self, clips: Tensor, circular: bool = False) -> Tensor:
-        """(B, C, T, H*W) -> the same shape, the residual branch alone; `circular` as in `decode.stream.over_frames`."""
-        for *before, conv in (self.in_layers, self.out_layers):
-            clips = over_frames(conv, _run(before, clips), circular)
-        return clips
-
-
-class VideoBlock(ConvBlock):
-    """A residual block inside each frame, then one across frames: y + alpha * h, alpha = sigmoid(mix_factor).
-
-    The reference blends alpha * (y + h) + (1 - alpha) * y, which is equal but takes more steps (spec 11e).
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, backend: Backend) -> None:
-        super().__init__(inputs, outputs, backend=backend)
-        self.time_stack = TimeStack(outputs, backend=backend)
-        self.mix_factor = backend.parameter(1)
-
-    def forward(self, images: Tensor, num_frames: int, circular: bool = False) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W), N = B * num_frames."""
-        images = self.spatial(images)
-        hidden = from_clips(self.time_stack(to_clips(images, num_frames), circular), images.shape[-2])
-        return torch.addcmul(images, hidden, self.alpha.to(images))
-
-    @property
-    def alpha(self) -> Tensor:
-        """The share of the temporal path, (1,) in float32."""
-        return self.mix_factor.float().sigmoid()
-
-    def across_frames(self, size: int, circular: bool = False) -> TimeResidual:
-        """The temporal path in strips of up to `size` bytes, for when memory cannot hold several copies of the clip."""
-        norm1, _, conv1 = self.time_stack.in_layers
-        norm2, _, _, conv2 = self.time_stack.out_layers
-        return TimeResidual(norm1, conv1, norm2, conv2, self.alpha, size, circular)
-
-
-class AttnBlock(nn.Module):
-    """Single-head self-attention over the pixels of a frame."""
-
-    def __init__(self, channels: int, *, backend: Backend) -> None:
-        super().__init__()
-        self.attention = backend.attention
-        self.norm = backend.group_norm(channels, eps=SPATIAL_EPS)
-        self.q = backend.conv(channels, channels, 1)
-        self.k = backend.conv(channels, channels, 1)
-        self.v = backend.conv(channels, channels, 1)
-        self.proj_out = backend.conv(channels, channels, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        normed = self.norm(images)
-        q, k, v = (to_tokens(project(normed))[:, None] for project in (self.q, self.k, self.v))
-        attended = to_images(self.attention(q, k, v)[:, 0], images.shape[-2])
-        return images + self.proj_out(attended)
-
-    def in_bands(self, size: int) -> SelfAttention:
-        return SelfAttention(self.norm, self.q, self.k, self.v, self.proj_out, self.attention, size)
-
-
-class Downsample(nn.Module):
-    """Halves the picture. Pads right and bottom only, as the reference does (spec 2.1)."""
-
-    def __init__(self, channels: int, *, backend: Backend) -> None:
-        super().__init__()
-        self.conv = backend.conv(channels, channels, stride=2, padding=0)
-        self.short = partial(short_of_bias, backend.weights)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H // 2, W // 2)."""
-        return self.conv(nn.functional.pad(images, (0, 1, 0, 1)))
-
-    def in_bands(self, size: int) -> Halving:
-        return Halving(self.conv, size, self.short)
-
-
-class Upsample(nn.Module):
-    """Doubles the picture by repeating pixels, then smooths it with a convolution."""
-
-    def __init__(self, channels: int, *, backend: Backend) -> None:
-        super().__init__()
-        self.conv = backend.conv(channels, channels)
-        self.weights = backend.weights
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, 2H, 2W)."""
-        return doubled_convolved(self.weights, self.conv, images)
-
-    def in_bands(self, size: int) -> Doubling:
-        by_corner, short = (partial(run, self.weights) for run in (convolved_by_corner, short_of_bias))
-        return Doubling(self.conv, size, by_corner, short)
-
-
-BlockType = type[ResnetBlock] | type[VideoBlock]
-
-
-class Middle(nn.Module):
-    """Block, attention, block at the coarsest level."""
-
-    def __init__(self, channels: int, block: BlockType, *, backend: Backend) -> None:
-        super().__init__()
-        self.block_1 = block(channels, channels, backend=backend)
-        self.attn_1 = AttnBlock(channels, backend=backend)
-        self.block_2 = block(channels, channels, backend=backend)
-
-    def layers(self) -> Sequence[nn.Module]:
-        return self.block_1, self.attn_1, self.block_2
-
-
-class Level(nn.Module):
-    """The residual blocks of one resolution; the first changes the channels. A `downsample` or `upsample` may be added
-    after them."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int, block: BlockType, *, backend: Backend) -> None:
-        super().__init__()
-        widths = [inputs] + [outputs] * blocks
-        self.block = nn.ModuleList(block(*pair, backend=backend) for pair in pairwise(widths))
-
-    def layers(self) -> Iterator[nn.Module]:
-        blocks, *resize = self.children()
-        yield from blocks
-        yield from resize
-
-
-class Encoder(nn.Module):
-    """Pixels to the moments of the latent's posterior (spec 2.1)."""
-
-    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
-        super().__init__()
-        widths = config.level_channels
-        self.short = partial(short_of_bias, backend.weights)
-        self.conv_in = backend.conv(PIXEL_CHANNELS, config.channels)
-        self.down = nn.ModuleList()
-        for inputs, outputs in zip((config.channels, *widths), widths, strict=False):
-            level = Level(inputs, outputs, config.res_blocks, ResnetBlock, backend=backend)
-            if len(self.down) < len(widths) - 1:
-                level.downsample = Downsample(outputs, backend=backend)
-            self.down.append(level)
-        self.mid = Middle(widths[-1], ResnetBlock, backend=backend)
-        self.norm_out = backend.group_norm(widths[-1], eps=SPATIAL_EPS)
-        self.conv_out = backend.conv(widths[-1], 2 * config.latent_channels)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels (N, 3, H, W) in [-1, 1] -> (N, 2 * 4, H/8, W/8): mean, then log-variance."""
-        images = _run(self.layers(), _channels_last(pixels))
-        return self.conv_out(_norm_silu(self.norm_out, images))
-
-    def layers(self) -> Iterator[nn.Module]:
-        yield self.conv_in
-        for level in self.down:
-            yield from level.layers()
-        yield from self.mid.layers()
-
-    def in_bands(self, size: int) -> list[InsideFrame]:
-        """The same computation in bands of up to `size` bytes, for when memory cannot hold several copies of the
-        activations."""
-        first, *others = self.layers()
-        return [
-            Convolution(first, size, short=self.short),
-            *(layer.in_bands(size) for layer in others),
-            Convolution(self.conv_out, size, self.norm_out, self.short),
-        ]
-
-
-class Decoder(nn.Module):
-    """Base of both decoders: everything but what happens across frames."""
-
-    def __init__(self, config: VAEConfig, block: BlockType, *, backend: Backend) -> None:
-        super().__init__()
-        widths = config.level_channels
-        self.short = partial(short_of_bias, backend.weights)
-        self.conv_in = backend.conv(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1], block, backend=backend)
-        self.up = nn.ModuleList()
-        for inputs, outputs in zip((*widths[1:], widths[-1]), widths, strict=True):
-            level = Level(inputs, outputs, config.res_blocks + 1, block, backend=backend)
-            if len(self.up) > 0:
-                level.upsample = Upsample(outputs, backend=backend)
-            self.up.append(level)
-        self.norm_out = backend.group_norm(widths[0], eps=SPATIAL_EPS)
-        self.conv_out = backend.conv(widths[0], PIXEL_CHANNELS)
-
-    def layers(self) -> Iterator[nn.Module]:
-        """The layers from the latent to the last residual block, in execution order."""
-        yield self.conv_in
-        yield from self.mid.layers()
-        for level in reversed(self.up):
-            yield from level.layers()
-
-    def head(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, 3, H, W), inside each frame."""
-        return self.conv_out(_norm_silu(self.norm_out, images))
-
-    def stages(self, size: int, circular: bool = False) -> list[Stage]:
-        """The same computation as stages: layers inside a frame, then at most one across frames, in bands and strips of
-        up to `size` bytes. circular: the clip loops, so its last and first frames are neighbours."""
-        first, *others = self.layers()
-        stages, inside = [], [Convolution(first, size, short=self.short)]
-        for layer in others:
-            inside.append(layer.in_bands(size))
-            if isinstance(layer, VideoBlock):
-                stages.append(Stage(tuple(inside), layer.across_frames(size, circular)))
-                inside = []
-        inside.append(Convolution(self.conv_out, size, self.norm_out, self.short))
-        return [*stages, Stage(tuple(inside), self.last_across_frames(size, circular))]
-
-    def last_across_frames(self, size: int, circular: bool) -> TimeConvolution | None:
-        """The layer across frames that follows the head, if any."""
-        return None
-
-
-class ImageDecoder(Decoder):
-    """Decodes each frame by itself, as in the `*_image_decoder` files (spec 2.4)."""
-
-    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
-        super().__init__(config, ResnetBlock, backend=backend)
-
-    def forward(self, z: Tensor, num_frames: int = 1, circular: bool = False) -> Tensor:
-        """z (N, 4, h, w) -> (N, 3, 8h, 8w) in about [-1, 1]; `num_frames` and `circular` are ignored."""
-        return self.head(_run(self.layers(), _channels_last(z)))
-
-
-class TemporalDecoder(Decoder):
-    """Decodes frames together: each residual block is followed by convolutions across the clip (spec 2.2)."""
-
-    def __init__(self, config: VAEConfig, *, backend: Backend = TORCH) -> None:
-        super().__init__(config, VideoBlock, backend=backend)
-        # Official key conv_out.time_mix_conv: a child of the convolution that it follows.
-        self.conv_out.time_mix_conv = backend.frame_conv(PIXEL_CHANNELS, PIXEL_CHANNELS)
-
-    def forward(self, z: Tensor, num_frames: int, circular: bool = False) -> Tensor:
-        """z (N, 4, h, w), N = B * num_frames -> (N, 3, 8h, 8w) in about [-1, 1]. Holds several copies of the clip's
-        activations.
-
-        This is the reference expression; `decode.stream` computes the same in little memory.
-        """
-        images = _channels_last(z)
-        for layer in self.layers():
-            images = layer(images, num_frames, circular) if isinstance(layer, VideoBlock) else layer(images)
-        pixels = self.head(images)
-        mixed = over_frames(self.conv_out.time_mix_conv, to_clips(pixels, num_frames), circular)
-        return from_clips(mixed, pixels.shape[-2])
-
-    def last_across_frames(self, size: int, circular: bool) -> TimeConvolution:
-        return TimeConvolution(self.conv_out.time_mix_conv, size, circular)
+from .vae_networks import PIXEL_CHANNELS, Encoder, ImageDecoder, TemporalDecoder
 
 
 class VideoVAE(nn.Module):
@@ -484,18 +186,6 @@ class VideoVAE(nn.Module):
         _check_latents(z.shape, num_frames, self.config.latent_channels)
         z = self.backend.fit(z, self.decoder.conv_in.weight)
         return self.post_quant_conv(z) if self.config.decoder_quant else z
-
-
-def _norm_silu(norm: nn.Module, images: Tensor) -> Tensor:
-    return nn.functional.silu(norm(images), inplace=True)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _run(layers: Iterable[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
-    return reduce(lambda value, layer: layer(value), layers, images)
 
 
 def _check_tensor(given: Tensor, network: str, name: str) -> None:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from svd_core.decode.frames import Doubling, convolved
+from svd_core.decode.convolving import convolved
+from svd_core.decode.frames import Doubling
 from svd_core.decode.places import Placement
 from svd_core.kernels.doubled import corner_weights, doubled, doubled_smooth, smoothed_by_corner
 from svd_core.kernels.unfolded import unfolded
-from svd_core.model import fused, unet, vae
+from svd_core.model import fused, unet, vae_blocks
 from svd_core.model.backend import TORCH, Backend
 from svd_core.model.cpu import conv as cpu_conv
 from svd_core.model.cpu import probe
@@ -224,14 +225,14 @@ def test_upsamplers_of_both_networks_run_by_corner(corners):
     expected = doubled_smooth(x, upsample.conv.weight, upsample.conv.bias)
     torch.testing.assert_close(upsample(x, (6, 10)), expected)
     upsample(x, (5, 10))  # an odd size, where no pixel is simply doubled
-    decoders = vae.Upsample(16, backend=TORCH)
+    decoders = vae_blocks.Upsample(16, backend=TORCH)
     torch.testing.assert_close(decoders(x), doubled_smooth(x, decoders.conv.weight, decoders.conv.bias))
     assert len(corners) == 2
 
 
 @torch.inference_mode()
 def test_bands_of_a_decode_run_by_corner_and_show_no_seam(corners):
-    upsample, frame = vae.Upsample(16, backend=TORCH), images(1, 16, 13, 5)
+    upsample, frame = vae_blocks.Upsample(16, backend=TORCH), images(1, 16, 13, 5)
     layer, place = upsample.in_bands(4 * 4 * 5 * 16 * 4), Placement.of("device", torch.device("cpu")).frame
     expected = doubled_smooth(frame, upsample.conv.weight, upsample.conv.bias)
     torch.testing.assert_close(layer(frame, place), expected)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from weights import randomise, relative
 
-import svd_core.decode.frames
+import svd_core.decode.convolving
 import svd_core.decode.run
 import svd_core.model.vae
 from benchmarks.device_bytes import device_bytes
@@ -337,9 +337,9 @@ def test_a_decode_goes_on_leaner_when_memory_is_taken(vae, monkeypatch):
 @pytest.mark.parametrize("size", [(5, 7), (1, 1)])
 @torch.inference_mode()
 def test_long_sums_are_as_exact_with_channels_first_and_lie_as_the_others_do(size):
-    conv = randomise(torch.nn.Conv2d(svd_core.decode.frames.LONG_SUM, 32, 3, padding=1))
+    conv = randomise(torch.nn.Conv2d(svd_core.decode.convolving.LONG_SUM, 32, 3, padding=1))
     images = torch.randn(1, *size, conv.in_channels).movedim(-1, 1)
-    turned, plain = svd_core.decode.frames.convolved(conv, images), conv(images)
+    turned, plain = svd_core.decode.convolving.convolved(conv, images), conv(images)
     exact = conv.double()(images.double())
     assert relative(turned, exact) <= 2 * relative(plain, exact) <= 1e-5
     assert turned.movedim(1, -1).is_contiguous()

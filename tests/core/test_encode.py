@@ -18,7 +18,8 @@ from svd_core.decode.places import MODES, OnDevice
 from svd_core.errors import InputError
 from svd_core.live_bytes import LiveBytes
 from svd_core.model.backend import Backend
-from svd_core.model.vae import Downsample, ResnetBlock, VideoVAE
+from svd_core.model.vae import VideoVAE
+from svd_core.model.vae_blocks import Downsample, ResnetBlock
 
 SMALL = VAEConfig(channels=32, res_blocks=1)
 SIZES = [(64, 64), (40, 72), (8, 24), (136, 88), (8, 8)]  # the second, third and fourth have odd latents

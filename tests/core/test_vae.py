@@ -13,7 +13,9 @@ from svd_core.config import VAEConfig
 from svd_core.errors import InputError
 from svd_core.model.backend import Backend
 from svd_core.model.layout import from_clips, to_clips
-from svd_core.model.vae import ImageDecoder, TemporalDecoder, VideoBlock, VideoVAE
+from svd_core.model.vae import VideoVAE
+from svd_core.model.vae_blocks import VideoBlock
+from svd_core.model.vae_networks import ImageDecoder, TemporalDecoder
 
 SMALL = VAEConfig(channels=32)
 SMALL_IMAGE = VAEConfig(channels=32, temporal=False, decoder_quant=True)

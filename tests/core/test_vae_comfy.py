@@ -6,7 +6,8 @@ from weights import randomise, relative
 
 from svd_core.config import VAEConfig
 from svd_core.model.backend import Backend
-from svd_core.model.vae import TemporalDecoder, VideoVAE
+from svd_core.model.vae import VideoVAE
+from svd_core.model.vae_networks import TemporalDecoder
 
 SMALL = VAEConfig(channels=32, encoder_quant=False)
 SETTINGS = {

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import math
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from PIL import Image
 
+from svd_core.cli import UNUSABLE, ready_output, stop
+from svd_core.cli.flags import Parser
 from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
 from svd_core.loading import load_checkpoint
@@ -46,36 +47,23 @@ TFLOP: 4.6 s on a card of 70 TFLOP/s kept busy to 40 %, or 80 minutes for 1,000 
 """
 
 
-class _Parser(ArgumentParser):
-    """Argument parser that reports a bad flag like any other bad input: in one line, without usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}: see {self.prog} --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` excludes the program's name; None takes the process's own."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain letters that the encoding lacks
+    ready_output()
     try:
         args = parser().parse_args(argv)
         args.run(args)
     except StableVideoError as error:
-        return _stop(f"error: {error}", 2)
+        return stop(f"error: {error}", UNUSABLE)
     except KeyboardInterrupt as stopped:
-        return _stop(": ".join(["interrupted", *map(str, stopped.args)]), 130)
+        return stop(": ".join(["interrupted", *map(str, stopped.args)]), 130)
     return 0
-
-
-def _stop(line: str, code: int) -> int:
-    sys.stderr.write(f"{line}\n")
-    return code
 
 
 def parser() -> ArgumentParser:
     """The parser of all commands; the namespace's `run` is the function to call with it."""
-    top = _Parser(prog="python -m training", description="Train a video model, or a LoRA for a released one.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    top = Parser(prog="python -m training", description="Train a video model, or a LoRA for a released one.")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     helps = {
         "autoencoder": "stage 1: encoder and image decoder",
         "temporal": "stage 2: the decoder across frames",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,21 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from svd_core.errors import InputError, OutputError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
-    fcntl = None
-
-_HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
-"""How systems say that another process holds a lock. Other errors mean a file system without locks."""
+from svd_core.media.locks import locked
 
 
 @contextmanager
 def held(folder: Path, stage: str) -> Iterator[None]:
-    """Hold the lock of a stage in an existing folder. It ends with this process, however that ends.
+    """Hold the lock of a stage in an existing folder; without effect on file systems without locks.
 
     The empty lock file stays: removed, it could be locked twice, by a process that had opened it and by one that makes
     it anew. Raises InputError if another run holds it, OutputError if the folder cannot be written.
@@ -34,7 +24,7 @@ def held(folder: Path, stage: str) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
     try:
-        if not _locked(descriptor):
+        if locked(descriptor) is False:
             raise InputError(f"another run trains the stage {stage} in {folder}: wait for it, or give another folder")
         yield
     finally:
@@ -45,15 +35,3 @@ def _opened(folder: Path, name: str) -> int:
     """The lock file's descriptor. Raises OSError also where the lock file exists but no other file can be made."""
     with tempfile.TemporaryFile(dir=folder):
         return os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-
-
-def _locked(descriptor: int) -> bool:
-    """Whether this process has the lock now; also true on file systems without locks."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError as error:
-        return error.errno not in _HELD
-    return True

@@ -108,7 +108,7 @@ class Run:
         make_folder(self.place.state)
         last = min(self.optimisation.steps, machine.stop_after or self.optimisation.steps)
         batches = self._batches(last, machine)
-        with self._alone(), _bar(self, last) as bar, _telling(self):
+        with alone(self.place, self.group), _bar(self, last) as bar, _telling(self):
             for batch in batches:
                 self.losses.append(self._update([batch, *(next(batches) for _ in range(self._rounds - 1))]))
                 self.step += 1
@@ -116,10 +116,6 @@ class Run:
                 bar.update()
                 if self.step % machine.save_every == 0 or self.step == last:
                     self._save(keep)
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Context that keeps other runs from this stage's files; only the leading process writes them."""
-        return held(self.place.folder, self.place.name) if self.group.leads else contextlib.nullcontext()
 
     @property
     def _rounds(self) -> int:
@@ -208,6 +204,14 @@ class Run:
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.names.items():
             parameter.copy_(weights[name])
+
+
+@contextlib.contextmanager
+def alone(place: Place, group: Group) -> Iterator[None]:
+    """Context that keeps other runs from a stage's files, entered by all processes of the group together."""
+    with held(place.folder, place.name) if group.leads else contextlib.nullcontext():
+        group.wait()
+        yield
 
 
 def contiguous_norms(objective: nn.Module, device: torch.device) -> nn.Module:

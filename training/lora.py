@@ -62,7 +62,7 @@ class LoRAConfig:
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(steps=1000, batch=1, learning_rate=1e-4, decay="constant", ema=0.99)
     )
-    noise: Noise = field(default_factory=lambda: Noise(p_mean=1.0))
+    noise: Noise = field(default_factory=lambda: Noise(p_mean=1.0, posterior="sample"))
     rank: int = 16
     alpha: float = 16.0
     layers: Layers = "both"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from svd_core.conditioning import Conditioning
+from svd_core.config import LATENT_CHANNELS, PIXELS_PER_LATENT
 from svd_core.sampling.denoise import Network, v_scaling
 
 from .recipe import Noise
@@ -16,7 +17,8 @@ from .recipe import Noise
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
     """The random part of one clip. sigma and augmentation are standard deviations, > 0; keep_context and keep_first are
-    1 or 0; on_still (3, H, W) and on_latent (T, 4, h, w) are unit normal. All float32 on the CPU."""
+    1 or 0; on_still (3, H, W), on_latent (T, 4, h, w) and on_posterior, of the same shape, are unit normal; the last is
+    None for the posterior's mean. All float32 on the CPU."""
 
     sigma: Tensor
     augmentation: Tensor
@@ -24,17 +26,20 @@ class Draws:
     keep_first: Tensor
     on_still: Tensor
     on_latent: Tensor
+    on_posterior: Tensor | None
 
 
 def draw(noise: Noise, frames: int, height: int, width: int, generator: torch.Generator) -> Draws:
     """Draws for a clip of `frames` pictures of height x width pixels. One sigma for all frames (spec 8.2)."""
+    latent = (frames, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     return Draws(
         sigma=_log_normal(noise.p_mean, noise.p_std, generator),
         augmentation=_log_normal(noise.augmentation_mean, noise.augmentation_std, generator),
         keep_context=_keep(noise.drop_context, generator),
         keep_first=_keep(noise.drop_first, generator),
         on_still=torch.randn(3, height, width, generator=generator),
-        on_latent=torch.randn(frames, 4, height // 8, width // 8, generator=generator),
+        on_latent=torch.randn(latent, generator=generator),
+        on_posterior=torch.randn(latent, generator=generator) if noise.posterior == "sample" else None,
     )
 
 
@@ -57,7 +62,8 @@ def v_loss(
     """Mean squared error of v, which is lambda(sigma) times that of the denoised latent (spec 8.2).
 
     latents and noise (N, 4, h, w), N = B * num_frames, latents in sampler units; sigma (B,), one for each clip;
-    conditioning has B rows. The network's inputs take the dtype of `conditioning.first`. Returns a scalar.
+    conditioning has B rows. Only the network's inputs take the dtype of `conditioning.first`: target and loss are
+    float32. Returns a scalar.
     """
     sigma = sigma.float().repeat_interleave(num_frames)[:, None, None, None]
     scaling = v_scaling(sigma)

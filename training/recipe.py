@@ -20,6 +20,7 @@ from svd_core.strict_json import parse
 from .limits import check_data, check_model, check_noise, check_optimisation, check_stated, require
 
 Decay = Literal["constant", "cosine"]
+Posterior = Literal["mean", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,9 @@ class TemporalStage:
 @dataclass(frozen=True, slots=True)
 class Noise:
     """Random draws for a clip: ln sigma ~ N(p_mean, p_std^2), with 0.7 and 1.6 or 1.0 and 1.6 for image to video; the
-    noise on the still, ln a ~ N(augmentation_mean, augmentation_std^2) (spec 8.1); and the probabilities of zeroing
-    context and first, independently."""
+    noise on the still, ln a ~ N(augmentation_mean, augmentation_std^2) (spec 8.1); the probabilities of zeroing context
+    and first, independently; and what the clean latent is: the posterior's mean, or as in the reference a sample
+    (spec 2.1). The mean is what recipes mean that do not say it, the shipped model's among them."""
 
     p_mean: float = 0.7
     p_std: float = 1.6
@@ -91,6 +93,7 @@ class Noise:
     augmentation_std: float = 0.5
     drop_context: float = 0.1
     drop_first: float = 0.1
+    posterior: Posterior = "mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ DEMO = Recipe(
     video=VideoStage(
         Optimisation(steps=8500, batch=4, learning_rate=6e-4, warmup=200, ema=0.999),
         # Noise levels as for image to video at high resolution: the motion of a clip is decided at high sigma.
-        noise=Noise(p_mean=1.0),
+        noise=Noise(p_mean=1.0, posterior="mean"),
         cached_clips=4400,
         rockets=0.5,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -29,13 +30,16 @@ from .checkpoint import digest_of, load_tensors, not_finite, require_same, save_
 from .data import ClipSource, with_rockets
 from .distributed import Group
 from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
-from .loop import Machine, Place, Run, describe
+from .loop import Machine, Place, Run, alone, describe
 from .randomness import generator_for
 from .recipe import Recipe
 from .start import Start, read_start
 from .video import CachedSamples, VideoObjective, VideoSamples, cached_shards
 
 KEPT_KEY = "training.kept"
+_UNSAID = "mean"
+"""The posterior of runs and encoded clips that name none, from before there was a choice: they can go on."""
+
 CLIPS_FOR_SCALE = 8
 """Number of clips whose latents are measured to scale latents to unit variance."""
 
@@ -113,8 +117,11 @@ def _video_samples(
     drawn = (stage.noise, recipe.model.unet.vector_dim, recipe.seed)
     if not stage.cached_clips:
         return VideoSamples(source, *drawn)
-    clips = _based_on(autoencoder_is(recipe), digest, "clips", rockets=stage.rockets)
-    shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, _hash_of(clips), group)
+    posterior = stage.noise.posterior
+    said = {} if posterior == _UNSAID else {"posterior": posterior}
+    clips = _hash_of(_based_on(autoencoder_is(recipe), digest, "clips", rockets=stage.rockets, **said))
+    with alone(Place(folder, "video"), group):
+        shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, posterior, clips, group)
     return CachedSamples(shards, *drawn)
 
 
@@ -177,7 +184,10 @@ def temporal_is(recipe: Recipe, digest: str) -> dict[str, Any]:
 
 def video_is(recipe: Recipe, digest: str, start: Start | None) -> dict[str, Any]:
     """Everything that decides stage 3's weights; `digest` is that of stage 1's, `start` comes from `read_start`."""
-    parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": recipe.video}
+    video = dataclasses.asdict(recipe.video)
+    if recipe.video.noise.posterior == _UNSAID:
+        del video["noise"]["posterior"]
+    parts = {"unet": recipe.model.unet, "clip_vision": recipe.model.clip_vision, "video": video}
     begun = {} if start is None else {"start": start.digest}
     return _based_on(autoencoder_is(recipe), digest, "video", **parts, **begun)
 

@@ -6,6 +6,7 @@ captions and no text tower: the encoder learns whatever helps the UNet, and no o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,19 @@ from svd_core.model.clip_vision import CLIPVision
 from svd_core.model.unet import VideoUNet
 from svd_core.model.vae import VideoVAE
 
+from .autoencoder import moments
 from .checkpoint import load_tensors, save_tensors
 from .data import Clip, ClipSource
 from .distributed import Group
 from .loop import Batch
 from .loss import draw, v_loss
 from .randomness import generator_for, whole_number
-from .recipe import Noise
+from .recipe import Noise, Posterior
 
 CLIPS_PER_SHARD = 50
 PIXELS_AT_ONCE = 2**20
-"""Pixels to encode at a time: a whole clip of 1024x576 would need more memory than training on it. Frames are encoded
-independently."""
+"""Pixels whose posteriors are computed at a time: a whole clip of 1024x576 would need more memory than training on it.
+Frames are encoded independently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,11 @@ class CachedSamples(Dataset):
         """latents (T, 4, h, w) in sampler units, plus the entries of `drawn_for`."""
         generator = generator_for(self.seed, "cached", number)
         shard, place = self._drawn(generator)
-        latents = shard["latents"][place].float()
+        encoded = {name: shard[name][place].float() for name in ("latents", "log_variance") if name in shard}
         still = shard["still"][place].float() / 127.5 - 1
         clip = Clip(still[None], float(shard["fps"][place]), float(shard["motion_bucket"][place]))
-        drawn = drawn_for(clip, len(latents), self.noise, self.vector_width, self.seed, number)
-        return {"latents": latents, **drawn}
+        drawn = drawn_for(clip, len(encoded["latents"]), self.noise, self.vector_width, self.seed, number)
+        return {"latents": clean(encoded, drawn), **drawn}
 
     def _drawn(self, generator: torch.Generator) -> tuple[Mapping[str, Tensor], int]:
         """A random shard and index, uniform over all clips: an index beyond the end of a short shard is redrawn."""
@@ -82,7 +84,7 @@ class CachedSamples(Dataset):
 
 def drawn_for(clip: Clip, frames: int, noise: Noise, vector_width: int, seed: int, number: int) -> Batch:
     """still (3, H, W), the clean first frame, and noisy_still, the augmented one; vector (V,); sigma, keep_context and
-    keep_first, scalars; noise (T, 4, h, w)."""
+    keep_first, scalars; noise (T, 4, h, w), and on_posterior of the same shape unless the mean is wanted."""
     still = clip.pixels[0]
     drawn = draw(noise, frames, *still.shape[1:], generator_for(seed, "noise", number))
     augmentation = float(drawn.augmentation)
@@ -95,13 +97,15 @@ def drawn_for(clip: Clip, frames: int, noise: Noise, vector_width: int, seed: in
         "keep_context": drawn.keep_context,
         "keep_first": drawn.keep_first,
         "noise": drawn.on_latent,
+        **({} if drawn.on_posterior is None else {"on_posterior": drawn.on_posterior}),
     }
 
 
 class VideoObjective(nn.Module):
     """The v-loss of clips. Freezes the autoencoder; the other two are trained if their parameters require gradients.
 
-    `dtype` is the networks' compute dtype outside autocast.
+    `dtype` is the compute dtype of the two outside autocast. The autoencoder's encoder and the loss are float32, also
+    under autocast, as in the reference.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class VideoObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         conditioning = self.condition(batch).to(dtype=self.dtype)
-        latents = batch["latents"] if "latents" in batch else self.encode(batch["pixels"])
+        latents = batch["latents"] if "latents" in batch else self.encode(batch)
         frames = latents.shape[1]
         flat = (latents.flatten(0, 1), batch["noise"].flatten(0, 1))
         return v_loss(self.unet, *flat, batch["sigma"], conditioning, frames)
@@ -122,32 +126,51 @@ class VideoObjective(nn.Module):
     def condition(self, batch: Batch) -> Conditioning:
         """Conditioning with one row per clip; dropped parts are zero, as in `Conditioning.unconditional`."""
         context = self.clip_vision.encode(batch["still"])[:, None] * batch["keep_context"][:, None, None]
-        with torch.no_grad():
-            first = self.vae.encode(batch["noisy_still"].to(self.dtype))
+        still = batch["noisy_still"]
+        with torch.no_grad(), torch.autocast(still.device.type, enabled=False):
+            first = self.vae.encode(still)
         return Conditioning(context, first * batch["keep_first"][:, None, None, None], batch["vector"])
 
-    @torch.no_grad()
-    def encode(self, clips: Tensor) -> Tensor:
-        """clips (B, T, 3, H, W) in [-1, 1] -> latents (B, T, 4, h, w) float32 in sampler units."""
-        rows = max(1, PIXELS_AT_ONCE // (clips.shape[-2] * clips.shape[-1]))
-        parts = clips.flatten(0, 1).to(self.dtype).split(rows)
-        latents = torch.cat([self.vae.encode(part).float() for part in parts])
-        return latents.unflatten(0, clips.shape[:2]) * LATENT_SCALE
+    def encode(self, batch: Batch) -> Tensor:
+        """The clean latents (B, T, 4, h, w) of a batch's pixels, float32 in sampler units."""
+        clips = batch["pixels"]
+        encoded = encode(self.vae, clips.flatten(0, 1), "sample" if "on_posterior" in batch else "mean")
+        return clean({name: each.unflatten(0, clips.shape[:2]) for name, each in encoded.items()}, batch)
+
+
+@torch.no_grad()
+def encode(vae: VideoVAE, pixels: Tensor, posterior: Posterior) -> dict[str, Tensor]:
+    """pixels (N, 3, H, W) in [-1, 1] -> latents (N, 4, h, w), the posterior's mean, and for a sample its log_variance,
+    both of latents in sampler units. float32, also under autocast."""
+    with torch.autocast(pixels.device.type, enabled=False):
+        if posterior == "mean":
+            return {"latents": vae.encode(pixels) * LATENT_SCALE}
+        rows = max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
+        parts = [moments(vae, part) for part in pixels.split(rows)]
+    mean, log_variance = (torch.cat(each) for each in zip(*parts, strict=True))
+    return {"latents": mean * LATENT_SCALE, "log_variance": log_variance + 2 * math.log(LATENT_SCALE)}
+
+
+def clean(encoded: Mapping[str, Tensor], drawn: Batch) -> Tensor:
+    """The latents to be denoised, from what `encode` gave: the posterior's mean, or a sample with the noise drawn."""
+    if "log_variance" not in encoded:
+        return encoded["latents"]
+    return encoded["latents"] + (encoded["log_variance"] / 2).exp() * drawn["on_posterior"]
 
 
 def cached_shards(
-    folder: Path, source: ClipSource, vae: VideoVAE, clips: int, digest: str, group: Group
+    folder: Path, source: ClipSource, vae: VideoVAE, clips: int, posterior: Posterior, digest: str, group: Group
 ) -> list[dict[str, Tensor]]:
     """Encode clips 0 to `clips` - 1 into files of 50, skipping files that exist, and load them all.
 
-    Processes share the work. `digest` identifies the source and the encoder; a shard with another digest raises
-    CheckpointError.
+    Processes share the work. `digest` identifies the source, the encoder and the posterior; a shard with another digest
+    raises CheckpointError.
     """
     parts = [range(start, min(clips, start + CLIPS_PER_SHARD)) for start in range(0, clips, CLIPS_PER_SHARD)]
     paths = [folder / f"{number:04d}.safetensors" for number in range(len(parts))]
     for path, numbers in list(zip(paths, parts, strict=True))[group.rank :: group.size]:
         if not path.exists():
-            save_tensors(path, encode_clips(source, vae, numbers, group), {"digest": digest})
+            save_tensors(path, encode_clips(source, vae, numbers, posterior, group), {"digest": digest})
     group.wait()
     return [_open_shard(path, digest, len(numbers)) for path, numbers in zip(paths, parts, strict=True)]
 
@@ -156,19 +179,21 @@ def _open_shard(path: Path, digest: str, clips: int) -> dict[str, Tensor]:
     shard, metadata = load_tensors(path)
     if metadata.get("digest") != digest or len(shard["latents"]) != clips:
         raise CheckpointError(
-            f"{path} was encoded from other clips, from another number of them or by another autoencoder: "
-            f"remove the folder {path.parent}"
+            f"{path} was encoded from other clips, from another number of them, for another posterior or by another "
+            f"autoencoder: remove the folder {path.parent}"
         )
     return shard
 
 
 @torch.no_grad()
-def encode_clips(source: ClipSource, vae: VideoVAE, numbers: Sequence[int], group: Group) -> dict[str, Tensor]:
-    """latents (n, T, 4, h, w) float16 in sampler units, still (n, 3, H, W) uint8, fps, motion_bucket (n,) float32."""
+def encode_clips(
+    source: ClipSource, vae: VideoVAE, numbers: Sequence[int], posterior: Posterior, group: Group
+) -> dict[str, Tensor]:
+    """What `encode` gives (n, T, 4, h, w) in float16, still (n, 3, H, W) uint8, fps, motion_bucket (n,) float32."""
     clips = [source.clip(number) for number in numbers]
-    latents = [vae.encode(clip.pixels.to(group.device)) * LATENT_SCALE for clip in clips]
+    encoded = [encode(vae, clip.pixels.to(group.device), posterior) for clip in clips]
     return {
-        "latents": torch.stack([latent.half().cpu() for latent in latents]),
+        **{name: torch.stack([each[name].half().cpu() for each in encoded]) for name in encoded[0]},
         "still": torch.stack([((clip.pixels[0] + 1) * 127.5).round().to(torch.uint8) for clip in clips]),
         "fps": torch.tensor([clip.fps for clip in clips]),
         "motion_bucket": torch.tensor([float(clip.motion_bucket) for clip in clips]),

@@ -30,24 +30,26 @@ _INTERRUPTED = "interrupted: no file is left half-written"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` excludes the program's name; None means the process's own."""
-    _ensure_stderr()
+    ready_output()
     with Interrupts() as interrupts:
         try:
             _run(argv, interrupts)
         except BaseException as error:
             if number := interrupts.first or signal_of(error):
-                return _stop(_INTERRUPTED, BY_SIGNAL + number)
+                return stop(_INTERRUPTED, BY_SIGNAL + number)
             if isinstance(error, BrokenPipeError):
                 return PIPE_CLOSED
             if reason := _reason(error):
-                return _stop(f"error: {reason}", UNUSABLE)
+                return stop(f"error: {reason}", UNUSABLE)
             raise
-        return _stop(_INTERRUPTED, BY_SIGNAL + interrupts.first) if interrupts.first else 0
+        return stop(_INTERRUPTED, BY_SIGNAL + interrupts.first) if interrupts.first else 0
 
 
-def _ensure_stderr() -> None:
-    """Replace a closed stderr (2>&-) by the null device, so that the command still runs. Like a real stderr it is never
-    closed, since later code may write to it."""
+def ready_output() -> None:
+    """Make stdout spell any path in letters that its encoding has, and replace a closed stderr (2>&-) by the null
+    device, so that the command still runs. Like a real stderr it is never closed, since later code may write to it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
@@ -55,8 +57,6 @@ def _ensure_stderr() -> None:
 def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> None:
     from .flags import parser
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain letters that the encoding lacks
     try:
         args = parser().parse_args(argv)
         interrupts.run_uninterrupted(_import_libraries)
@@ -104,7 +104,8 @@ def _reason(error: BaseException) -> str:
     return ""
 
 
-def _stop(line: str, code: int) -> int:
+def stop(line: str, code: int) -> int:
+    """Say a line on stderr, if it can be written, and return the exit code."""
     with suppress(OSError):
         sys.stderr.write(f"{line}\n")
     return code

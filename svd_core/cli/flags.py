@@ -17,7 +17,7 @@ MAX_WORKERS = 1024
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """Reports a bad flag like any other bad input: in one line, without usage text. Abbreviated flags are rejected,
     because a new flag could change their meaning."""
 
@@ -31,9 +31,7 @@ class _Parser(ArgumentParser):
 def parser() -> ArgumentParser:
     """The argument parser. Flags that were not given are absent from its namespace; `run` is the command to call with
     the namespace."""
-    top = _Parser(
-        prog="python -m svd_core", description="Turn a still picture into a clip with Stable Video Diffusion."
-    )
+    top = Parser(prog="python -m svd_core", description="Turn a still picture into a clip with Stable Video Diffusion.")
     top.add_argument("--version", action="version", version=f"svd_core {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_animate(commands)

@@ -12,11 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where abandoned scratch folders are never removed
-    fcntl = None
+from .locks import FOLDERS_TOO, locked
 
 SCRATCH = ".svd_core-"
 """Prefix of scratch folders' names. They are created next to the target, or in the empty folder to be filled, because
@@ -96,15 +92,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
 def _lock(path: Path, *, wait: bool = False) -> int | None:
     """Lock a folder and return the descriptor, which holds it until this process closes it or dies. Returns None if
     another process holds the lock (with `wait`, waits for it instead) and on systems without such locks."""
-    if fcntl is None:
+    if not FOLDERS_TOO:  # abandoned scratch folders are never removed there
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if locked(descriptor, wait=wait):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The loss of the video stage, the random numbers in it, and the averaged weights."""
 
+import copy
 import dataclasses
 import math
 
@@ -7,15 +8,17 @@ import pytest
 import torch
 
 from svd_core.conditioning import Conditioning, MicroConditioning
+from svd_core.config import LATENT_SCALE
 from svd_core.sampling.denoise import Denoiser
 from training import ema
+from training.autoencoder import moments
 from training.data import Clip
 from training.initialise import freeze_unread, new_clip_vision, new_unet, new_vae
 from training.loss import draw, v_loss, v_target
 from training.randomness import generator_for, seed_for
 from training.recipe import Noise
 from training.reconstruction import difference_loss, divergence, reconstruction_loss
-from training.video import VideoObjective, drawn_for
+from training.video import CachedSamples, VideoObjective, drawn_for
 
 
 def network(x, c_noise, context, vector, num_frames):
@@ -91,9 +94,9 @@ def objective(tiny_model):
     return VideoObjective(*parts, new_vae(tiny_model.vae, make))
 
 
-def batch_of(keep_context: float, keep_first: float) -> dict[str, torch.Tensor]:
+def batch_of(keep_context: float, keep_first: float, noise: Noise = Noise()) -> dict[str, torch.Tensor]:  # noqa: B008
     clip = Clip(torch.rand(2, 3, 64, 64) * 2 - 1, 7, 127)
-    drawn = drawn_for(clip, 2, Noise(), 48, seed=0, number=0) | {"pixels": clip.pixels}
+    drawn = drawn_for(clip, 2, noise, 48, seed=0, number=0) | {"pixels": clip.pixels}
     drawn |= {"keep_context": torch.tensor(keep_context), "keep_first": torch.tensor(keep_first)}
     return {name: tensor[None] for name, tensor in drawn.items()}
 
@@ -108,6 +111,50 @@ def test_dropping_zeroes_one_condition_and_leaves_the_other(objective, keep_cont
     assert torch.equal(part.first, whole.first * keep_first)
     assert torch.equal(part.vector, whole.vector)
     assert whole.context.abs().sum() > 0 and whole.first.abs().sum() > 0
+
+
+@pytest.mark.parametrize("posterior", ["mean", "sample"])
+def test_a_network_in_bf16_learns_the_same_target_in_float32(objective, tiny_model, monkeypatch, posterior):
+    heard = []
+
+    def listen(found, target):
+        heard.append((found.dtype, target))
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch.nn.functional, "mse_loss", listen)
+    batch = batch_of(1.0, 1.0, Noise(posterior=posterior))
+    objective(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        objective(batch)
+    half = [copy.deepcopy(network).bfloat16() for network in (objective.unet, objective.clip_vision)]
+    VideoObjective(*half, objective.vae, torch.bfloat16)(batch)
+    for dtype, target in heard:
+        assert dtype == target.dtype == torch.float32
+        assert torch.equal(target, heard[0][1])
+    assert len(heard) == 3
+
+
+def test_a_sample_of_the_posterior_is_as_far_from_its_mean_as_the_encoder_says(objective):
+    batch = batch_of(1.0, 1.0, Noise(posterior="sample"))
+    mean, log_variance = moments(objective.vae, batch["pixels"][0])
+    expected = (mean + (log_variance / 2).exp() * batch["on_posterior"][0]) * LATENT_SCALE
+    torch.testing.assert_close(objective.encode(batch)[0], expected)
+    del batch["on_posterior"]
+    torch.testing.assert_close(objective.encode(batch)[0], mean * LATENT_SCALE)
+    shard = {"latents": torch.zeros(1, 2, 4, 8, 8), "log_variance": torch.full((1, 2, 4, 8, 8), 2 * math.log(3))}
+    shard |= {"still": torch.zeros(1, 3, 64, 64), "fps": torch.ones(1), "motion_bucket": torch.ones(1)}
+    samples = CachedSamples([shard], Noise(posterior="sample"), 48, seed=0)
+    first, second = samples[0], samples[1]
+    torch.testing.assert_close(first["latents"], 3 * first["on_posterior"])
+    assert not torch.equal(first["latents"], second["latents"]), "drawn anew each time that a clip is seen"
+    assert torch.equal(first["latents"], samples[0]["latents"])
+
+
+def test_what_else_is_drawn_does_not_depend_on_the_posterior():
+    mean, sample = (draw(Noise(posterior=each), 2, 16, 16, generator_for(0)) for each in ("mean", "sample"))
+    assert mean.on_posterior is None and not torch.equal(sample.on_posterior, sample.on_latent)
+    for name in ("sigma", "augmentation", "keep_context", "keep_first", "on_still", "on_latent"):
+        assert torch.equal(getattr(mean, name), getattr(sample, name)), name
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_else(objective):

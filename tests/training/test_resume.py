@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from svd_core.errors import CheckpointError, InputError, OutputError, StableVideoError
+from svd_core.media import locks
 from training import checkpoint, lock, loop
 from training.checkpoint import State, differences_of, load_state, save_state, save_tensors
 from training.data import open_source
@@ -268,7 +269,7 @@ def test_a_file_system_without_locks_is_borne(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
     run.train(Machine(), lambda run: None)
     assert run.step == 2

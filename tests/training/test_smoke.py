@@ -1,5 +1,6 @@
 """All stages on a model of seconds: each lowers its loss, and what comes out is a model that animates."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -21,11 +22,12 @@ from training.data import open_source
 from training.distributed import ALONE
 from training.export import MEBIBYTE, export, official_tensors
 from training.initialise import new_clip_vision, new_unet, new_vae
+from training.lock import held
 from training.loop import Machine, Place, contiguous_norms
 from training.plot import SIZE, plot_losses, running_mean
 from training.randomness import generator_for
 from training.recipe import DEMO, Noise, Recipe, read_recipe, with_settings
-from training.stages import STAGES, read_kept, train_temporal, train_video
+from training.stages import STAGES, read_kept, temporal_is, train_temporal, train_video, video_is
 from training.video import CachedSamples
 
 STEPS = {"autoencoder": 30, "temporal": 16, "video": 40}
@@ -167,6 +169,57 @@ def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
         train_video(more, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
 
 
+def test_samples_of_the_posterior_are_trained_on_and_drawn_again_when_resumed(recipe, trained, tmp_path):
+    sampled = with_settings(recipe, ["video.noise.posterior=sample", "video.optimisation.steps=4"])
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    for name, stops in (("whole", [None]), ("parts", [2, None])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+        for stop in stops:
+            train_video(sampled, source, tmp_path / name, Machine(stop_after=stop), ALONE)
+    whole, parts = (_tensors(Place(tmp_path / name, "video").state) for name in ("whole", "parts"))
+    assert whole[0].keys() == parts[0].keys()
+    assert all(torch.equal(tensor, parts[0][name]) for name, tensor in whole[0].items())
+    assert '"posterior": "sample"' in whole[1]["training.state"]
+    shard, _ = _tensors(tmp_path / "whole" / "latents" / "0000.safetensors")
+    assert shard["log_variance"].shape == shard["latents"].shape and shard["log_variance"].dtype == torch.float16
+
+
+def test_encoded_clips_without_a_variance_are_refused_where_samples_are_wanted(recipe, trained, tmp_path):
+    for name in ("autoencoder.safetensors", "latents"):
+        (tmp_path / name).symlink_to(trained[0] / name)
+    sampled = with_settings(recipe, ["video.noise.posterior=sample"])
+    with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* for another posterior .*: remove"):
+        train_video(sampled, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
+
+
+def test_runs_on_the_mean_are_described_as_before_there_was_a_choice(recipe, trained):
+    """So that older ones, and their encoded clips, go on."""
+    described = read_kept(trained[0], "video").configuration
+    assert described["video"]["noise"] == {
+        name: value for name, value in dataclasses.asdict(recipe.video.noise).items() if name != "posterior"
+    }
+
+
+def test_a_second_video_run_is_refused_before_it_encodes(recipe, trained, tmp_path):
+    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    with held(tmp_path, "video"), pytest.raises(InputError, match=r"another run trains the stage video in .*: wait"):
+        train_video(recipe, source, tmp_path, Machine(), ALONE)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_a_run_whose_recipe_stated_other_clips_is_exported_by_the_one_put_right(recipe, tmp_path):
+    """From before that was refused: no stage depends on what `model.variant` states."""
+    stated = dataclasses.replace(recipe.model.variant, frames=9)
+    old = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, variant=stated))
+    (tmp_path / "recipe.json").write_text(old.to_json())
+    with pytest.raises(InputError, match=r"model.variant.frames is 9: needed data.frames 3"):
+        read_recipe(tmp_path / "recipe.json")
+    assert temporal_is(old, "digest") == temporal_is(recipe, "digest")
+    assert video_is(old, "digest", None) == video_is(recipe, "digest", None)
+
+
 def test_every_encoded_clip_is_drawn_as_often():
     """Those of a last, short shard, too."""
     samples = CachedSamples([{"latents": torch.zeros(50)}, {"latents": torch.zeros(10)}], Noise(), 48, seed=0)
@@ -241,6 +294,7 @@ def test_settings_change_single_values():
         ("model.vae.channel_mult=[1,1,1]", "model.vae.channel_mult is (1, 1, 1): needed 4 numbers"),
         ("model.vae.latent_channels=8", "model.vae.latent_channels is 8: needed 4"),
         ("video.noise.drop_context=7", "video.noise.drop_context is 7.0: needed a share from 0 to 1"),
+        ("video.noise.posterior=median", "recipe.video.noise.posterior is 'median': needed one of mean, sample"),
         ("video.noise.p_std=-1", "video.noise.p_std is -1.0: needed at least 0"),
         ("video.noise.augmentation_mean=4", "video.noise.augmentation_mean is 4.0: needed at most -0.70"),
         ("autoencoder.optimisation.warmup=-5", "autoencoder.optimisation.warmup is -5: needed at least 0"),
@@ -275,6 +329,7 @@ def test_the_command_line_trains_and_exports(recipe, tmp_path, capsys):
         (["export", "--folder", "x", "--output", "y", "--limit", "nan"], "limit nan is no size: give MiB"),
         (["autoencoder", "--folder", "x", "--save-every", "0"], "save every 0 is less than 1"),
         (["lora", "--checkpoint", "x", "--clips", "y", "--folder", "z", "--rank", "0"], "rank 0 is not above 0"),
+        (["video", "--fold", "x"], "the following arguments are required: --folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_code_2(argv, message, capsys):

@@ -24,7 +24,7 @@ from .bridge.variant import model_variant
 from .checks import require_latents, require_vae, verdict, whole_clips
 from .conditioning import flattened
 from .curves import CURVED, CurvedSetting
-from .finish import HOLD, LOOP, STILL, Still, finishing, no_loop
+from .finish import HOLD, LOOP, STILL, Still, with_request, without_loop
 from .inputs import checked
 from .widgets import (
     augmentation_input,
@@ -103,7 +103,7 @@ class StableVideoMotionBrush(io.ComfyNode):
         picture = flattened(image).cpu()
         method = BrushMethod(brush, vae.encode(picture).float().cpu() * LATENT_SCALE)
         still = Still(picture[0], brush.opacity(feather))
-        return io.NodeOutput(with_method(model, method), finishing(latent, STILL, still))
+        return io.NodeOutput(with_method(model, method), with_request(latent, STILL, still))
 
 
 class StableVideoInBetween(io.ComfyNode):
@@ -137,7 +137,7 @@ class StableVideoInBetween(io.ComfyNode):
     def execute(cls, model: ModelPatcher, end: list, latent: dict[str, Any], method: str) -> io.NodeOutput:
         one_clip(model, latent)
         last = end_conditioning(end, latent["samples"])
-        return io.NodeOutput(between_pictures(model, last, method), no_loop(latent))
+        return io.NodeOutput(between_pictures(model, last, method), without_loop(latent))
 
 
 class StableVideoLoop(io.ComfyNode):
@@ -167,7 +167,7 @@ class StableVideoLoop(io.ComfyNode):
     @checked
     def execute(cls, model: ModelPatcher, latent: dict[str, Any], method: str) -> io.NodeOutput:
         require_loop(one_clip(model, latent))
-        return io.NodeOutput(between_pictures(model, None, method), finishing(latent, LOOP, True))
+        return io.NodeOutput(between_pictures(model, None, method), with_request(latent, LOOP, True))
 
 
 class StableVideoLongTake(io.ComfyNode):
@@ -235,9 +235,9 @@ class StableVideoLongTake(io.ComfyNode):
             windows_in_turns(patched, windows)
         reserve_for_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
-        longer = {**no_loop(latent), "samples": samples, "num_video_frames": frames}
+        longer = {**without_loop(latent), "samples": samples, "num_video_frames": frames}
         longer.pop("batch_index", None)  # it numbers the short clip's frames
-        held = finishing(longer, HOLD, colour_hold)
+        held = with_request(longer, HOLD, colour_hold)
         return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
 
 

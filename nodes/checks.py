@@ -37,6 +37,21 @@ def in_widget(name: str, check: Callable[[], Result]) -> Result:
         raise InputError(f"{name}: {error}") from error
 
 
+def words_of(text: str | None) -> list[str]:
+    """The words separated by commas or spaces. Raises InputError for a list, which ComfyUI lets a widget hold."""
+    if not isinstance(text, str | None):
+        raise InputError(f"{str(text)[:40]!r} is no text: write numbers with commas between")
+    return (text or "").replace(",", " ").split()
+
+
+def number_from(word: str, name: str) -> float:
+    """The number that a word of a widget's text stands for. Raises InputError, with this name, if it is none."""
+    try:
+        return float(word)
+    except ValueError as error:
+        raise InputError(f"{word!r} in {name} is not a number: write numbers such as 0.5") from error
+
+
 def show(node: type[io.ComfyNode], *sentences: str) -> None:
     """Show text on the running node in the front end; does nothing without one. Empty sentences are left out."""
     said = [sentence for sentence in sentences if sentence]

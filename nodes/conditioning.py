@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..svd_core.conditioning import (
-    MAX_AUGMENTATION,
-    MAX_MOTION_BUCKET,
-    MicroConditioning,
-    augment,
-    draw_noise,
-    warnings_for,
-)
+from ..svd_core.conditioning import MicroConditioning, augment, draw_noise, warnings_for
 from ..svd_core.config import PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
 from ..svd_core.media import as_image
@@ -25,6 +18,7 @@ from .bridge.clip_vision import embed
 from .bridge.variant import vae_variant
 from .checks import require_vae, show
 from .inputs import checked
+from .widgets import augmentation_input, motion_bucket_input, seed_input, vae_input
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
@@ -50,21 +44,19 @@ class StableVideoConditioning(io.ComfyNode):
             search_aliases=["svd", "svd img2vid conditioning", "image to video", "animate image", "motion bucket"],
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="From the video checkpoint."),
-                io.Vae.Input("vae", tooltip="From the video checkpoint."),
+                vae_input(),
                 io.Image.Input(
                     "image",
                     tooltip="First frame, at the size of the clip: Fit Picture brings any picture to it.",
                 ),
                 *_length_inputs(),
-                *_motion_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Of the noise on the picture. Another one varies small details of the same scene.",
+                motion_bucket_input("How much moves: near 0 almost nothing, 127 usual, above 255 things come apart."),
+                augmentation_input(
+                    "Noise on the picture. More lets the clip depart from it and move more; from 0.2 on details "
+                    "and faces change.",
+                    rounded_to=0.0001,
                 ),
+                seed_input("Of the noise on the picture. Another one varies small details of the same scene."),
                 io.Combo.Input(
                     "numerics",
                     options=list(NUMERICS),
@@ -106,12 +98,12 @@ class StableVideoConditioning(io.ComfyNode):
         num_frames = frames or trained.frames
         image = flattened(image)
         show(cls, *advice(micro, image, trained))
-        context = embedding(recipe.look(clip_vision, image))
+        context = embedding(recipe.embed(clip_vision, image))
         first = vae.encode(noisy_image(image, recipe.noise * micro.augmentation, seed)).float()
         numbers = {
             "fps": fps,
             "motion_bucket_id": motion_bucket,
-            "augmentation_level": recipe.told(micro.augmentation),
+            "augmentation_level": recipe.level(micro.augmentation),
             "num_video_frames": num_frames,
         }
         positive = entry(context, first, num_frames, numbers)
@@ -148,31 +140,6 @@ def _length_inputs() -> list[io.Input]:
     ]
 
 
-def _motion_inputs() -> list[io.Input]:
-    """Widgets for the amount of motion."""
-    return [
-        io.Int.Input(
-            "motion_bucket",
-            default=127,
-            min=0,
-            max=MAX_MOTION_BUCKET,
-            tooltip="How much moves: near 0 almost nothing, 127 usual, above 255 things come apart.",
-        ),
-        io.Float.Input(
-            "augmentation",
-            default=0.02,
-            min=0.0,
-            max=MAX_AUGMENTATION,
-            step=0.01,
-            round=0.0001,
-            tooltip=(
-                "Noise on the picture. More lets the clip depart from it and move more; from 0.2 on details "
-                "and faces change."
-            ),
-        ),
-    ]
-
-
 # Numerics
 
 
@@ -194,19 +161,19 @@ def in_half(augmentation: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """Differences between implementations (spec 10): look, how CLIP embeds images (B, H, W, 3) in [0, 1]; noise, the
-    standard deviation of pixel noise on the [-1, 1] scale per unit of augmentation; told, augmentation -> the level
+    """Differences between implementations (spec 10): embed, how CLIP embeds images (B, H, W, 3) in [0, 1]; noise, the
+    standard deviation of pixel noise on the [-1, 1] scale per unit of augmentation; level, augmentation -> the level
     passed to the network."""
 
-    look: Callable[[ClipVisionModel, Tensor], Tensor] = whole_frame
+    embed: Callable[[ClipVisionModel, Tensor], Tensor] = whole_frame
     noise: float = 1.0
-    told: Callable[[float], float] = as_given
+    level: Callable[[float], float] = as_given
 
 
 NUMERICS: dict[str, Numerics] = {
     "reference": Numerics(),
-    "diffusers": Numerics(told=in_half),
-    "comfyui": Numerics(look=middle_square, noise=2.0),
+    "diffusers": Numerics(level=in_half),
+    "comfyui": Numerics(embed=middle_square, noise=2.0),
 }
 """User-facing names. ComfyUI adds its noise on the [0, 1] scale, where the same deviation is twice as strong."""
 

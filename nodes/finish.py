@@ -42,12 +42,12 @@ class Still:
         return torch.from_numpy(done).to(images)
 
 
-def finishing(latent: dict[str, Any], what: str, how: object) -> dict[str, Any]:
+def with_request(latent: dict[str, Any], what: str, how: object) -> dict[str, Any]:
     """A copy of the LATENT with one more post-processing request."""
     return {**latent, KEY: {**latent.get(KEY, {}), what: how}}
 
 
-def no_loop(latent: dict[str, Any]) -> dict[str, Any]:
+def without_loop(latent: dict[str, Any]) -> dict[str, Any]:
     """A copy of the LATENT for a clip that does not end with its first frame; other requests are kept."""
     asked = {what: how for what, how in latent.get(KEY, {}).items() if what != LOOP}
     rest = {name: value for name, value in latent.items() if name != KEY}

@@ -10,31 +10,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..svd_core.conditioning import MAX_AUGMENTATION, MAX_MOTION_BUCKET, Conditioning
+from ..svd_core.conditioning import Conditioning
 from ..svd_core.config import LATENT_SCALE, PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
-from ..svd_core.motion import Brush, Windows, curve_values, require_loop, unstuck
+from ..svd_core.motion import Brush, Windows, require_loop, unstuck
 from ..svd_core.settings import MAX_FRAMES
 from .bridge.guider import require_video_model
-from .bridge.methods import (
-    BetweenMethod,
-    BrushMethod,
-    CurveMethod,
-    LongTakeMethod,
-    at_once,
-    both_ways_in_turns,
-    from_lower,
-    in_windows,
-    methods_of,
-    windows_in_turns,
-    with_method,
-)
+from .bridge.motion.combined import methods_of, with_method
+from .bridge.motion.in_turns import directions_in_turns, windows_in_turns, with_chosen_sampler
+from .bridge.motion.methods import BetweenMethod, BrushMethod, CurveMethod, LongTakeMethod
+from .bridge.motion.runs import reserve_for_windows, start_lower
 from .bridge.variant import model_variant
 from .checks import require_latents, require_vae, verdict, whole_clips
 from .conditioning import flattened
-from .finish import HOLD, LOOP, STILL, Still, finishing, no_loop
+from .curves import CURVED, CurvedSetting
+from .finish import HOLD, LOOP, STILL, Still, with_request, without_loop
 from .inputs import checked
-from .sampling import curve_points, parse_points
+from .widgets import (
+    augmentation_input,
+    conditioning_inputs,
+    model_input,
+    motion_bucket_input,
+    patched_model_output,
+    vae_input,
+)
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -62,9 +61,9 @@ class StableVideoMotionBrush(io.ComfyNode):
             ),
             search_aliases=["motion mask", "motion brush", "svd mask", "cinemagraph", "freeze background"],
             inputs=[
-                _model_input(),
-                io.Vae.Input("vae", tooltip="From the video checkpoint."),
-                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
+                model_input(),
+                vae_input(),
+                _latent_input(),
                 io.Image.Input("image", tooltip="The fitted picture that the conditioning was given."),
                 io.Mask.Input(
                     "mask", tooltip="At the picture's size: one mask for all frames, or one for each. 0 stands still."
@@ -80,7 +79,7 @@ class StableVideoMotionBrush(io.ComfyNode):
                     "invert", default=False, tooltip="Turn on where the mask shows what stands still.", advanced=True
                 ),
             ],
-            outputs=[_model_output(), _latent_output()],
+            outputs=[patched_model_output(), _latent_output()],
         )
 
     @classmethod
@@ -104,7 +103,7 @@ class StableVideoMotionBrush(io.ComfyNode):
         picture = flattened(image).cpu()
         method = BrushMethod(brush, vae.encode(picture).float().cpu() * LATENT_SCALE)
         still = Still(picture[0], brush.opacity(feather))
-        return io.NodeOutput(with_method(model, method), finishing(latent, STILL, still))
+        return io.NodeOutput(with_method(model, method), with_request(latent, STILL, still))
 
 
 class StableVideoInBetween(io.ComfyNode):
@@ -122,15 +121,15 @@ class StableVideoInBetween(io.ComfyNode):
             ),
             search_aliases=["end frame", "first last frame", "interpolation", "keyframes", "tween", "flf2v"],
             inputs=[
-                _model_input(),
+                model_input(),
                 io.Conditioning.Input(
                     "end",
                     tooltip="Positive of another Stable Video Conditioning, of the end picture with the same widgets.",
                 ),
-                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
-                _bounded_input(),
+                _latent_input(),
+                _between_method_input(),
             ],
-            outputs=[_model_output(), _latent_output()],
+            outputs=[patched_model_output(), _latent_output()],
         )
 
     @classmethod
@@ -138,7 +137,7 @@ class StableVideoInBetween(io.ComfyNode):
     def execute(cls, model: ModelPatcher, end: list, latent: dict[str, Any], method: str) -> io.NodeOutput:
         one_clip(model, latent)
         last = end_conditioning(end, latent["samples"])
-        return io.NodeOutput(bounded(model, last, method), no_loop(latent))
+        return io.NodeOutput(between_pictures(model, last, method), without_loop(latent))
 
 
 class StableVideoLoop(io.ComfyNode):
@@ -157,18 +156,18 @@ class StableVideoLoop(io.ComfyNode):
             ),
             search_aliases=["seamless loop", "gif loop", "cinemagraph", "looping video", "cyclic"],
             inputs=[
-                _model_input(),
-                io.Latent.Input("latent", tooltip="From Stable Video Conditioning."),
-                _bounded_input(),
+                model_input(),
+                _latent_input(),
+                _between_method_input(),
             ],
-            outputs=[_model_output(), _latent_output()],
+            outputs=[patched_model_output(), _latent_output()],
         )
 
     @classmethod
     @checked
     def execute(cls, model: ModelPatcher, latent: dict[str, Any], method: str) -> io.NodeOutput:
         require_loop(one_clip(model, latent))
-        return io.NodeOutput(bounded(model, None, method), finishing(latent, LOOP, True))
+        return io.NodeOutput(between_pictures(model, None, method), with_request(latent, LOOP, True))
 
 
 class StableVideoLongTake(io.ComfyNode):
@@ -186,9 +185,8 @@ class StableVideoLongTake(io.ComfyNode):
             ),
             search_aliases=["long video", "extend video", "continue video", "context windows", "more frames"],
             inputs=[
-                _model_input(),
-                io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning."),
-                io.Conditioning.Input("negative", tooltip="From Stable Video Conditioning."),
+                model_input(),
+                *conditioning_inputs(),
                 io.Latent.Input("latent", tooltip="From Stable Video Conditioning; its size is kept."),
                 io.Int.Input("frames", default=50, min=2, max=MAX_FRAMES, tooltip="Length of the whole clip."),
                 *_window_inputs(),
@@ -203,7 +201,7 @@ class StableVideoLongTake(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Needed where a clip is continued."),
             ],
             outputs=[
-                _model_output(),
+                patched_model_output(),
                 io.Conditioning.Output(display_name="positive", tooltip="The same, for the whole clip."),
                 io.Conditioning.Output(display_name="negative", tooltip="The same, for the whole clip."),
                 _latent_output(),
@@ -232,14 +230,14 @@ class StableVideoLongTake(io.ComfyNode):
         given = None if continued is None else last_latents(continued, vae, windows.overlap, latent["samples"])
         patched = with_method(model, LongTakeMethod(windows, colour_hold, given))
         if method == FUSION:
-            at_once(patched)
+            with_chosen_sampler(patched)
         else:
             windows_in_turns(patched, windows)
-        in_windows(patched, windows.length)
+        reserve_for_windows(patched, windows.length)
         samples = torch.zeros(frames, *latent["samples"].shape[1:])
-        longer = {**no_loop(latent), "samples": samples, "num_video_frames": frames}
+        longer = {**without_loop(latent), "samples": samples, "num_video_frames": frames}
         longer.pop("batch_index", None)  # it numbers the short clip's frames
-        held = finishing(longer, HOLD, colour_hold)
+        held = with_request(longer, HOLD, colour_hold)
         return io.NodeOutput(patched, for_frames(positive, frames), for_frames(negative, frames), held)
 
 
@@ -258,7 +256,7 @@ class StableVideoUnstick(io.ComfyNode):
             ),
             search_aliases=["more motion", "frozen video", "motion slider", "static video", "motion strength"],
             inputs=[
-                _model_input(),
+                model_input(),
                 io.Float.Input(
                     "strength",
                     default=0.5,
@@ -267,25 +265,11 @@ class StableVideoUnstick(io.ComfyNode):
                     step=0.05,
                     tooltip="0 changes nothing. The higher, the more moves and the less the clip keeps to its picture.",
                 ),
-                io.Int.Input(
-                    "motion_bucket",
-                    default=127,
-                    min=0,
-                    max=MAX_MOTION_BUCKET,
-                    tooltip="At strength 0; rises to 255 at strength 1.",
-                ),
-                io.Float.Input(
-                    "augmentation",
-                    default=0.02,
-                    min=0.0,
-                    max=MAX_AUGMENTATION,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="At strength 0; rises with the strength.",
-                ),
+                motion_bucket_input("At strength 0; rises to 255 at strength 1."),
+                augmentation_input("At strength 0; rises with the strength.", rounded_to=0.001),
             ],
             outputs=[
-                _model_output(),
+                patched_model_output(),
                 io.Int.Output(display_name="motion_bucket", tooltip="For Stable Video Conditioning."),
                 io.Float.Output(display_name="augmentation", tooltip="For Stable Video Conditioning."),
             ],
@@ -298,7 +282,7 @@ class StableVideoUnstick(io.ComfyNode):
         settings = unstuck(strength, motion_bucket, augmentation)
         patched = model.clone()
         if strength > 0:
-            from_lower(patched, settings.sigma_start)
+            start_lower(patched, settings.sigma_start)
         return io.NodeOutput(patched, settings.motion_bucket, settings.augmentation)
 
 
@@ -316,8 +300,8 @@ class StableVideoCurves(io.ComfyNode):
                 "numbers. The model learned with constants: keep changes gentle."
             ),
             search_aliases=["motion curve", "keyframe", "schedule", "ease in", "float list", "cfg curve"],
-            inputs=[_model_input(), *[each for name, points in CURVED.items() for each in _curve_inputs(name, points)]],
-            outputs=[_model_output()],
+            inputs=[model_input(), *(each for setting in CURVED for each in _curve_inputs(setting))],
+            outputs=[patched_model_output()],
         )
 
     @classmethod
@@ -328,7 +312,7 @@ class StableVideoCurves(io.ComfyNode):
         augmentation_points: str | None = "",
     ) -> bool | str:
         texts = (guidance_points, motion_bucket_points, augmentation_points)
-        return verdict(lambda: [points_of(*each) for each in zip(CURVED, texts, strict=True)])
+        return verdict(lambda: [setting.points(text) for setting, text in zip(CURVED, texts, strict=True)])
 
     @classmethod
     @checked
@@ -348,30 +332,22 @@ class StableVideoCurves(io.ComfyNode):
             (motion_bucket_points, motion_bucket_values),
             (augmentation_points, augmentation_values),
         )
-        return io.NodeOutput(
-            with_method(model, CurveMethod(*(curve_of(name, *each) for name, each in zip(CURVED, drawn, strict=True))))
-        )
+        curves = (setting.curve(*inputs) for setting, inputs in zip(CURVED, drawn, strict=True))
+        return io.NodeOutput(with_method(model, CurveMethod(*curves)))
 
 
-# Sockets and widgets shared by several nodes
-
-CURVED = {"guidance": "0:1, 0.5:3, 1:2", "motion_bucket": "0:20, 0.5:80, 1:200", "augmentation": "0:0.02, 1:0.1"}
-"""Settings that can change along the clip, and example points for each."""
+# Sockets and widgets
 
 
-def _model_input() -> io.Model.Input:
-    return io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's.")
-
-
-def _model_output() -> io.Model.Output:
-    return io.Model.Output(display_name="model", tooltip="For a sampler, or another node of this kind.")
+def _latent_input() -> io.Latent.Input:
+    return io.Latent.Input("latent", tooltip="From Stable Video Conditioning.")
 
 
 def _latent_output() -> io.Latent.Output:
     return io.Latent.Output(display_name="latent", tooltip="For the sampler.")
 
 
-def _bounded_input() -> io.Combo.Input:
+def _between_method_input() -> io.Combo.Input:
     return io.Combo.Input(
         "method",
         options=[FUSION, IN_TURNS],
@@ -420,13 +396,14 @@ def _window_inputs() -> list[io.Input]:
     ]
 
 
-def _curve_inputs(name: str, points: str) -> list[io.Input]:
+def _curve_inputs(setting: CurvedSetting) -> list[io.Input]:
+    name, example = setting.name, setting.example
     return [
         io.String.Input(
             f"{name}_points",
             default="",
             optional=True,
-            tooltip=f"The {name} along the clip as position:value, such as {points}. Empty leaves it alone.",
+            tooltip=f"The {name} along the clip as position:value, such as {example}. Empty leaves it alone.",
         ),
         io.Float.Input(
             f"{name}_values",
@@ -493,10 +470,10 @@ def end_conditioning(end: list, samples: Tensor) -> Conditioning:
     return Conditioning(context[:1].float(), first.float(), torch.zeros(1, 3))
 
 
-def bounded(model: ModelPatcher, end: Conditioning | None, method: str) -> ModelPatcher:
+def between_pictures(model: ModelPatcher, end: Conditioning | None, method: str) -> ModelPatcher:
     sequential = method == IN_TURNS
     patched = with_method(model, BetweenMethod(end, sequential))
-    (both_ways_in_turns if sequential else at_once)(patched)
+    (directions_in_turns if sequential else with_chosen_sampler)(patched)
     return patched
 
 
@@ -521,16 +498,3 @@ def last_latents(clip: Tensor, vae: VAE | None, count: int, samples: Tensor) -> 
 
 def for_frames(conditioning: list, frames: int) -> list:
     return [[context, {**numbers, "num_video_frames": frames}] for context, numbers in conditioning]
-
-
-def points_of(setting: str, text: str | None) -> list[tuple[float, float]]:
-    return parse_points(text) if setting == "guidance" else curve_points(text, setting)
-
-
-def curve_of(setting: str, points: str, values: Any) -> float | list | None:
-    """A curve from its two inputs, None if both are empty; values take precedence. Raises InputError."""
-    if values is not None:
-        listed = values.tolist() if isinstance(values, torch.Tensor) else values
-        curve_values(listed, len(listed) if isinstance(listed, list | tuple) else 1)
-        return listed
-    return points_of(setting, points) or None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,49 +13,31 @@ import torch
 from comfy_api.latest import io
 
 from ..svd_core.errors import InputError
-from ..svd_core.sampling import (
-    align_your_steps_sigmas,
-    constant_guidance,
-    curve_guidance,
-    cut_sigmas,
-    edm_sigmas,
-    linear_guidance,
-    sigmas_from_list,
-    trapezoid_guidance,
-    triangle_guidance,
-)
+from ..svd_core.sampling import cut_sigmas, edm_sigmas
 from ..svd_core.sampling.schedule import RHO, SIGMA_MAX, SIGMA_MIN
 from ..svd_core.settings import MAX_STEPS
-from .bridge.guider import ClipGuider, Weights, replaced_guidance, require_sampled
+from .bridge.guider import ClipGuider, replaced_guidance, require_sampled
 from .bridge.plan import sampling_in_words
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
-from .checks import damaged_frames, in_widget, show, verdict
+from .checks import damaged_frames, show, verdict
+from .curves import GUIDANCE, guidance
 from .inputs import checked
+from .schedules import SCHEDULES, denoised_part, parse_levels, require_order
+from .widgets import (
+    conditioning_inputs,
+    guidance_inputs,
+    guidance_points_input,
+    model_input,
+    sampler_input,
+    schedule_input,
+    seed_input,
+    steps_input,
+)
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from torch import Tensor
-
-    from ..svd_core.config import Variant
-
-MAX_GUIDANCE = 100.0
-
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
-"""User-facing names of the functions number of steps -> sigmas (steps + 1,)."""
-
-
-def _constant(num_frames: int, minimum: float, maximum: float) -> Tensor:
-    return constant_guidance(num_frames, maximum)
-
-
-CURVES: dict[str, Callable[[int, float, float], Tensor]] = {
-    "linear": linear_guidance,
-    "constant": _constant,
-    "triangle": triangle_guidance,
-    "trapezoid": trapezoid_guidance,
-}
-"""User-facing names of the functions (number of frames, minimum, maximum) -> weights (T,)."""
 
 
 class StableVideoSampler(io.ComfyNode):
@@ -75,29 +55,18 @@ class StableVideoSampler(io.ComfyNode):
             ),
             search_aliases=["svd sampler", "ksampler video", "image to video", "video to video", "linear cfg"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's."),
-                io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning."),
-                io.Conditioning.Input("negative", tooltip="From Stable Video Conditioning."),
+                model_input(),
+                *conditioning_inputs(),
                 io.Latent.Input(
                     "latent",
                     tooltip="Empty for a new clip, or an encoded video to rework. A noise mask says where.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Another seed moves another way. The same seed gives the same clip on every machine.",
-                ),
+                seed_input("Another seed moves another way. The same seed gives the same clip on every machine."),
                 steps_input(),
                 *guidance_inputs(),
                 schedule_input(),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSAMPLER_NAMES,
-                    default="euler",
-                    tooltip="euler is what the model was released with. Ancestral and SDE ones move more and flicker.",
+                sampler_input(
+                    "euler", "euler is what the model was released with. Ancestral and SDE ones move more and flicker."
                 ),
                 _denoise_input(),
                 *_part_inputs(),
@@ -107,7 +76,7 @@ class StableVideoSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Turn off to go on with a latent that is still noisy, from a sampler with an end step.",
                 ),
-                points_input(),
+                guidance_points_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The clip, for Stable Video Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -117,7 +86,7 @@ class StableVideoSampler(io.ComfyNode):
     def validate_inputs(
         cls, guidance_points: str | None = "", start_step: int | None = 0, end_step: int | None = 0
     ) -> bool | str:
-        return verdict(lambda: (parse_points(guidance_points), require_order(start_step, end_step)))
+        return verdict(lambda: (GUIDANCE.points(guidance_points), require_order(start_step, end_step)))
 
     @classmethod
     @checked
@@ -233,11 +202,10 @@ class StableVideoGuider(io.ComfyNode):
             ),
             search_aliases=["svd guider", "linear cfg", "video cfg guidance", "triangle cfg"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Video Diffusion model, from our loader or ComfyUI's."),
-                io.Conditioning.Input("positive", tooltip="From Stable Video Conditioning."),
-                io.Conditioning.Input("negative", tooltip="From Stable Video Conditioning."),
+                model_input(),
+                *conditioning_inputs(),
                 *guidance_inputs(),
-                points_input(),
+                guidance_points_input(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
@@ -245,7 +213,7 @@ class StableVideoGuider(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, guidance_points: str | None = "") -> bool | str:
-        return verdict(lambda: parse_points(guidance_points))
+        return verdict(lambda: GUIDANCE.points(guidance_points))
 
     @classmethod
     @checked
@@ -265,74 +233,7 @@ class StableVideoGuider(io.ComfyNode):
         return io.NodeOutput(guider)
 
 
-# Widgets shared by several nodes
-
-
-OWN_STEPS = "More is slower and cleaner. 0 takes the checkpoint's own: 25 for SVD, 30 for SVD-XT."
-
-
-def steps_input(default: int = 0, tooltip: str = OWN_STEPS) -> io.Int.Input:
-    return io.Int.Input("steps", default=default, min=0, max=MAX_STEPS, tooltip=tooltip)
-
-
-def guidance_inputs() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "min_guidance",
-            default=0.0,
-            min=0.0,
-            max=MAX_GUIDANCE,
-            step=0.1,
-            round=0.01,
-            tooltip=(
-                "Weight of the first frame. 0 takes the checkpoint's own: 1 for SVD, 1.5 for SVD-XT. Higher holds "
-                "closer to the picture."
-            ),
-        ),
-        io.Float.Input(
-            "max_guidance",
-            default=0.0,
-            min=0.0,
-            max=MAX_GUIDANCE,
-            step=0.1,
-            round=0.01,
-            tooltip=(
-                "Weight of the last frame. 0 takes the checkpoint's own: 2.5 for SVD, 3 for SVD-XT. Lower lets the end "
-                "of the clip drift off, higher makes it harsh and over-saturated."
-            ),
-        ),
-        io.Combo.Input(
-            "guidance_curve",
-            options=list(CURVES),
-            default="linear",
-            tooltip=(
-                "linear rises from first to last frame; constant is the maximum throughout; triangle is highest in the "
-                "middle, for clips that return to the picture; trapezoid is highest but for the ends."
-            ),
-        ),
-    ]
-
-
-def points_input() -> io.String.Input:
-    return io.String.Input(
-        "guidance_points",
-        default="",
-        optional=True,
-        advanced=True,
-        tooltip=(
-            "A curve of your own, as position:weight with position 0 the first frame and 1 the last, such as "
-            "0:1, 0.5:3, 1:2. Replaces minimum, maximum and curve."
-        ),
-    )
-
-
-def schedule_input(default: str = "edm") -> io.Combo.Input:
-    return io.Combo.Input(
-        "schedule",
-        options=list(SCHEDULES),
-        default=default,
-        tooltip="edm is what the model was released with; align_your_steps looks better at 10 to 15 steps.",
-    )
+# Widgets
 
 
 def _denoise_input() -> io.Float.Input:
@@ -348,118 +249,22 @@ def _denoise_input() -> io.Float.Input:
 
 def _part_inputs() -> list[io.Input]:
     return [
-        io.Int.Input(
+        _step_input(
             "start_step",
-            default=0,
-            min=0,
-            max=MAX_STEPS,
-            advanced=True,
-            tooltip="Leave out the steps before this one. With a given video it keeps more of it, as denoise does.",
+            "Leave out the steps before this one. With a given video it keeps more of it, as denoise does.",
         ),
-        io.Int.Input(
-            "end_step",
-            default=0,
-            min=0,
-            max=MAX_STEPS,
-            advanced=True,
-            tooltip="Stop before this step and hand on a latent that is still noisy. 0 runs to the end.",
-        ),
+        _step_input("end_step", "Stop before this step and hand on a latent that is still noisy. 0 runs to the end."),
     ]
+
+
+def _step_input(name: str, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=0, min=0, max=MAX_STEPS, advanced=True, tooltip=tooltip)
 
 
 def _level_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(
         name, default=default, min=0.0001, max=10000.0, step=0.001, round=0.0001, advanced=True, tooltip=tooltip
     )
-
-
-# Schedules
-
-
-def denoised_part(schedule: Callable[[int], Tensor], steps: int, denoise: float) -> Tensor:
-    """The last `steps` steps of a schedule of steps / denoise steps, as in ComfyUI's KSampler. Raises InputError for a
-    schedule of more than MAX_STEPS."""
-    whole = int(steps / denoise)
-    if whole > MAX_STEPS >= steps:
-        least, most = math.ceil(100 * steps / MAX_STEPS) / 100, int(MAX_STEPS * denoise)
-        raise InputError(
-            f"denoise {denoise:g} takes the last {steps} of {whole} steps, and {MAX_STEPS} are the most: raise denoise "
-            f"to {least:g}, or lower steps to {most}"
-        )
-    return schedule(whole)[-(steps + 1) :]
-
-
-def parse_levels(text: str | None) -> Tensor | None:
-    """A schedule from numbers separated by commas or spaces; None for empty text. Raises InputError."""
-    words = _words(text)
-    return in_widget("levels", lambda: sigmas_from_list([_number(word, "levels") for word in words])) if words else None
-
-
-def require_order(start_step: int | None, end_step: int | None) -> None:
-    """Raise InputError if the start and end steps select no steps; None means not known before the run."""
-    if not all(isinstance(step, int | None) for step in (start_step, end_step)):
-        return  # not integers, which ComfyUI has already reported
-    start, end = start_step or 0, end_step or 0
-    if start < 0 or end < 0 or (end_step and start >= end):
-        raise InputError(
-            f"start step {start} to end step {end} leaves nothing to do: give an end after the start, or 0"
-        )
-
-
-# Guidance
-
-
-def guidance(variant: Variant, minimum: float, maximum: float, curve: str, points: str) -> Weights:
-    """Function from a clip's length to its weights; 0 takes the checkpoint's own. Raises InputError."""
-    drawn = parse_points(points)
-    if drawn:
-        return lambda num_frames: curve_guidance(num_frames, drawn)
-    ends = (minimum or variant.min_guidance, maximum or variant.max_guidance)
-    return lambda num_frames: CURVES[curve](num_frames, *ends)
-
-
-def parse_points(text: str | None) -> list[tuple[float, float]]:
-    """Points (position, weight) from `0:1, 1:3`, weights within 0 to MAX_GUIDANCE. Raises InputError."""
-    points = curve_points(text, "guidance")
-    for _, weight in points:
-        if not 0 <= weight <= MAX_GUIDANCE:
-            raise InputError(f"guidance_points: weight {weight:g} is outside 0 to {MAX_GUIDANCE:g}: 1 to 3 is usual")
-    return points
-
-
-def curve_points(text: str | None, setting: str) -> list[tuple[float, float]]:
-    """Points (position, value) from the widget of a setting's curve. Raises InputError if they do not form one."""
-
-    def points() -> list[tuple[float, float]]:
-        found = [_point(word, setting) for word in _words(text)]
-        if found:
-            curve_guidance(2, found)
-        return found
-
-    return in_widget(f"{setting}_points", points)
-
-
-def _point(word: str, setting: str) -> tuple[float, float]:
-    said = setting.replace("_", " ")
-    position, colon, value = word.partition(":")
-    if not colon:
-        kind = "weight" if setting == "guidance" else "value"
-        raise InputError(f"{said} point {word!r} is not position:{kind}: write a curve as 0:1, 0.5:3, 1:2")
-    return _number(position, f"{said} points"), _number(value, f"{said} points")
-
-
-def _words(text: str | None) -> list[str]:
-    """The words separated by commas or spaces. Raises InputError for a list, which ComfyUI lets a widget hold."""
-    if not isinstance(text, str | None):
-        raise InputError(f"{str(text)[:40]!r} is no text: write numbers with commas between")
-    return (text or "").replace(",", " ").split()
-
-
-def _number(word: str, name: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise InputError(f"{word!r} in {name} is not a number: write numbers such as 0.5") from error
 
 
 # Running

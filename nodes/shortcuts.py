@@ -12,6 +12,7 @@ from .bridge.guider import require_video_model
 from .bridge.shortcuts import require_reusable, with_interval, with_reuse
 from .checks import verdict
 from .inputs import checked
+from .widgets import patched_model_output
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -56,7 +57,7 @@ class StableVideoShortcuts(io.ComfyNode):
                 _level_input("guidance_low", 0.0, "Guide only above this noise level. 0 guides to the end."),
                 _level_input("guidance_high", SIGMA_MAX, "Guide only up to this noise level. 700 is all of them."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For a sampler, or another node of this kind.")],
+            outputs=[patched_model_output()],
         )
 
     @classmethod

@@ -21,8 +21,8 @@ from ...svd_core.config import PIXELS_PER_LATENT
 from ...svd_core.errors import InputError
 from ...svd_core.motion import curve_values
 from ..checks import damaged_frames, require_latents, whole_clips
-from .methods import guidance_of, require_one_clip, require_sampler, windows_of
 from .model import StableVideoModel
+from .motion.combined import guidance_of, require_one_clip, require_sampler, windows_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -83,11 +83,11 @@ class ClipGuider(comfy.samplers.CFGGuider):
     def clips_of(self, latent: dict[str, Any]) -> Clips:
         """`clips` of a LATENT, whose own clip length has to be that of the conditioning. Raises InputError."""
         clips = self.clips(latent["samples"])
-        told = self.original_conds["positive"][0].get("num_video_frames")
-        own = latent.get("num_video_frames", told)
-        if told is not None and own != told:
+        wanted = self.original_conds["positive"][0].get("num_video_frames")
+        own = latent.get("num_video_frames", wanted)
+        if wanted is not None and own != wanted:
             raise InputError(
-                f"the latent is for clips of {own} frames and the conditioning for clips of {told}: take positive, "
+                f"the latent is for clips of {own} frames and the conditioning for clips of {wanted}: take positive, "
                 "negative and latent from the same Stable Video Conditioning"
             )
         return clips
@@ -190,9 +190,9 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
             "Video Conditioning, or fit its picture to the latent's size"
         )
     if "num_video_frames" in positive and first.shape[0] not in (1, latent.shape[0]):
-        told = first.shape[0] // clips.num_frames
+        described = first.shape[0] // clips.num_frames
         raise InputError(
-            f"the latent holds {clips.count} clips and the conditioning {told}: use the latent of the same Stable "
+            f"the latent holds {clips.count} clips and the conditioning {described}: use the latent of the same Stable "
             "Video Conditioning"
         )
 

@@ -158,10 +158,10 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
         return leaner_if_full(with_room, (None, *LEANER))
 
 
-def require_numbers(told: Mapping[str, Any]) -> None:
+def require_numbers(conditioning: Mapping[str, Any]) -> None:
     """Raise InputError if fps, motion bucket or augmentation in the conditioning is not a number."""
     for name in ("fps", "motion_bucket_id", "augmentation_level"):
-        value = told.get(name, 0)
+        value = conditioning.get(name, 0)
         if not isinstance(value, Real | torch.Tensor):
             raise InputError(
                 f"the conditioning's {name} is {value!r}, which is no number: connect Stable Video Conditioning"

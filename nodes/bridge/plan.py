@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import comfy.model_management
 
 from ...svd_core.planning import decode_in_words, gibibytes
-from .methods import windows_of
 from .model import StableVideoModel
+from .motion.combined import windows_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

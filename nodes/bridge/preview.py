@@ -74,7 +74,7 @@ class ProgressCallback:
         if start < self.due:
             return None
         # Start at the frame that would be playing now, so that playback continues from one preview to the next.
-        frames = turned(self._frames(x0), int((start - self.began) * FRAMES_PER_SECOND))
+        frames = rotated(self._frames(x0), int((start - self.began) * FRAMES_PER_SECOND))
         picture = MovingPicture(frames)
         end = time.perf_counter()
         self.due = end + max(PAUSE, COST * (end - start))
@@ -88,7 +88,7 @@ class ProgressCallback:
         return [ImageOps.contain(row, (side, side), Image.Resampling.BILINEAR) for row in rows]
 
 
-def turned(frames: list[Image.Image], start: int) -> list[Image.Image]:
+def rotated(frames: list[Image.Image], start: int) -> list[Image.Image]:
     """The frames of a loop rotated to begin at index `start`, modulo its length."""
     start %= len(frames)
     return frames[start:] + frames[:start]

@@ -16,6 +16,7 @@ import torch
 from synthetic import official_tensors, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+NODE_ID = "7"
 
 
 @pytest.fixture(scope="session")
@@ -52,19 +53,38 @@ def part(pack) -> Callable[[str], ModuleType]:
 def call(pack) -> Callable[..., Any]:
     """Run one of our nodes as ComfyUI does, with defaults for what is not given: `call("StableVideoSigmas", steps=5)`.
 
-    Returns its output, or all of them where there are several.
+    Returns its output, or all of them where there are several. `on_page` gives it a place in ComfyUI's page, where
+    `shown` sees what it says.
     """
     import nodes
 
-    def run(node_id: str, **inputs: Any) -> Any:
+    def run(node_id: str, *, on_page: bool = False, **inputs: Any) -> Any:
         node = nodes.NODE_CLASS_MAPPINGS[node_id]
         widgets = node.define_schema().inputs
         defaults = {each.id: each.default for each in widgets if getattr(each, "default", None) is not None}
+        clone = node.PREPARE_CLASS_CLONE(None)
+        clone.hidden.unique_id = NODE_ID if on_page else None
         with torch.inference_mode():
-            outputs = node.PREPARE_CLASS_CLONE(None).execute(**(defaults | inputs)).args
+            outputs = clone.execute(**(defaults | inputs)).args
         return outputs[0] if len(outputs) == 1 else outputs
 
     return run
+
+
+@pytest.fixture
+def shown(pack, monkeypatch) -> list[str]:
+    """The texts that nodes called with `on_page` show, through a stand-in for ComfyUI's server."""
+    from server import PromptServer
+
+    texts = []
+
+    class Server:
+        def send_progress_text(self, text: str, node: str) -> None:
+            assert node == NODE_ID
+            texts.append(text)
+
+    monkeypatch.setattr(PromptServer, "instance", Server(), raising=False)
+    return texts
 
 
 @pytest.fixture(scope="session")

@@ -355,19 +355,7 @@ def test_a_y_axis_that_is_not_wanted_may_hold_anything(pack):
     assert nodes.NODE_CLASS_MAPPINGS["StableVideoSweep"].validate_inputs(**given) is True
 
 
-def test_the_scout_says_what_it_costs_and_what_it_found(pack, part, monkeypatch, loaded, conditioned, pictures):
-    from server import PromptServer
-
-    import nodes
-
-    sent = []
-    server = type("Server", (), {"send_progress_text": lambda self, text, node: sent.append(text)})()
-    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    clone = nodes.NODE_CLASS_MAPPINGS["StableVideoSeedScout"].PREPARE_CLASS_CLONE(None)
-    clone.hidden.unique_id = "7"
-    positive, negative, latent = conditioned.one
-    widgets = (1, 2, "calm", 2, 0.0, 0.0, "linear", "edm", "euler")
-    with torch.inference_mode():
-        clone.execute(loaded.model, positive, negative, latent, loaded.vae, pictures[:1], *widgets)
-    assert sent[0].startswith("1 of 2 clips, 4 steps in all; pixels a frame\nseed 1: motion ")
-    assert sent[-1].startswith("2 seeds, least motion first")
+def test_the_scout_says_what_it_costs_and_what_it_found(scouted, shown):
+    scouted(on_page=True, tries=2, seed=1, rank_by="calm", steps=2)
+    assert shown[0].startswith("1 of 2 clips, 4 steps in all; pixels a frame\nseed 1: motion ")
+    assert shown[-1].startswith("2 seeds, least motion first")

@@ -140,17 +140,7 @@ def test_what_is_no_picture_is_refused(fit, input_error):
         fit(ramp(16, 640), width=1024)
 
 
-def test_the_node_says_what_it_did(pack, monkeypatch):
-    from server import PromptServer
-
-    import nodes
-
-    sent = []
-    server = type("Server", (), {"send_progress_text": lambda self, text, node: sent.append((text, node))})()
-    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    node = nodes.NODE_CLASS_MAPPINGS["StableVideoImageFit"]
-    clone = node.PREPARE_CLASS_CLONE(None)
-    clone.hidden.unique_id = "7"
+def test_the_node_says_what_it_did(fit, shown):
     for focus in (0.5, 0.1):  # it loses as much wherever the focus is
-        clone.execute(ramp(400, 100), "crop", 64, 64, focus, 0.5, "#ffffff")
-        assert sent.pop() == ("400x100 cropped to 64x64, 75 % of the width lost", "7")
+        fit(ramp(400, 100), on_page=True, width=64, height=64, focus_x=focus)
+        assert shown.pop() == "400x100 cropped to 64x64, 75 % of the width lost"

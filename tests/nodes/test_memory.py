@@ -9,37 +9,6 @@ FRAMES = 3
 SCALE = 0.18215
 
 
-@pytest.fixture
-def told(pack, monkeypatch):
-    """What nodes print in the artist's window."""
-    from server import PromptServer
-
-    sent = []
-    server = type("Server", (), {"send_progress_text": lambda self, text, node: sent.append(text)})()
-    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    return sent
-
-
-@pytest.fixture
-def shown(call, told, monkeypatch):
-    """`call`, with the node in a window."""
-    import nodes
-
-    def run(node_id, **inputs):
-        node = nodes.NODE_CLASS_MAPPINGS[node_id]
-        prepare = node.PREPARE_CLASS_CLONE
-
-        def prepared(info):
-            clone = prepare(info)
-            clone.hidden.unique_id = "7"
-            return clone
-
-        monkeypatch.setattr(node, "PREPARE_CLASS_CLONE", prepared)
-        return call(node_id, **inputs)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def conditioned(call, loaded, pictures):
     names = ("positive", "negative", "latent")
@@ -48,27 +17,28 @@ def conditioned(call, loaded, pictures):
 
 
 @pytest.fixture
-def sample(shown, loaded, conditioned):
-    return lambda **more: shown("StableVideoSampler", model=loaded.model, seed=5, **conditioned, **more)["samples"]
+def sample(call, loaded, conditioned):
+    given = {"model": loaded.model, "seed": 5, **conditioned}
+    return lambda **more: call("StableVideoSampler", on_page=True, **given, **more)["samples"]
 
 
 def latents() -> torch.Tensor:
     return torch.randn(FRAMES, 4, 8, 16, generator=torch.Generator().manual_seed(2)) / SCALE
 
 
-def test_the_sampler_says_what_it_needs(sample, told):
+def test_the_sampler_says_what_it_needs(sample, shown):
     sample()
-    (said,) = told
+    (said,) = shown
     assert said.startswith("Sampling: weights 0.01 GiB, activations ")
 
 
-def test_the_decoder_says_its_plan(shown, loaded, told):
-    shown("StableVideoDecode", latent={"samples": latents()}, vae=loaded.vae)
-    (said,) = told
+def test_the_decoder_says_its_plan(call, shown, loaded):
+    call("StableVideoDecode", on_page=True, latent={"samples": latents()}, vae=loaded.vae)
+    (said,) = shown
     assert said.startswith("Decoding: ") and "the clip on the device, 3 frames of intermediate results kept." in said
 
 
-def test_a_decode_in_higher_precision_is_told(shown, loaded, told, part, monkeypatch):
+def test_a_decode_in_higher_precision_is_told(call, shown, loaded, part, monkeypatch):
     warning = part("svd_core.errors").PrecisionWarning
     network = type(loaded.vae.first_stage_model)
     decode = network.decode
@@ -80,8 +50,8 @@ def test_a_decode_in_higher_precision_is_told(shown, loaded, told, part, monkeyp
         return decode(self, *args, **kwargs)
 
     monkeypatch.setattr(network, "decode", overflowing)
-    shown("StableVideoDecode", latent={"samples": latents()}, vae=loaded.vae)
-    plan, both = told
+    call("StableVideoDecode", on_page=True, latent={"samples": latents()}, vae=loaded.vae)
+    plan, both = shown
     assert both == f"{plan}\nframe 1 overflowed float16, so it had to be decoded again"
 
 

@@ -249,7 +249,7 @@ def test_a_latent_that_was_to_loop_does_not_after_in_between_and_long_take(call,
 def test_the_decode_node_shows_the_seam_score(part, pictures):
     finish = part("nodes.finish")
     frames = pictures[:1].expand(4, -1, -1, -1) * torch.tensor([1.0, 0.9, 0.8, 0.9])[:, None, None, None]
-    latent = finish.finishing({}, finish.LOOP, True)
+    latent = finish.with_request({}, finish.LOOP, True)
     assert finish.finished(frames, latent)[1] == ["Seam score 1.00 (1 is a step like any other)."]
     assert finish.finished(frames, {})[1] == []
 
@@ -257,11 +257,11 @@ def test_the_decode_node_shows_the_seam_score(part, pictures):
 def test_a_long_take_is_decoded_with_its_colours_held(part):
     finish = part("nodes.finish")
     frames = torch.rand(3, 4, 5, 3) * torch.tensor([1.0, 0.5, 0.2])[:, None, None, None]
-    held, said = finish.finished(frames, finish.finishing({}, finish.HOLD, 1.0))
+    held, said = finish.finished(frames, finish.with_request({}, finish.HOLD, 1.0))
     assert said == []
     assert torch.equal(held, torch.from_numpy(finish.hold_colours(frames.numpy(), 1.0)))
     assert not torch.equal(held, frames)
-    assert torch.equal(finish.finished(frames, finish.finishing({}, finish.HOLD, 0.0))[0], frames)
+    assert torch.equal(finish.finished(frames, finish.with_request({}, finish.HOLD, 0.0))[0], frames)
 
 
 def test_a_loop_of_two_frames_and_of_several_clips_is_refused(call, loaded, condition, pictures, input_error):

@@ -44,12 +44,10 @@ def test_without_the_library_the_node_says_what_to_install(call, images, input_e
         call(node, images=images)
 
 
-def test_without_a_checker_images_pass_and_that_is_said(call, part, images, monkeypatch):
+def test_without_a_checker_images_pass_and_that_is_said(call, shown, part, images, monkeypatch):
     offer(part, monkeypatch)
-    said = []
-    monkeypatch.setattr(part("nodes.provenance"), "show", lambda node, *sentences: said.extend(sentences))
-    assert call("StableVideoContentFilter", images=images) is images
-    assert said == [part("nodes.provenance").NO_FILTER]
+    assert call("StableVideoContentFilter", on_page=True, images=images) is images
+    assert shown == [part("nodes.provenance").NO_FILTER]
 
 
 def test_a_checker_that_objects_stops_the_workflow(call, part, images, input_error, monkeypatch):

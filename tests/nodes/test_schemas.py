@@ -10,6 +10,9 @@ import inspect
 import json
 import os
 from pathlib import Path
+from typing import get_args
+
+from svd_core.settings import Curve, Schedule
 
 SNAPSHOT = Path(__file__).parent / "data" / "schemas.json"
 
@@ -85,6 +88,13 @@ def test_defaults_lie_within_their_ranges(classes):
                 assert settings["min"] <= settings["default"] <= settings["max"], (node, each.id)
             elif "options" in settings and "default" in settings:
                 assert settings["default"] in settings["options"], (node, each.id)
+
+
+def test_schedules_and_guidance_curves_are_those_of_the_core(classes):
+    known = {"schedule": set(get_args(Schedule)), "guidance_curve": set(get_args(Curve))}
+    offered = [each for node in classes for each in node.define_schema().inputs if each.id in known]
+    assert {each.id for each in offered} == set(known)
+    assert all(set(each.options) == known[each.id] for each in offered)
 
 
 def test_comfyui_can_describe_every_node_to_its_page(classes):

@@ -254,8 +254,8 @@ class Metered:
     def num_frames(self) -> int:
         return self.denoise.num_frames
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> Metered:
-        return replace(self, denoise=self.denoise.told(change))
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> Metered:
+        return replace(self, denoise=self.denoise.with_conditioning(change))
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         before, self.live.peak = self.live.now, self.live.now

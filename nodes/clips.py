@@ -223,7 +223,7 @@ class StableVideoSweep(io.ComfyNode):
         cells = Cells(ClipInputs(model, positive, negative, latent, vae), base, image)
         cells.check(x, y)
         results = ResultsSoFar(cls, len(x.values) * (len(y.values) if y else 1))
-        swept = sweep(cells.renderer(x, y), x, y, check=require_choice, told=results.cell)
+        swept = sweep(cells.renderer(x, y), x, y, check=require_choice, callback=results.cell)
         show(cls, swept.report())
         video = torch.from_numpy(swept.frames)
         return io.NodeOutput(video, video[-1:].clone(), swept.report(), swept.to_json())

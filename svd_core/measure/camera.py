@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .flow import STIFFNESS, structure
+from .flow import FLOAT32, STIFFNESS, structure
 
 GRID = 64
 """Samples along the shorter side used by the fit; more only cost time."""
@@ -100,14 +100,14 @@ def fit_camera(flow: Tensor, seen: Visibility) -> Camera:
 
 def _places(height: int, width: int) -> Tensor:
     """Coordinates (2, h, w), x and y, of each pixel relative to the picture's centre."""
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    y, x = torch.meshgrid(torch.arange(height, **FLOAT32) + 0.5, torch.arange(width, **FLOAT32) + 0.5, indexing="ij")
     return torch.stack([x - width / 2, y - height / 2])
 
 
 def _say(seen: Visibility) -> Tensor:
     """Weight matrices (n, 2, 2, h, w): the visibility, raised to at least UNSEEN in every direction."""
     rows = [torch.stack([seen.xx, seen.xy], dim=1), torch.stack([seen.xy, seen.yy], dim=1)]
-    identity = torch.eye(2)[None, :, :, None, None]
+    identity = torch.eye(2, **FLOAT32)[None, :, :, None, None]
     return ((1 - UNSEEN) * torch.stack(rows, dim=1) + UNSEEN * identity).double()
 
 

@@ -14,6 +14,9 @@ from torch.nn.functional import avg_pool2d, conv2d, grid_sample, interpolate, pa
 
 from ..errors import InputError
 
+FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
+"""Where measuring happens, whatever torch's defaults are."""
+
 LUMA = (0.299, 0.587, 0.114)
 LEAST_CLIP_SIDE = 16
 """Smallest frame side in pixels on which motion can be measured."""
@@ -59,9 +62,14 @@ def require_clip(frames: np.ndarray) -> None:
         raise InputError(f"frames have shape {frames.shape}: need (T, H, W, 3) with at least 2 frames")
 
 
+def as_tensor(frames: np.ndarray) -> Tensor:
+    """An array as a tensor, without a copy if it is float32 already."""
+    return torch.as_tensor(np.ascontiguousarray(frames, np.float32), device="cpu")
+
+
 def luma_of(frames: np.ndarray) -> Tensor:
     """Luma of frames: (T, H, W, 3) in [0, 1] -> (T, 1, H, W) float32 in [0, 1]."""
-    return (torch.as_tensor(np.ascontiguousarray(frames, np.float32)) @ torch.tensor(LUMA))[:, None]
+    return (as_tensor(frames) @ torch.tensor(LUMA, **FLOAT32))[:, None]
 
 
 def shrunk(frames: np.ndarray, side: int) -> tuple[np.ndarray, int]:
@@ -70,7 +78,7 @@ def shrunk(frames: np.ndarray, side: int) -> tuple[np.ndarray, int]:
     factor = -(-max(frames.shape[1:3]) // side)
     if factor == 1 or min(frames.shape[1:3]) < factor * LEAST_CLIP_SIDE:
         return frames, 1
-    planes = (torch.as_tensor(np.ascontiguousarray(frame, np.float32)).movedim(-1, 0) for frame in frames)
+    planes = (as_tensor(frame).movedim(-1, 0) for frame in frames)
     return np.stack([avg_pool2d(plane, factor).movedim(0, -1).numpy() for plane in planes]), factor
 
 
@@ -88,8 +96,8 @@ def warped(picture: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     """Sample the picture (n, c, h, w) at the positions that the flow (n, 2, h, w) points to. Also returns a mask
     (n, 1, h, w): 1 where that is inside the picture, else 0."""
     height, width = picture.shape[-2:]
-    x = torch.arange(width) + 0.5 + flow[:, 0]
-    y = torch.arange(height)[:, None] + 0.5 + flow[:, 1]
+    x = torch.arange(width, **FLOAT32) + 0.5 + flow[:, 0]
+    y = torch.arange(height, **FLOAT32)[:, None] + 0.5 + flow[:, 1]
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)  # (n, h, w, 2)
     seen = (grid.abs() <= 1).all(dim=-1)[:, None].to(picture.dtype)
     return grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False), seen
@@ -98,7 +106,7 @@ def warped(picture: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 def blurred(picture: Tensor, deviation: float) -> Tensor:
     """A Gaussian blur of (n, c, h, w), with replicated edges."""
     reach = math.ceil(2.5 * deviation)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, **FLOAT32) / deviation) ** 2)
     kernel = kernel / kernel.sum()
     n, c, h, w = picture.shape
     planes = pad(picture.reshape(n * c, 1, h, w), (reach,) * 4, mode="replicate")
@@ -107,7 +115,7 @@ def blurred(picture: Tensor, deviation: float) -> Tensor:
 
 def _coarse_to_fine(first: list[Tensor], second: list[Tensor]) -> Tensor:
     """The flow (n, 2, h, w) between two pyramids, each finest level first."""
-    flow = torch.zeros(len(first[0]), 2, *first[-1].shape[-2:])
+    flow = first[0].new_zeros(len(first[0]), 2, *first[-1].shape[-2:])
     for here, there in zip(reversed(first), reversed(second), strict=True):
         flow = _resized(flow, here.shape[-2], here.shape[-1])
         flow = _refined(flow, here, there)
@@ -123,7 +131,7 @@ def _pyramid(luma: Tensor) -> list[Tensor]:
 
 def _resized(flow: Tensor, height: int, width: int) -> Tensor:
     """Flow of a coarser level, resized to this level and scaled to its pixels."""
-    scale = torch.tensor([width / flow.shape[-1], height / flow.shape[-2]])[:, None, None]
+    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]])[:, None, None]
     return interpolate(flow, (height, width), mode="bilinear", align_corners=False) * scale
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .flow import flow_between, luma_of, warped
+from .flow import as_tensor, flow_between, luma_of, warped
 
 MOST_DB = 60.0
 """Upper bound of the likeness, which would be infinite for equal frames; 8-bit pictures resolve no more."""
@@ -50,4 +49,4 @@ def _likeness(frame: np.ndarray, still: np.ndarray) -> float:
 
 def _planes(frames: np.ndarray) -> Tensor:
     """Channels first: (n, H, W, 3) -> (n, 3, H, W) float32."""
-    return torch.as_tensor(np.ascontiguousarray(frames, np.float32)).movedim(-1, 1)
+    return as_tensor(frames).movedim(-1, 1)

@@ -110,11 +110,11 @@ def scout(
     seeds: Sequence[int],
     still: np.ndarray,
     wish: Wish,
-    told: Callable[[Trial], None] | None = None,
+    callback: Callable[[Trial], None] | None = None,
 ) -> Scouted:
     """Render each seed once, one after the other, and rank them.
 
-    still (H, W, 3) in [0, 1] is the picture, at the clip's size. `told` is called with each finished trial; it and
+    still (H, W, 3) in [0, 1] is the picture, at the clip's size. `callback` is called with each finished trial; it and
     `render` may raise to stop. Clips are kept only as small tiles, so memory hardly grows with their number. Equal
     scores stay in the order of the seeds.
     Raises InputError for no seed, more than MAX_TRIES, a repeated seed, and a still of another size.
@@ -125,8 +125,8 @@ def scout(
         frames = render(seed)
         trial = _trial(seed, frames, still)
         found.append((trial, tile_of(frames)))
-        if told is not None:
-            told(trial)
+        if callback is not None:
+            callback(trial)
     found.sort(key=lambda pair: wish.score(pair[0]), reverse=True)
     trials = tuple(trial for trial, _ in found)
     return Scouted(wish, trials, _sheet(found, wish))

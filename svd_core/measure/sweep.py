@@ -142,13 +142,13 @@ def sweep(
     y: Axis | None = None,
     *,
     check: Callable[[Choice], None] = check_choice,
-    told: Callable[[Choice, Measured], None] | None = None,
+    callback: Callable[[Choice, Measured], None] | None = None,
 ) -> Swept:
     """Render every combination once and arrange the clips: x from left to right, y from top to bottom.
 
     `render` makes a clip (T, H, W, 3) in [0, 1] for a choice; `check` is called with every choice before the first is
-    rendered; `told` is called with each finished cell. `told` and `render` may raise to stop. Clips are kept only as
-    small tiles. Raises InputError as `choices` and `check` do, and for clips of different sizes or lengths.
+    rendered; `callback` is called with each finished cell. `callback` and `render` may raise to stop. Clips are kept
+    only as small tiles. Raises InputError as `choices` and `check` do, and for clips of different sizes or lengths.
     """
     wanted = choices(x, y)
     for choice in wanted:
@@ -159,8 +159,8 @@ def sweep(
         measured = measure(frames, SWEPT_SIDE)
         cells.append((choice, measured))
         tiles.append(Cell(tile_of(frames), (_numbers(measured),)))
-        if told is not None:
-            told(choice, measured)
+        if callback is not None:
+            callback(choice, measured)
     rows = [tiles[start : start + len(x.values)] for start in range(0, len(tiles), len(x.values))]
     settings = x.setting if y is None else f"{x.setting} (across) and {y.setting} (down)"
     labels = Labels(f"Sweep of {settings}; pixels a frame", () if y is None else y.labels, x.labels)

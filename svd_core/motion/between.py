@@ -48,9 +48,9 @@ class Between:
     def num_frames(self) -> int:
         return self.denoise.num_frames
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> Between:
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> Between:
         """A copy with the forward pass's conditioning changed; the end picture is kept."""
-        return replace(self, denoise=self.denoise.told(change))
+        return replace(self, denoise=self.denoise.with_conditioning(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Blend both results, each frame mostly from the nearer end. The paper's weights are linear in time; these
@@ -70,11 +70,11 @@ class Between:
 
     def _answer_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         self._check(x)
-        return self._reversed(self.denoise.told(self._from_end)(self._reversed(x), sigma))
+        return self._reversed(self.denoise.with_conditioning(self._from_end)(self._reversed(x), sigma))
 
-    def _from_end(self, told: Conditioning) -> Conditioning:
-        vector = told.vector.flip(1) if told.vector.ndim == 3 else told.vector
-        end = self.end.to(told.first.device)
+    def _from_end(self, cond: Conditioning) -> Conditioning:
+        vector = cond.vector.flip(1) if cond.vector.ndim == 3 else cond.vector
+        end = self.end.to(cond.first.device)
         return Conditioning(end.context, end.first, vector)
 
     def _reversed(self, x: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ class Brushed:
     def num_frames(self) -> int:
         return self.denoise.num_frames
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> Brushed:
-        return replace(self, denoise=self.denoise.told(change))
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> Brushed:
+        return replace(self, denoise=self.denoise.with_conditioning(change))
 
     def part(self, part: Part) -> Brushed:
         """The denoiser of one window; for a wrapped denoiser that has `part`, such as `LongTake`."""

@@ -63,22 +63,22 @@ def _in_float32(values: Sequence[float]) -> Tensor:
     return curve
 
 
-def with_curves(told: Conditioning, motion_bucket: Tensor | None, augmentation: Tensor | None) -> Conditioning:
+def with_curves(cond: Conditioning, motion_bucket: Tensor | None, augmentation: Tensor | None) -> Conditioning:
     """The conditioning with a motion bucket, an augmentation or both per frame, (T,); None keeps the current value.
 
     Raises InputError for values out of range and for two curves of different lengths.
     """
     lengths = {len(curve) for curve in (motion_bucket, augmentation) if curve is not None}
     if not lengths:
-        return told
+        return cond
     if len(lengths) > 1:
         raise InputError(f"curves of {' and '.join(map(str, sorted(lengths)))} frames: give both for the same clip")
     _check_range("motion bucket", motion_bucket, MAX_MOTION_BUCKET)
     _check_range("augmentation", augmentation, MAX_AUGMENTATION)
-    vector = told.vector if told.vector.ndim == 3 else told.vector[:, None].expand(-1, lengths.pop(), -1)
+    vector = cond.vector if cond.vector.ndim == 3 else cond.vector[:, None].expand(-1, lengths.pop(), -1)
     fps, bucket, level = vector.chunk(3, dim=-1)
     parts = [fps, _embedded(motion_bucket, bucket), _embedded(augmentation, level)]
-    return replace(told, vector=torch.cat(parts, dim=-1))
+    return replace(cond, vector=torch.cat(parts, dim=-1))
 
 
 def _embedded(curve: Tensor | None, part: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class ClipDenoiser(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor: ...
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> ClipDenoiser:
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> ClipDenoiser:
         """A copy of the denoiser with its conditioning changed; this one is not modified."""
 
 

@@ -164,8 +164,8 @@ class LongTake:
     def num_frames(self) -> int:
         return self.windows.length
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> LongTake:
-        return replace(self, denoise=self.denoise.told(change))
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> LongTake:
+        return replace(self, denoise=self.denoise.with_conditioning(change))
 
     def part(self, part: Part) -> LongTake:
         """The denoiser of this window's frames alone."""
@@ -190,12 +190,12 @@ class LongTake:
         return blended / weight.to(x)
 
     def _window(self, x: Tensor, sigma: Tensor | float, part: Part) -> Tensor:
-        def change(told: Conditioning) -> Conditioning:
-            first = told.first if part.anchor is None else (part.anchor[None] / LATENT_SCALE).to(told.first)
-            return Conditioning(told.context, first, _vector_in(told.vector, part.frames, part.total))
+        def change(cond: Conditioning) -> Conditioning:
+            first = cond.first if part.anchor is None else (part.anchor[None] / LATENT_SCALE).to(cond.first)
+            return Conditioning(cond.context, first, _vector_in(cond.vector, part.frames, part.total))
 
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
-        denoised = self.denoise.told(change)(x.to(self.device), sigma)
+        denoised = self.denoise.with_conditioning(change)(x.to(self.device), sigma)
         if self.colour is not None:
             denoised = self.colour.impose(denoised, self.colour_hold)
         if self.continued is not None and part.frames.start < len(self.continued):

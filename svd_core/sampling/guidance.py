@@ -170,7 +170,7 @@ class GuidedDenoiser:
     def num_frames(self) -> int:
         return len(self.guidance)
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> GuidedDenoiser:
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> GuidedDenoiser:
         """A copy of the denoiser with its conditioning changed."""
         return replace(self, conditioning=change(self.conditioning))
 

@@ -35,9 +35,9 @@ class SteppingDown:
     def num_frames(self) -> int:
         return self.denoise.num_frames
 
-    def told(self, change: Callable[[Conditioning], Conditioning]) -> SteppingDown:
+    def with_conditioning(self, change: Callable[[Conditioning], Conditioning]) -> SteppingDown:
         """A copy with the conditioning changed; memory already freed stays freed."""
-        return replace(self, denoise=self.denoise.told(change))
+        return replace(self, denoise=self.denoise.with_conditioning(change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         while True:

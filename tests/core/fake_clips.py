@@ -22,7 +22,7 @@ class Drifting:
     pull: float = 0.0
     asked: list = field(default_factory=list)
 
-    def told(self, change):
+    def with_conditioning(self, change):
         return replace(self, conditioning=change(self.conditioning))
 
     def __call__(self, x: Tensor, sigma) -> Tensor:

@@ -89,7 +89,7 @@ def test_each_seed_is_rendered_once_and_told_once_in_order():
         rendered.append(seed)
         return CLIPS[seed]
 
-    scout(render, (9, 7), STILL, WISHES["calm"], told=lambda trial: told.append(trial.seed))
+    scout(render, (9, 7), STILL, WISHES["calm"], callback=lambda trial: told.append(trial.seed))
     assert rendered == told == [9, 7]
 
 
@@ -111,7 +111,7 @@ def test_it_stops_where_it_is_told_to(where):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        scout(render, (7, 8, 9), STILL, WISHES["calm"], told=told)
+        scout(render, (7, 8, 9), STILL, WISHES["calm"], callback=told)
     assert rendered == [7, 8]
 
 

@@ -96,7 +96,7 @@ def test_a_cell_that_stops_ends_the_sweep():
         sweep(stopping, BUCKETS, SEEDS)
     assert len(rendered) == 2
     told = []
-    sweep(render, SEEDS, told=lambda choice, measured: told.append((dict(choice), len(measured.motion))))
+    sweep(render, SEEDS, callback=lambda choice, measured: told.append((dict(choice), len(measured.motion))))
     assert told == [({"seed": 1}, 3), ({"seed": 2}, 3)]
 
 

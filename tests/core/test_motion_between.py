@@ -80,7 +80,7 @@ def test_clips_of_a_batch_keep_to_themselves():
 def test_per_frame_settings_are_reversed_with_the_clip():
     inner = Drifting(conditioning(), FRAMES)
     curve = torch.arange(FRAMES).float()[None, :, None].expand(1, FRAMES, 12)
-    told = between().told(lambda given: replace(given, vector=curve))
+    told = between().with_conditioning(lambda given: replace(given, vector=curve))
     told(torch.zeros(FRAMES, 4, 2, 4), 1.0)
     seen = [given.vector[0, :, 0].tolist() for _, given in told.denoise.asked]
     assert sorted(seen) == [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]

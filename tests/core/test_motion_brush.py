@@ -113,7 +113,7 @@ def test_everything_free_changes_nothing():
 
 def test_it_asks_the_model_once_and_passes_on_what_it_is_told():
     free = brushed(torch.ones(1, 1, 2, 4))
-    told = free.told(lambda given: conditioning(1.0))
+    told = free.with_conditioning(lambda given: conditioning(1.0))
     told(torch.zeros(FRAMES, 4, 2, 4), 1.0)
     assert [rows for rows, _ in free.denoise.asked] == [FRAMES]
     assert told.denoise.conditioning.context.mean() == 1.0

@@ -75,7 +75,7 @@ def test_the_network_sees_one_window_at_a_time_and_is_asked_once_for_each():
 
 def test_settings_for_the_whole_clip_are_cut_into_windows():
     curve = torch.arange(TOTAL).float()[None, :, None].expand(1, TOTAL, 12)
-    take = long_take().told(lambda given: replace(given, vector=curve))
+    take = long_take().with_conditioning(lambda given: replace(given, vector=curve))
     take(torch.zeros(TOTAL, 4, 2, 4), 1.0)
     seen = [given.vector[0, :, 0].tolist() for _, given in take.denoise.asked]
     starts = take.windows.starts(TOTAL, take.windows.shift(1.0))
@@ -234,7 +234,7 @@ def test_a_sampler_can_add_one_to_the_seed_of_every_window():
 def test_a_clip_is_continued_in_turns_and_settings_are_cut():
     given = torch.full((1, 4, 2, 4), 7.0)
     curve = torch.arange(TOTAL).float()[None, :, None].expand(1, TOTAL, 12)
-    take = long_take(continued=given).told(lambda told: replace(told, vector=curve))
+    take = long_take(continued=given).with_conditioning(lambda told: replace(told, vector=curve))
     assert torch.equal(in_turns(take)[:1], given)
     seen = [told.vector[0, :, 0].tolist() for _, told in take.denoise.asked]
     assert seen[::3] == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6, 7, 8]]

@@ -35,7 +35,7 @@ class HostDenoiser:
     num_frames: int
     changes: tuple[Change, ...] = field(default=())
 
-    def told(self, change: Change) -> HostDenoiser:
+    def with_conditioning(self, change: Change) -> HostDenoiser:
         return replace(self, changes=(*self.changes, change))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -53,7 +53,7 @@ class CurveMethod:
             None if given is None else curve_values(given, host.clip_frames)
             for given in (self.motion_bucket, self.augmentation)
         ]
-        return denoise.told(lambda own: with_curves(own, *curves))
+        return denoise.with_conditioning(lambda own: with_curves(own, *curves))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

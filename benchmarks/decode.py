@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,10 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.decode_peers import COUNTED, GIB, MEASURED, Contestant, random_weights
 from benchmarks.device_bytes import device_bytes
 from benchmarks.memory import PeakMemory
+from benchmarks.peers import versions
+from benchmarks.reports import rotated, write_report
 from svd_core.config import PIXELS_PER_LATENT
-from tools.fetch_comfyui import FetchError, newest_comfyui
+from tools.fetch_comfyui import FetchError
 from tools.random_weights import relative
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,11 +169,9 @@ def measure_all(size: Size, repeat: int) -> list[Measured]:
         save_file(random_weights(), folder / "weights.safetensors")
         z = torch.randn(size.latents, generator=torch.Generator().manual_seed(1))
         save_file({"z": z}, folder / "latents.safetensors")
-        rounds = []
-        for number in range(repeat):
-            first = number % len(MEASURED)
-            order = MEASURED[first:] + MEASURED[:first]
-            rounds.append({each.name: _measured(each, folder) for each in order})
+        rounds = [
+            {each.name: _measured(each, folder) for each in rotated(MEASURED, number)} for number in range(repeat)
+        ]
         return [_summary(each.name, rounds, folder) for each in MEASURED]
 
 
@@ -236,18 +235,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def facts_of(counted: Size, measured: Size, rounds: int) -> dict[str, Any]:
-    try:
-        comfyui = newest_comfyui().name
-    except FetchError as error:
-        comfyui = f"none ({error})"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     return {
         "counted": f"float16, {counted}",
         "note": "Attention counts as a fused kernel for all; workspaces of libraries are not seen.",
         "measured": f"float32, {measured}",
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "versions": f"{packages}, ComfyUI {comfyui}, Python {platform.python_version()}, {os.cpu_count()} cores.",
+        "versions": f"{versions()}, Python {platform.python_version()}, {os.cpu_count()} cores.",
     }
 
 
@@ -261,12 +255,6 @@ def misses(measured: Sequence[Measured], *, timed: bool) -> list[str]:
             if timed and row.times_plain is not None and row.times_plain > TIME_LIMIT:
                 found.append(f"{row.name}: {row.times_plain:.3f} times plain, allowed {TIME_LIMIT}")
     return found
-
-
-def write(name: str, text: str, table: dict[str, Any]) -> None:
-    OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / f"{name}.md").write_text(text, encoding="utf-8")
-    (OUTPUT / f"{name}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -302,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counted, measured = count_all(full), measure_all(size, given.repeat)
     text = markdown(counted, measured, facts)
     rows = {"counted": [asdict(row) for row in counted], "measured": [asdict(row) for row in measured]}
-    write("decode-quick" if given.quick else "decode", text, {"facts": facts, **rows})
+    write_report(OUTPUT, "decode-quick" if given.quick else "decode", text, {"facts": facts, **rows})
     missed = misses(measured, timed=not given.quick)
     print(text, *missed, sep="\n")
     return int(bool(missed))

@@ -7,8 +7,7 @@ counted. It imports what it needs, so that a process loads a single implementati
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +22,14 @@ from svd_core.decode.places import Mode
 from svd_core.model.backend import Backend
 from svd_core.model.layout import laid_out
 from svd_core.model.vae import VideoVAE
-from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
+
+from .peers import Weights, import_comfyui
 
 GIB = 2**30
 CONFIG = VAEConfig(encoder_quant=False)
 """The temporal first stage of the released files."""
 
-Weights = Mapping[str, Tensor]
 Decode = Callable[[Tensor], Tensor]
 """Unscaled latents (T, 4, h, w) of one clip -> pixels (T, 3, 8h, 8w) in about [-1, 1], unclamped."""
 
@@ -165,12 +164,7 @@ def comfyui_on_card(free_gib: int) -> Contestant:
 
 def _comfyui_vae(weights: Weights | None, dtype: torch.dtype) -> Any:
     """comfy.sd.VAE, which detects its kind from names. It cannot be created on the meta device, only moved there."""
-    path = str(newest_comfyui())
-    sys.path.insert(0, path)  # first, because its modules say `import nodes` and mean its own
-    import comfy.cli_args
-
-    # Read when comfy.model_management is first imported. PyTorch attention is used as on GPUs; it is fastest here too.
-    comfy.cli_args.args.cpu = comfy.cli_args.args.use_pytorch_cross_attention = True
+    import_comfyui()
     import comfy.sd
 
     vae = comfy.sd.VAE(sd=_cast(weights if weights is not None else random_weights(), dtype), dtype=dtype)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import decode_peers, sample_peers
+from benchmarks.peers import versions
+from benchmarks.reports import rotated, write_report
 from benchmarks.unet_peers import COMPILED, CONTESTANTS, Batch, Diffusers, can_compile, random_weights
 from benchmarks.work import Peaks, Tally, Work, roofline
 from svd_core.config import UNetConfig
 from svd_core.model.cpu import onednn
-from tools.fetch_comfyui import FetchError, newest_comfyui
 from tools.random_weights import relative
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,10 +253,8 @@ def _check(errors: Mapping[str, float]) -> None:
 
 def _round(runs: Mapping[str, Run], number: int) -> dict[str, tuple[float, float]]:
     """CPU and wall seconds of each contestant; each round starts with another one."""
-    first = number % len(runs)
-    order = list(runs)[first:] + list(runs)[:first]
     times = {}
-    for name in order:
+    for name in rotated(list(runs), number):
         start, cpu_start = time.perf_counter(), time.process_time()
         runs[name]()
         times[name] = (time.process_time() - cpu_start, time.perf_counter() - start)
@@ -360,15 +358,10 @@ def _roofline(result: Mapping[str, Any]) -> list[str]:
 
 
 def facts_of(rounds: int, threads: int) -> dict[str, Any]:
-    try:
-        comfyui = newest_comfyui().name
-    except FetchError as error:
-        comfyui = f"none ({error})"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
     settings = "attention by torch's function for all; random weights, shared; ComfyUI with disable_weight_init"
-    versions = f"{packages}, ComfyUI {comfyui}, {machine}; {settings}; our float32 linear layers: {onednn.in_words()}."
-    return {"rounds": rounds, "threads": threads, "versions": versions}
+    compared = f"{versions()}, {machine}; {settings}; our float32 linear layers: {onednn.in_words()}."
+    return {"rounds": rounds, "threads": threads, "versions": compared}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -396,10 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = measure_all(cases, given.rounds, given.threads)
     facts = facts_of(given.rounds, given.threads)
     text = markdown(results, facts)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    name = "forward-quick" if given.quick else "forward"
-    (OUTPUT / f"{name}.md").write_text(text, encoding="utf-8")
-    (OUTPUT / f"{name}.json").write_text(json.dumps({"facts": facts, "results": results}, indent=2) + "\n")
+    write_report(OUTPUT, "forward-quick" if given.quick else "forward", text, {"facts": facts, "results": results})
     print(text)
     return int(len(results) < len(cases))
 

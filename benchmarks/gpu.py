@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -37,8 +36,9 @@ from benchmarks.gpu_peers import (
     Run,
     diffusers_compiled,
     random_batch,
-    random_unet_weights,
 )
+from benchmarks.reports import rotated, write_report
+from benchmarks.unet_peers import random_weights
 from benchmarks.work import Peaks, Seconds, Tally, Work, fused_attention, roofline
 from svd_core.config import UNetConfig
 from svd_core.kernels import choices, report
@@ -259,11 +259,9 @@ def interleaved(
     runs: Mapping[str, Callable[[], object]], seconds: Seconds, rounds: int, warm_up: int = 3
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round, without the warm-up rounds."""
-    names = list(runs)
-    timed: dict[str, list[float]] = {name: [] for name in names}
+    timed: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warm_up + rounds):
-        first = number % len(names) if names else 0
-        for name in names[first:] + names[:first]:
+        for name in rotated(list(runs), number):
             timed[name].append(seconds(runs[name]))
     return {name: each[warm_up:] for name, each in timed.items()}
 
@@ -310,8 +308,8 @@ def markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
         ms, least = (None if value is None else 1e3 * value for value in (row.seconds, row.least_seconds))
         cells = [(row.error, ".1e"), (ms, ".1f"), (least, ".1f"), (row.times_ours, ".3f")]
         cells += [(row.of_peak, ".1%"), (row.peak_gib, ".2f")]
-        told = " | ".join("-" if value is None else format(value, form) for value, form in cells)
-        lines.append(f"| {row.case} | {row.name}{f' ({row.note})' if row.note else ''} | {told} |")
+        numbers = " | ".join("-" if value is None else format(value, form) for value, form in cells)
+        lines.append(f"| {row.case} | {row.name}{f' ({row.note})' if row.note else ''} | {numbers} |")
     return "\n".join([*lines, ""])
 
 
@@ -336,11 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streamed = random_model("cuda", torch.bfloat16, unet_device="cpu") if given.cards else None
     cards = card_rows(streamed, given.cards) if streamed else []
     text = "\n".join([markdown(rows, facts_of()), *rooflines, *clip_table(clips, cards), "", report(), ""])
-    OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / "gpu.md").write_text(text, encoding="utf-8")
-    told = {"rows": rows, "clips": clips, "cards": cards}
-    told = {name: [asdict(each) for each in part] for name, part in told.items()}
-    (OUTPUT / "gpu.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    parts = {"rows": rows, "clips": clips, "cards": cards}
+    write_report(OUTPUT, "gpu", text, {name: [asdict(each) for each in part] for name, part in parts.items()})
     print(text)
     return 0
 
@@ -361,7 +356,7 @@ def _unets(given: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Rows of every case, and a roofline of the last. Only the last includes a compiled contestant, because compiling
     takes minutes per shape."""
     config = UNetConfig()
-    weights = random_unet_weights(config, "cuda", torch.bfloat16)
+    weights = random_weights(config, torch.bfloat16, device="cuda")
     peak = PEAKS.get(torch.cuda.get_device_capability())
     rows: list[Row] = []
     for case in CASES:

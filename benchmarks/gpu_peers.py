@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from svd_core.checkpoint.keymaps import UNET, diffusers_unet
 from svd_core.config import UNetConfig
 from svd_core.model.backend import Backend
 from svd_core.model.layout import laid_out
 from svd_core.model.storage import STORES
 from svd_core.model.unet import VideoUNet
-from tools.fetch_comfyui import newest_comfyui
-from tools.random_weights import random_like
 
-from .unet_peers import comfyui_settings
-
-Weights = Mapping[str, Tensor]
+from .peers import Weights
+from .unet_peers import ComfyUI, Diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +39,6 @@ class Contestant:
 
     name: str
     build: Callable[[UNetConfig, Weights], Run]
-
-
-def random_unet_weights(config: UNetConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
-    state = VideoUNet(config, backend=Backend(device="meta")).state_dict()
-    return {name: random_like(name, like, generator).to(device, dtype) for name, like in state.items()}
 
 
 def random_batch(config: UNetConfig, weights: Weights, clips: int, frames: int, size: tuple[int, int]) -> Batch:
@@ -100,26 +89,7 @@ def diffusers_compiled(mode: str) -> Contestant:
 
 
 def _diffusers(config: UNetConfig, weights: Weights) -> nn.Module:
-    from diffusers import UNetSpatioTemporalConditionModel
-
-    widths = config.level_channels
-    with torch.device("meta"):
-        model = UNetSpatioTemporalConditionModel(
-            block_out_channels=widths,
-            num_attention_heads=tuple(width // config.head_channels for width in widths),
-            cross_attention_dim=config.context_dim,
-            projection_class_embeddings_input_dim=config.vector_dim,
-            addition_time_embed_dim=config.vector_dim // 3,
-        )
-    renamed = {}
-    for key, recipe in diffusers_unet(model.state_dict().keys()).items():
-        (name,) = recipe.names
-        renamed[name] = weights[key.removeprefix(UNET)]
-    model.load_state_dict(renamed, strict=True, assign=True)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.GroupNorm) and "res_block" in name:
-            module.eps = 1e-5  # the reference's value, so that all compute the same function
-    return model.eval()
+    return Diffusers.build(config, weights, next(iter(weights.values())).dtype).unet
 
 
 class _Given(nn.Module):
@@ -148,19 +118,7 @@ def _diffusers_run(model: nn.Module) -> Run:
 
 def comfyui(config: UNetConfig, weights: Weights) -> Run:
     """ComfyUI's own network, built with the layers that it uses without offloading."""
-    path = str(newest_comfyui())
-    if path not in sys.path:
-        sys.path.insert(0, path)  # first, so that its `import nodes` finds its own module
-    import comfy.cli_args
-
-    comfy.cli_args.args.use_pytorch_cross_attention = True
-    comfy.cli_args.args.cpu = next(iter(weights.values())).device.type == "cpu"
-    import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    model = UNetModel(**comfyui_settings(config), device="meta", operations=comfy.ops.disable_weight_init)
-    model.load_state_dict(dict(weights), strict=True, assign=True)
-    model.eval().dtype = next(iter(weights.values())).dtype
+    model = ComfyUI.build(config, weights, next(iter(weights.values())).dtype).unet
     return lambda batch: model(batch.x, batch.c_noise, batch.context, batch.vector, num_video_frames=batch.frames)
 
 

@@ -18,7 +18,8 @@ from svd_core.sampling import GuidedDenoiser, edm_sigmas, linear_guidance, noisy
 from svd_core.sampling.denoise import Network
 from svd_core.sinusoid import sinusoid
 
-from .unet_peers import Diffusers, Ours, Weights, comfyui_settings, import_comfyui
+from .peers import Weights, import_comfyui
+from .unet_peers import Diffusers, Ours, comfyui_settings
 
 FPS, BUCKET, AUGMENTATION = 7, 127, 0.02
 IDS = (float(FPS - 1), float(BUCKET), AUGMENTATION)

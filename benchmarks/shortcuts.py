@@ -8,8 +8,6 @@ compared with that of a clip from another seed.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +18,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from benchmarks.reports import rotated, write_report
 from svd_core.clip import Clip, Progress
 from svd_core.demo import DEMO_MODEL
 from svd_core.loading import load_checkpoint
+from svd_core.measure import psnr
 from svd_core.pipeline import StableVideo
 from svd_core.settings import Settings, WeightsName
 from tools.random_weights import relative
@@ -79,8 +79,7 @@ def rendered(svd: StableVideo, still: np.ndarray, way: Way) -> tuple[Clip, float
 def scene_rounds(
     models: Mapping[str, StableVideo], still: np.ndarray, number: int, ways: Sequence[Way]
 ) -> dict[str, tuple[Clip, float]]:
-    first = number % len(ways)
-    return {way.name: rendered(models[way.weights], still, way) for way in (*ways[first:], *ways[:first])}
+    return {way.name: rendered(models[way.weights], still, way) for way in rotated(ways, number)}
 
 
 def rows_of(rounds: Sequence[Mapping[str, tuple[Clip, float]]]) -> list[Row]:
@@ -97,14 +96,9 @@ def _row(name: str, rounds: Sequence[Mapping[str, tuple[Clip, float]]]) -> Row:
         statistics.mean(ratios),
         (min(ratios), max(ratios)),
         statistics.mean(relative(clip.latents, true.latents) for clip, true in pairs),
-        statistics.mean(decibels(clip.frames, true.frames) for clip, true in pairs),
+        statistics.mean(psnr(clip.frames, true.frames) for clip, true in pairs),
         "; ".join(clip.reuse_report.partition(": ")[2].partition(" UNet")[0] for clip, _ in pairs).strip("; "),
     )
-
-
-def decibels(frames: np.ndarray, true: np.ndarray) -> float:
-    error = float(np.mean((frames.astype(np.float64) - true) ** 2))
-    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -140,9 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     rows = measure(scenes=SCENES[: given.scenes])
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "shortcuts.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-    (OUTPUT / "shortcuts.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    write_report(OUTPUT, "shortcuts", markdown(rows) + "\n", [asdict(row) for row in rows])
     print(markdown(rows))
     return 0
 

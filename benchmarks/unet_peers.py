@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -25,10 +23,9 @@ from svd_core.model.layout import laid_out
 from svd_core.model.step import NO_HOOKS, StepContext
 from svd_core.model.unet import VideoUNet
 from svd_core.sinusoid import sinusoid
-from tools.fetch_comfyui import newest_comfyui
 from tools.random_weights import random_like
 
-Weights = Mapping[str, Tensor]
+from .peers import Weights, import_comfyui
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +71,11 @@ Builder = Callable[[UNetConfig, Weights, torch.dtype], Network]
 """Builds a network around weights of the given dtype, copying as little as possible."""
 
 
-def random_weights(config: UNetConfig, dtype: torch.dtype, only: str = "", seed: int = 0) -> dict[str, Tensor]:
+def random_weights(
+    config: UNetConfig, dtype: torch.dtype, only: str = "", seed: int = 0, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Every weight whose name starts with `only`, scaled so that activations keep their size."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     state = VideoUNet(config, backend=Backend(device="meta")).state_dict()
     return {name: random_like(name, like, generator).to(dtype) for name, like in state.items() if name.startswith(only)}
 
@@ -188,7 +187,7 @@ class ComfyUI:
 
     @classmethod
     def build(cls, config: UNetConfig, weights: Weights, dtype: torch.dtype) -> ComfyUI:
-        import_comfyui()
+        import_comfyui(cpu=next(iter(weights.values())).device.type == "cpu")
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -207,18 +206,6 @@ class ComfyUI:
         frames = len(images)
         rows = emb.expand(frames, -1), context.expand(frames, -1, -1)
         return forward_timestep_embed(self.unet.input_blocks[1], images, *rows, {}, num_video_frames=frames)
-
-
-def import_comfyui() -> ModuleType:
-    """ComfyUI's package, set to the CPU and to torch's attention, its fastest there."""
-    path = str(newest_comfyui())
-    if path not in sys.path:
-        sys.path.insert(0, path)  # first, so that its `import nodes` finds its own module
-    import comfy.cli_args
-
-    # Read when comfy.model_management is first imported.
-    comfy.cli_args.args.cpu = comfy.cli_args.args.use_pytorch_cross_attention = True
-    return comfy
 
 
 def comfyui_settings(config: UNetConfig) -> dict[str, Any]:

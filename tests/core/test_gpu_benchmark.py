@@ -22,7 +22,8 @@ from benchmarks.gpu import (
     unet_rows,
 )
 from benchmarks.gpu_clip import STAGES, OnCard, clip_table, clip_time, random_model
-from benchmarks.gpu_peers import CONTESTANTS, OURS, Contestant, random_unet_weights
+from benchmarks.gpu_peers import CONTESTANTS, OURS, Contestant
+from benchmarks.unet_peers import random_weights
 from benchmarks.work import ATTENTION, CONVOLUTION, GEMM, NORM, OTHER, Peaks
 from svd_core.config import UNetConfig
 
@@ -32,7 +33,7 @@ BY_NAME = {each.name: each for each in CONTESTANTS}
 
 @pytest.fixture(scope="module")
 def weights():
-    return random_unet_weights(SMALL, "cpu", torch.float32)
+    return random_weights(SMALL, torch.float32)
 
 
 def test_all_compute_the_same_before_they_are_timed(comfy, weights):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.shortcuts import EXACT, WAYS, decibels, markdown, rows_of
+from benchmarks.shortcuts import EXACT, WAYS, markdown, rows_of
 from svd_core.clip import Clip
 from svd_core.settings import Settings
 
@@ -28,7 +28,3 @@ def test_rows_are_of_the_same_round():
     assert other.latents == pytest.approx(0.1) and other.decibels == pytest.approx(20, abs=1e-4)
     assert other.served == "10 of 50; 20 of 50"
     assert "| 10 of 50; 20 of 50 |" in markdown([exact, other]).splitlines()[-1]
-
-
-def test_decibels():
-    assert decibels(np.zeros(3), np.full(3, 0.1)) == pytest.approx(20)

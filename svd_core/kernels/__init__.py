@@ -32,12 +32,3 @@ from .split_norm import merged_affine as merged_affine
 from .split_norm import owed_moments as owed_moments
 from .split_norm import owed_sum as owed_sum
 from .split_norm import split_moments as split_moments
-
-OPERATIONS = (geglu, group_norm, group_norm_silu, add_layer_norm, blend, frame_attention, frame_conv, linear_add)
-"""Operations of the UNet."""
-
-DECODE_OPERATIONS = (split_moments, owed_moments, owed_sum, merged_affine, affine_silu, frame_conv)
-"""Operations of the streamed decoder."""
-
-QUANTISED_OPERATIONS = (fp8_linear,)
-"""Further operations of a UNet with quantised weights."""

@@ -6,7 +6,6 @@ there are more weights than pixels, and reordering takes most of the time, so a 
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import cache
 
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 
 from ...kernels import frame_conv, needs_gradient
 from ...kernels.unfolded import unfolded
-from .probe import is_plain_kernel, may_replace, of_layer, replaces
+from .probe import is_plain_kernel, may_replace, of_layer, probed, replaces
 from .route import by_chosen_route
 from .wide import frame_convolution, may_widen
-
-logger = logging.getLogger(__name__)
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 """Dtypes of convolutions that may run as products."""
@@ -96,17 +93,9 @@ def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return unfolded(images, weight, bias)
 
 
-@cache
+@probed("{} convolutions of few pixels", "as products")
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether convolutions of few pixels run as products here; determined once per process and logged."""
-    taken = _probe_agrees(dtype)
-    logger.info("%s convolutions of few pixels on the CPU: %s", dtype, "as products" if taken else "torch's own")
-    return taken
-
-
-@torch.inference_mode()
-def _probe_agrees(dtype: torch.dtype) -> bool:
-    """Whether a product is about as accurate as the convolution, and not slower."""
+    """Whether a product is about as accurate here as a convolution of few pixels, and not slower."""
     images, *weights = of_layer(dtype, PROBE_IMAGES, (PROBE_OUTPUTS, PROBE_IMAGES[1], 3, 3))
     return replaces(as_product, _convolution, (images.contiguous(memory_format=torch.channels_last), *weights))
 

@@ -3,9 +3,7 @@ products with GELU and multiplication fused by oneDNN, so that value and gate ar
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +12,8 @@ from ...decode.rescue import HALF
 from ...kernels.geglu import reference
 from . import wide
 from .onednn import linear_by_onednn
-from .probe import MAY_LAG, is_plain, may_replace, of_layer, replaces
+from .probe import MAY_LAG, is_plain, may_replace, of_layer, probed, replaces
 from .route import by_chosen_route
-
-logger = logging.getLogger(__name__)
 
 PROBE_SHAPE = (1024, 320)
 """Tokens and channels: the finest level of the released UNet, where the hidden layer is wide compared with its sums."""
@@ -48,25 +44,13 @@ def are_plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
     return bias is not None and is_plain(weight, dtype) and is_plain(bias, dtype)
 
 
-@cache
+@probed("{} GEGLUs", "as two products")
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether GEGLU runs as two products here; determined once per process and logged."""
-    taken = _probe_agrees(dtype)
-    logger.info("%s GEGLU on the CPU: %s", dtype, "as two products" if taken else "torch's own operations")
-    return taken
-
-
-@torch.inference_mode()
-def _probe_agrees(dtype: torch.dtype) -> bool:
-    """Whether two products are about as accurate as the operations they replace, and not slower, with tolerance for a
-    probe's noise: a recipe must give the same bits tomorrow."""
+    """Whether two products are about as accurate here as the operations they replace, and not slower, with tolerance
+    for a probe's noise: a recipe must give the same bits tomorrow."""
     channels = PROBE_SHAPE[1]
     operands = of_layer(dtype, PROBE_SHAPE, (8 * channels, channels))
-    try:
-        return replaces(in_two_products, _apart, operands, MAY_LAG)
-    except (AttributeError, RuntimeError) as error:  # a build of torch, or a CPU, without the operation
-        logger.info("GEGLU as two products does not work here: %s", error)
-        return False
+    return replaces(in_two_products, _apart, operands, MAY_LAG)
 
 
 def _apart(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -6,11 +6,9 @@ also contains, does (docs/LOG.md, 2026-11-25).
 
 from __future__ import annotations
 
-import logging
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...kernels import needs_gradient
-from .probe import MAY_LAG, drawn, is_plain, least_seconds
-
-logger = logging.getLogger(__name__)
+from .probe import MAY_LAG, drawn, is_plain, least_seconds, probed
 
 PROBE_SHAPE = (960, 640, 640)
 """Tokens, inputs, outputs: a projection of the released UNet's second level."""
@@ -32,12 +28,10 @@ def in_words() -> str:
     return "oneDNN" if linear_by_onednn() else "torch's own (MKL where there is one)"
 
 
-@cache
+@probed("float32 linear layers", "by oneDNN")
 def linear_by_onednn() -> bool:
-    """Whether float32 linear layers use oneDNN here; determined once per process and logged."""
-    taken = _is_foreign_to_mkl() and _probe_agrees()
-    logger.info("float32 linear layers on the CPU: %s", "oneDNN" if taken else "torch's own")
-    return taken
+    """Whether float32 linear layers use oneDNN here."""
+    return _is_foreign_to_mkl() and _probe_agrees()
 
 
 def onednn_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,7 +63,6 @@ def by_onednn(tokens: Tensor) -> AbstractContextManager[object]:
     return _LINEAR_BY_ONEDNN if tokens.dtype == torch.float32 and linear_by_onednn() else nullcontext()
 
 
-@cache
 def _is_foreign_to_mkl() -> bool:
     """Whether the CPU is AMD's and torch has both libraries."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
@@ -81,17 +74,12 @@ def _is_foreign_to_mkl() -> bool:
     return "AuthenticAMD" in maker
 
 
-@torch.inference_mode()
 def _probe_agrees() -> bool:
     """Whether oneDNN gives MKL's numbers up to rounding, and takes at most `MAY_LAG` times as long."""
     count, inputs, outputs = PROBE_SHAPE
     operands = drawn(torch.float32, ((count, inputs), (outputs, inputs), (outputs,)))
     routes = (nn.functional.linear, onednn_linear)
-    try:
-        ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)
-    except RuntimeError as error:  # a build of torch with the operation's name but no implementation
-        logger.info("oneDNN's linear layer does not work here: %s", error)
-        return False
+    ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)
     if not torch.allclose(ours, mkl, rtol=1e-4, atol=1e-3):
         return False
     mkl_seconds, onednn_seconds = least_seconds(routes, operands)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import needs_gradient
+
+logger = logging.getLogger(__name__)
 
 PLAIN = (Tensor, nn.Parameter)
 """Tensor classes whose operations nobody overrides."""
@@ -54,6 +58,30 @@ def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 def is_plain_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
     """`is_plain` for a convolution's weight (O, C, ...), which may be channels last (`layout.laid_out`)."""
     return is_plain(weight if weight.is_contiguous() else weight.movedim(1, -1), dtype)
+
+
+def probed(layers: str, way: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
+    """Decorates a probe of whether layers run in another way than torch's own here: it answers once per process and
+    arguments, which fill the placeholders of `layers`, and is logged. A probe that fails answers no, since a build of
+    torch, or a CPU, may lack the operation."""
+
+    def decorated(probe: Callable[..., bool]) -> Callable[..., bool]:
+        @cache
+        @wraps(probe)
+        @torch.inference_mode()
+        def chosen(*given: Any) -> bool:
+            named = layers.format(*(getattr(each, "__name__", each) for each in given))
+            try:
+                taken = probe(*given)
+            except (AttributeError, RuntimeError) as error:
+                logger.info("%s on the CPU do not run %s: %s", named, way, error)
+                taken = False
+            logger.info("%s on the CPU: %s", named, way if taken else "torch's own")
+            return taken
+
+        return chosen
+
+    return decorated
 
 
 def replaces(

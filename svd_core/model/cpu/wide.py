@@ -7,9 +7,7 @@ hardly slower than in float32. Class: rounding, no more than torch's own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,9 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ...decode.rescue import HALF
 from ...kernels import needs_gradient, smoothed_by_corner
 from .onednn import by_onednn
-from .probe import BLOCK_VALUES, PLAIN, drawn, may_replace, replaces
-
-logger = logging.getLogger(__name__)
+from .probe import BLOCK_VALUES, PLAIN, drawn, may_replace, probed, replaces
 
 _ATTENTION = nn.functional.scaled_dot_product_attention
 
@@ -167,17 +163,9 @@ def may_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return may_widen(_ATTENTION, q, k, v)
 
 
-@cache
+@probed("{} of {}", "in float32")
 def chosen(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether such products of this dtype are computed in float32 here; determined once per process and logged."""
-    taken = _probe_agrees(route, dtype)
-    logger.info("%s of %s on the CPU: %s", route.__name__, dtype, "in float32" if taken else "torch's own")
-    return taken
-
-
-@torch.inference_mode()
-def _probe_agrees(route: Callable[..., Tensor], dtype: torch.dtype) -> bool:
-    """Whether the widened form is faster (`AT_MOST`) and, as it always should be, as accurate."""
+    """Whether the widened form of such products is faster here (`AT_MOST`) and, as it always should be, as accurate."""
     operands = drawn(dtype, PROBE_SHAPES[route])
     if route is torch.conv2d:
         operands[0] = operands[0].contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """A batch renders what `animate` renders, each picture once, whatever is killed on the way."""
 
+import contextlib
 import gc
 import io
 import os
@@ -294,6 +295,15 @@ def test_a_file_in_a_clip_s_place_is_not_taken_for_it(folder, argv, capsys, monk
     assert "p0.gif is in the way" in refusal(capsys, ["batch", f"{folder}/list.txt", *argv[2:]])
 
 
+def everything_from(terminal: int) -> str:
+    """What was written to a terminal whose other end is closed; one read may return only part of it."""
+    parts = []
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 4096):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
 def test_the_table_is_drawn_over_itself_on_a_terminal(monkeypatch):
     ours, theirs = pty.openpty()
     with open(theirs, "w") as terminal:
@@ -303,7 +313,7 @@ def test_the_table_is_drawn_over_itself_on_a_terminal(monkeypatch):
         table.draw(["worker 0  sample 1/2", "x" * 500])
         table.clear()
         table.clear()
-    shown = os.read(ours, 4096).decode()
+    shown = everything_from(ours)
     os.close(ours)
     assert shown.count("\033[2F\033[J") == 1
     assert max(map(len, shown.split("\r\n"))) < 500

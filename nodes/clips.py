@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..svd_core.measure import SWEPT, WISHES, measure, plot_measured, scout, seeds_from, sweep
 from ..svd_core.measure.scout import CHEAP_SAMPLER, CHEAP_SCHEDULE, CHEAP_STEPS, MAX_TRIES
+from ..svd_core.sampling import SCHEDULES
 from .bridge.variant import model_variant
 from .checks import show, verdict
 from .curves import GUIDANCE, guidance
 from .inputs import checked
-from .schedules import SCHEDULES
 from .trials import (
     NO_AXIS,
     Cells,

@@ -10,18 +10,10 @@ import torch
 
 from ..svd_core.errors import InputError
 from ..svd_core.motion import curve_values
-from ..svd_core.sampling import (
-    constant_guidance,
-    curve_guidance,
-    linear_guidance,
-    trapezoid_guidance,
-    triangle_guidance,
-)
+from ..svd_core.sampling import CURVES, curve_guidance
 from .checks import in_widget, number_from, words_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..svd_core.config import Variant
     from .bridge.guider import Weights
 
@@ -29,19 +21,6 @@ MAX_GUIDANCE = 100.0
 
 Points = list[tuple[float, float]]
 """Points (position, value) of a curve, position 0 the first frame and 1 the last."""
-
-
-def _constant(num_frames: int, minimum: float, maximum: float) -> Tensor:
-    return constant_guidance(num_frames, maximum)
-
-
-CURVES: dict[str, Callable[[int, float, float], Tensor]] = {
-    "linear": linear_guidance,
-    "constant": _constant,
-    "triangle": triangle_guidance,
-    "trapezoid": trapezoid_guidance,
-}
-"""User-facing names of the functions (number of frames, minimum, maximum) -> weights (T,)."""
 
 
 def guidance(variant: Variant, minimum: float, maximum: float, curve: str, points: str) -> Weights:

@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..svd_core.errors import InputError
-from ..svd_core.sampling import cut_sigmas, edm_sigmas
+from ..svd_core.sampling import SCHEDULES, cut_sigmas, edm_sigmas
 from ..svd_core.sampling.schedule import RHO, SIGMA_MAX, SIGMA_MIN
 from ..svd_core.settings import MAX_STEPS
 from .bridge.guider import ClipGuider, replaced_guidance, require_sampled
@@ -23,7 +23,7 @@ from .bridge.variant import model_variant
 from .checks import damaged_frames, show, verdict
 from .curves import GUIDANCE, guidance
 from .inputs import checked
-from .schedules import SCHEDULES, denoised_part, parse_levels, require_order
+from .schedules import denoised_part, parse_levels, require_order
 from .widgets import (
     conditioning_inputs,
     guidance_inputs,

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..svd_core.errors import InputError
-from ..svd_core.sampling import align_your_steps_sigmas, edm_sigmas, sigmas_from_list
+from ..svd_core.sampling import sigmas_from_list
 from ..svd_core.settings import MAX_STEPS
 from .checks import in_widget, number_from, words_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
-"""User-facing names of the functions number of steps -> sigmas (steps + 1,)."""
 
 
 def denoised_part(schedule: Callable[[int], Tensor], steps: int, denoise: float) -> Tensor:

@@ -15,16 +15,16 @@ from ..svd_core.config import PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
 from ..svd_core.measure import Axis
 from ..svd_core.measure.sweep import check_choice, choices
+from ..svd_core.sampling import CURVES, SCHEDULES
 from .bridge.guider import ClipGuider
 from .bridge.motion.combined import require_sampler
 from .bridge.preview import Callback, ProgressCallback
 from .bridge.variant import model_variant
 from .checks import in_widget, require_vae, show
 from .conditioning import flattened, noisy_image
-from .curves import CURVES, guidance
+from .curves import guidance
 from .decoding import decode_finished
 from .sampling import run
-from .schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -6,9 +6,9 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..svd_core.conditioning import MAX_AUGMENTATION, MAX_MOTION_BUCKET
+from ..svd_core.sampling import CURVES, SCHEDULES
 from ..svd_core.settings import MAX_STEPS
-from .curves import CURVES, MAX_GUIDANCE
-from .schedules import SCHEDULES
+from .curves import MAX_GUIDANCE
 
 # Sockets
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import InputError
-from ..settings import Settings
+from ..settings import Curve, Schedule, Settings
 from .guidance import (
     GuidanceInterval,
     constant_guidance,
@@ -19,16 +20,21 @@ from .guidance import (
 from .samplers import SAMPLERS, Sampler
 from .schedule import align_your_steps_sigmas, edm_sigmas, sigmas_from_list
 
-SCHEDULES = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
-"""Name in `settings.Schedule` -> function of the number of steps."""
+SCHEDULES: dict[Schedule, Callable[[int], Tensor]] = {"edm": edm_sigmas, "align_your_steps": align_your_steps_sigmas}
+"""Number of steps -> sigmas (steps + 1,)."""
 
-CURVES = {
-    "constant": lambda frames, _, maximum: constant_guidance(frames, maximum),
+
+def _constant(num_frames: int, minimum: float, maximum: float) -> Tensor:
+    return constant_guidance(num_frames, maximum)
+
+
+CURVES: dict[Curve, Callable[[int, float, float], Tensor]] = {
     "linear": linear_guidance,
+    "constant": _constant,
     "triangle": triangle_guidance,
     "trapezoid": trapezoid_guidance,
 }
-"""Name in `settings.Curve` -> function of the number of frames, the lowest and the highest scale."""
+"""(number of frames, minimum, maximum) -> guidance scales (T,). The order is that of widgets."""
 
 _CHURNING = ("euler", "heun")
 

@@ -6,7 +6,6 @@ CUDA device first needs it.
 """
 
 from .blend import blend as blend
-from .choice import Choice as Choice
 from .choice import Operation as Operation
 from .choice import choices as choices
 from .choice import report as report

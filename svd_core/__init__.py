@@ -16,7 +16,7 @@ The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 o
     planning.py      memory and way of a render, before it runs
     controls.py      what can be controlled beside the settings, by the methods of motion/
     shot.py          one clip to make: picture, settings and controls, checked
-    render.py        its stages in order: conditioning, sampling, decode
+    render.py        a shot's stages in order: conditioning, sampling, decode
     clip.py          what a render returns and reports
     pipeline.py      a loaded model and each of its stages: `StableVideo`
     loading.py       `load_checkpoint`

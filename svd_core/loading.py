@@ -31,16 +31,31 @@ def load_checkpoint(
     """Load an official single file or a diffusers folder.
 
     stream_weights: leave the UNet's weights in host memory and copy them to the device layer by layer; the same bits,
-    slower, about 2.5 GiB less device memory (in 16 bits). attention: "sage" (quantised) or "flash3" (differs by
-    rounding) runs the UNet's long sequences on a CUDA device with that package. weights: "int8" (quantised) stores the
-    UNet's matrices in 8 bits, which halves the memory of 16 bits and is slower; "fp8" (quantised) multiplies 8-bit
-    floats in its transformers, meant for CUDA devices of capability 8.9 or higher and slower elsewhere. variant: an
-    entry of `VARIANTS`, for files that do not say whether they are the 14 or the 25 frame model.
+    slower, about 2.5 GiB less device memory (in 16 bits); on CUDA each render plans anew. attention: "sage" (quantised)
+    or "flash3" (differs by rounding) runs the UNet's long sequences on a CUDA device with that package. weights: "int8"
+    (quantised) stores the UNet's matrices in 8 bits, which halves the memory of 16 bits and is slower; "fp8"
+    (quantised) multiplies 8-bit floats in its transformers, meant for CUDA devices of capability 8.9 or higher and
+    slower elsewhere. variant: an entry of `VARIANTS`, for files that do not say whether they are the 14 or the 25 frame
+    model.
 
     Raises CheckpointError for anything that is not a usable Stable Video Diffusion checkpoint, and InputError for an
     attention package that is not installed, unknown weights, "fp8" on a device without such floats, a missing device
     and an unsupported dtype.
     """
+    _check(weights, device, dtype)
+    device = known_device(device)
+    unet_device = "cpu" if stream_weights or weights != "whole" else device
+    backend = Backend(attention=attention_named(attention, scaled_dot_product))
+    places = {"device": device, "dtype": dtype, "unet_device": unet_device}
+    found = load_modules(path, **places, backend=backend, variant=variant)
+    STORES[weights](found.unet)
+    if not stream_weights:
+        found.unet.to(device)
+    note = found.detection.variant_note
+    return StableVideo(found.config, found.unet, found.vae, found.clip_vision, device, dtype, note)
+
+
+def _check(weights: str, device: torch.device | str, dtype: torch.dtype) -> None:
     if weights not in STORES:
         raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
     if weights == "fp8" and str(device).startswith("mps"):
@@ -48,16 +63,6 @@ def load_checkpoint(
     if dtype not in NETWORK_DTYPES:
         names = ", ".join(map(str, NETWORK_DTYPES))
         raise InputError(f"dtype {dtype!r} is not one that the networks compute in: give one of {names}")
-    device = known_device(device)
-    unet_device = "cpu" if stream_weights or weights != "whole" else device
-    backend = Backend(attention=attention_named(attention, scaled_dot_product))
-    places = {"device": device, "dtype": dtype, "unet_device": unet_device}
-    modules = load_modules(path, **places, backend=backend, variant=variant)
-    STORES[weights](modules.unet)
-    if not stream_weights:
-        modules.unet.to(device)
-    parts = (modules.config, modules.unet, modules.vae, modules.clip_vision)
-    return StableVideo(*parts, device, dtype, modules.detection.variant_note)
 
 
 def known_device(device: torch.device | str) -> torch.device:

@@ -204,14 +204,27 @@ class StableVideo:
             release_unused(self.device)
             yield
 
-    def plan(self, frames: int, width: int, height: int, memory: int | None = None, **how: Any) -> Plan | None:
-        """How a clip of this size would run in `memory` bytes of the device, model weights included; `how` are the last
-        fields of `planning.Job`: reuse, window, both_ends and loop.
+    def plan(
+        self,
+        frames: int,
+        width: int,
+        height: int,
+        memory: int | None = None,
+        *,
+        reuse: bool = False,
+        interval: bool = False,
+        window: int | None = None,
+        both_ends: bool = False,
+        loop: bool = False,
+    ) -> Plan | None:
+        """How a clip of this size would run in `memory` bytes of the device, model weights included; the others are
+        fields of `planning.Job`.
 
         `memory` None plans for the free memory, falling back to the leanest plan if none fits; it returns None on a
         device other than CUDA. Raises InputError if a given `memory` is not enough.
         """
         where = {"dtype": self.dtype, "device": self.device, "weights": stored_as(self.unet)}
+        how = {"reuse": reuse, "interval": interval, "window": window, "both_ends": both_ends, "loop": loop}
         job = Job(self.config, frames, width, height, **where, **how)
         if memory is not None:
             return plan_render(job, memory)
@@ -309,7 +322,8 @@ class StableVideo:
 
     def _plan_for(self, shot: Shot, memory: int | None) -> Plan | None:
         chosen, controls = shot.settings, shot.controls
-        how = {"reuse": chosen.reuse > 0, "both_ends": controls.bounded, "loop": controls.loop}
+        how = {"reuse": chosen.reuse > 0, "interval": chosen.guidance_interval is not None}
+        how |= {"both_ends": controls.bounded, "loop": controls.loop}
         window = shot.windows.length if shot.windows else None
         return self.plan(chosen.frames, chosen.width, chosen.height, memory, window=window, **how)
 

@@ -28,8 +28,10 @@ from .model.reuse import MOST_KEPT, kept_bytes
 from .model.storage import STORES
 from .model.transformer import FeedForward
 from .model.unet import VideoUNet
-from .model.vae import PIXEL_CHANNELS, VideoVAE
+from .model.vae import VideoVAE
+from .model.vae_networks import PIXEL_CHANNELS
 from .model.weights import visiting
+from .motion import require_loop
 from .settings import WeightsName
 
 META = torch.device("meta")
@@ -71,9 +73,10 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to render and where. `device` META stands for any device with memory of its own; `reuse` says whether deep
-    features are kept between steps, `weights` how the UNet's weights are stored. `window` is the number of frames that
-    the network sees at once (None: all), `both_ends` whether it is called from both ends, and `loop` whether the last
-    frame is dropped and the decode wraps around."""
+    features are kept between steps, `interval` whether some steps are not guided, `weights` how the UNet's weights are
+    stored. `window` is the number of frames that the network sees at once (None: all), `both_ends` whether it is called
+    from both ends, and `loop` whether the last frame is dropped and the decode wraps around. Raises InputError for a
+    window that is no part of the clip, and a loop that is too short."""
 
     config: ModelConfig
     frames: int
@@ -83,14 +86,22 @@ class Job:
     device: torch.device = META
     reuse: bool = False
     weights: WeightsName = "whole"
+    interval: bool = False
     window: int | None = None
     both_ends: bool = False
     loop: bool = False
 
+    def __post_init__(self) -> None:
+        if self.window is not None and not 1 <= self.window <= self.frames:
+            raise InputError(f"a window of {self.window} for a clip of {self.frames} frames: give 1 to {self.frames}")
+        if self.loop:
+            require_loop(self.frames)
+
     @property
     def size(self) -> tuple[int, int, int]:
         """(frames, h, w) in latent cells of what the network sees at once."""
-        return self.window or self.frames, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
+        seen = self.frames if self.window is None else self.window
+        return seen, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
 
     @property
     def joint(self) -> bool:
@@ -167,11 +178,11 @@ def _plan(job: Job, streamed: bool, memory: int) -> Plan:
 
 def _handed_on(job: Job) -> int:
     """Bytes passed from stage to stage and held by a sampler, in float32: the still twice, with and without noise, and
-    about fourteen times the latents of the frames that the network sees at once; of a longer clip, whose latents stay
-    on the host, the decoder takes all once."""
+    about fourteen times the latents of the frames that the network sees at once. The others stay on the host, if that
+    is another memory, until the decoder takes all once."""
     still = 3 * job.width * job.height
-    frame = math.prod(job.latents[1:])
-    return torch.float32.itemsize * (2 * still + max(14 * job.size[0], job.frames) * frame)
+    here = job.size[0] if has_own_memory(job.device) else job.frames
+    return torch.float32.itemsize * (2 * still + max(14 * here, job.frames) * math.prod(job.latents[1:]))
 
 
 def _resident(job: Job, streamed: bool) -> int:
@@ -189,10 +200,13 @@ def _sampling(job: Job, streamed: bool) -> int:
 
 
 def _kept_rows(job: Job) -> int:
-    """Frames whose features are kept from step to step: those of both guidance branches, from each end. Of the windows
-    of a longer clip as many calls as are kept at all, which one window after the other does not reach."""
-    rows, calls = (2 * job.size[0], 1) if job.joint else (job.size[0], 2)
-    return rows * (MOST_KEPT if job.window else calls * (1 + job.both_ends))
+    """Frames whose features are kept from step to step: those of both guidance branches, from each end. A step that is
+    not guided is another call than one that runs both branches in one pass. Of the windows of a longer clip as many
+    calls as are kept at all, which one window after the other does not reach."""
+    seen = job.size[0]
+    if job.window is not None:
+        return MOST_KEPT * seen * (2 if job.joint else 1)
+    return seen * (3 if job.joint and job.interval else 2) * (2 if job.both_ends else 1)
 
 
 @cache

@@ -18,6 +18,7 @@ from .clip import Clip, Progress, ProgressFn
 from .conditioning import Conditioning, draw_noise, seeded_generator
 from .config import LATENT_CHANNELS, PIXELS_PER_LATENT
 from .model.reuse import FeatureReuse
+from .model.vae_networks import PIXEL_CHANNELS
 from .motion import (
     Between,
     Brushed,
@@ -42,6 +43,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Noise:
+    """Unit-normal noise for the still, (1, 3, H, W), and for the clip, (T, 4, h, w)."""
+
+    still: Tensor
+    clip: Tensor
+
+    @classmethod
+    def drawn(cls, settings: Settings) -> Noise:
+        """Both by one CPU generator, in the reference's order (spec 6)."""
+        generator, size = seeded_generator(settings.seed), (settings.height, settings.width)
+        cells = (side // PIXELS_PER_LATENT for side in size)
+        still = draw_noise((1, PIXEL_CHANNELS, *size), generator)
+        return cls(still, draw_noise((settings.frames, LATENT_CHANNELS, *cells), generator))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioned:
+    """What sampling takes from the pictures: the conditioning of the still and of the end picture, the latents of both,
+    (1, 4, h, w), and of the frames to continue, (n, 4, h, w), in sampler units. What no method asks for is None."""
+
+    cond: Conditioning
+    end: Conditioning | None
+    still: Tensor | None
+    last: Tensor | None
+    continued: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Render:
     """A shot on its way through the networks.
 
@@ -60,31 +89,38 @@ class Render:
         """The finished clip. chunk and budget are the decoder's; where another process decodes, frames are empty."""
         shot, split = self.shot, self.how.get("split")
         reuse = FeatureReuse(shot.settings.reuse) if shot.settings.reuse > 0 else None
-        latents = self._sample(self._condition(), reuse)[: shot.size[0]]
+        noise = Noise.drawn(shot.settings)
+        latents = self._sample(self._condition(noise), noise, reuse)[: shot.size[0]]
         approximated = _reported(reuse)
         if split is not None and not split.leads:
             frames = np.empty((0, *shot.size[1:], 3), np.float32)
         else:
-            how = {"chunk": chunk, "budget": budget, "circular": shot.controls.loop, "callback": self.report}
-            frames = _finished(self.svd.decode_latents(latents, **how), shot)
+            limits = {"chunk": chunk, "budget": budget}
+            frames = self.svd.decode_latents(latents, circular=shot.controls.loop, callback=self.report, **limits)
+            frames = _finished(frames, shot)
         sigmas = tuple(shot.sampling.sigmas.tolist())
         return Clip(frames, latents, shot.settings, sigmas, shot.fit_report, approximated)
 
-    def _condition(self) -> Conditioning:
+    def _condition(self, noise: Noise) -> Conditioned:
+        shot = self.shot
         self.report(Progress("condition", 0, 1))
-        cond = with_curves(self._conditioned(self.shot.still), *self.shot.curves)
+        cond = with_curves(self._seen(shot.still, noise), *shot.curves)
+        end = None if shot.end is None else self._seen(shot.end, noise)
+        still = self._encoded(shot.still if shot.holds_still else None)
+        last = self._encoded(shot.end if shot.controls.sequential else None)
+        conditioned = Conditioned(cond, end, still, last, self._encoded(shot.given))
         self.report(Progress("condition", 1, 1))
-        return cond
+        return conditioned
 
-    def _conditioned(self, pixels: Tensor) -> Conditioning:
+    def _seen(self, pixels: Tensor, noise: Noise) -> Conditioning:
         chosen = self.shot.settings
         micro = (chosen.fps, chosen.motion_bucket, chosen.augmentation)
-        return self.svd.condition(pixels, *micro, draw(pixels, chosen)[0], budget=self.encoding)
+        return self.svd.condition(pixels, *micro, noise.still, budget=self.encoding)
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        return self.svd.encode_latents(pixels, budget=self.encoding)
+    def _encoded(self, pixels: Tensor | None) -> Tensor | None:
+        return None if pixels is None else self.svd.encode_latents(pixels, budget=self.encoding)
 
-    def _sample(self, cond: Conditioning, reuse: FeatureReuse | None) -> Tensor:
+    def _sample(self, inputs: Conditioned, noise: Noise, reuse: FeatureReuse | None) -> Tensor:
         """The clip's latents (T, 4, h, w), on the CPU."""
         shot, sampling = self.shot, self.shot.sampling
         steps = len(sampling.sigmas) - 1
@@ -93,44 +129,40 @@ class Render:
         def step_done(state: dict[str, Any]) -> None:
             self.report(Progress("sample", state["i"] + 1, steps))
 
-        still = self._encoded(shot.still) if shot.holds_still else None
-        more = {"seed": shot.settings.seed, "interval": sampling.interval, "reuse": reuse, **self.how}
-        more |= {"stream_weights": self.plan and self.plan.stream_weights, "wrap": _all(self._methods(cond, still))}
-        args = (self._start(still), cond, sampling.sigmas, sampling.guidance, _sampler(shot), step_done)
+        methods = _all(self._methods(inputs))
+        more = {"seed": shot.settings.seed, "interval": sampling.interval, "reuse": reuse, "wrap": methods, **self.how}
+        more["stream_weights"] = self.plan and self.plan.stream_weights
+        args = (self._start(inputs, noise), inputs.cond, sampling.sigmas, sampling.guidance, _sampler(shot), step_done)
         return self.svd.sample_from(*args, **more, **sampling.options).cpu()
 
-    def _start(self, still: Tensor | None) -> Tensor:
+    def _start(self, inputs: Conditioned, noise: Noise) -> Tensor:
         """The state that sampling starts from: on the host for clips in windows, else on the device."""
         shot, settings = self.shot, self.shot.settings
-        latent = analytic_start(still, settings.frames, settings.seed) if shot.controls.unstick > 0 else None
-        noise = draw(shot.still, settings)[1].to("cpu" if shot.windows else self.svd.device)
-        return noisy_start(noise, shot.sampling.sigmas, latent)
+        latent = analytic_start(inputs.still, settings.frames, settings.seed) if shot.controls.unstick > 0 else None
+        place = "cpu" if shot.windows else self.svd.device
+        return noisy_start(noise.clip.to(place), shot.sampling.sigmas, latent)
 
-    def _methods(self, cond: Conditioning, still: Tensor | None) -> list[Wrap]:
+    def _methods(self, inputs: Conditioned) -> list[Wrap]:
         """The denoiser wrappers to apply, innermost first."""
         shot, made = self.shot, []
         if shot.controls.bounded:
-            made.append(self._between(cond, still))
+            made.append(_between(shot, inputs))
         if shot.windows:
-            made.append(self._long_take(still))
+            made.append(self._long_take(inputs))
         if shot.brush:
             cells, levels = shot.brush.cells(), shot.sampling.sigmas[:-1].tolist()
-            made.append(lambda denoise: Brushed(denoise, cells, still, levels[-1], levels[0]))
+            made.append(lambda denoise: Brushed(denoise, cells, inputs.still, levels[-1], levels[0]))
         return made
 
-    def _between(self, cond: Conditioning, still: Tensor | None) -> Wrap:
-        shot = self.shot
-        end = cond if shot.end is None else self._conditioned(shot.end)
-        held = None
-        if shot.controls.sequential:
-            held = still, still if shot.end is None else self._encoded(shot.end)
-        return lambda denoise: Between(denoise, end, held, shot.controls.loop)
+    def _long_take(self, inputs: Conditioned) -> Wrap:
+        windows, colour, hold = self.shot.windows, Statistics.of(inputs.still), self.shot.controls.colour_hold
+        return lambda denoise: LongTake(denoise, windows, self.svd.device, colour, hold, inputs.continued)
 
-    def _long_take(self, still: Tensor) -> Wrap:
-        shot = self.shot
-        given = None if shot.given is None else self._encoded(shot.given)
-        colour, hold = Statistics.of(still), shot.controls.colour_hold
-        return lambda denoise: LongTake(denoise, shot.windows, self.svd.device, colour, hold, given)
+
+def _between(shot: Shot, inputs: Conditioned) -> Wrap:
+    end, last = inputs.end or inputs.cond, inputs.still if inputs.last is None else inputs.last
+    held = (inputs.still, last) if shot.controls.sequential else None
+    return lambda denoise: Between(denoise, end, held, shot.controls.loop)
 
 
 def _all(methods: Sequence[Wrap]) -> Wrap:
@@ -162,12 +194,3 @@ def _reported(reuse: FeatureReuse | None) -> str:
         return ""
     reuse.forget()
     return reuse.report()
-
-
-def draw(pixels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The noise on the still, shaped like pixels, and on the clip, (T, 4, h, w), drawn by one CPU generator in the
-    reference's order (spec 6)."""
-    generator = seeded_generator(settings.seed)
-    size = (settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
-    on_still = draw_noise(pixels.shape, generator)
-    return on_still, draw_noise((settings.frames, LATENT_CHANNELS, *size), generator)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .controls import Controls
 from .errors import InputError
-from .motion import Brush, Windows, curve_values, lowered_sigmas, require_loop, unstuck
+from .motion import Brush, Windows, check_curves, curve_values, lowered_sigmas, require_loop, unstuck
 from .sampling import SamplingPlan, plan_sampling
 from .settings import Settings
 
@@ -64,7 +64,8 @@ class Shot:
         return shot
 
     def check(self) -> None:
-        """Raise InputError for an end that the clip cannot reach, or not by the sampler asked for."""
+        """Raise InputError for curves out of range, and an end that the clip cannot reach, or not by the sampler."""
+        check_curves(*self.curves)
         if self.controls.loop:
             require_loop(self.settings.frames)
         if self.end is not None and self.settings.frames < 2:
@@ -92,6 +93,8 @@ class Shot:
 
 
 def _unstuck(settings: Settings, strength: float) -> Settings:
+    if strength == 0:
+        return settings
     chosen = unstuck(strength, settings.motion_bucket, settings.augmentation)
     return dataclasses.replace(settings, motion_bucket=chosen.motion_bucket, augmentation=chosen.augmentation)
 
@@ -119,7 +122,8 @@ def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
 def _brush(controls: Controls, settings: Settings) -> Brush | None:
     if controls.brush is None:
         return None
-    brush = Brush(torch.as_tensor(np.asarray(controls.brush, np.float32), device="cpu"))
+    mask = _array("the mask", controls.brush, np.float32)
+    brush = Brush(torch.as_tensor(mask, device="cpu"))
     brush.check(settings.frames, settings.height, settings.width)
     return brush
 
@@ -144,9 +148,9 @@ def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, wind
     return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
 
 
-def _array(name: str, given: Any) -> np.ndarray:
+def _array(name: str, given: Any, dtype: type | None = None) -> np.ndarray:
     try:
-        return np.asarray(given)
+        return np.asarray(given, dtype)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
         raise InputError(f"{name} is no array ({type(given).__name__}): give one of NumPy") from error
 

@@ -35,7 +35,7 @@ ARROWS = {
     "model": BASE | {"kernels", "decode", "device_memory"},
     "checkpoint": BASE | {"model"},
     "live_bytes": set(),
-    "planning": BASE | {"decode", "device_memory", "live_bytes", "model"},
+    "planning": BASE | {"decode", "device_memory", "live_bytes", "model", "motion"},
     "clip": BASE,
     "controls": BASE | {"motion"},
     "shot": BASE | {"controls", "motion", "sampling"},

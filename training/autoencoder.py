@@ -92,7 +92,7 @@ class TemporalObjective(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         clips = batch["pixels"]
         pixels = clips.flatten(0, 1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):  # the encoder is always in float32
             latents = self.vae.encode(pixels)
         restored = self.vae.decode_whole(latents, num_frames=clips.shape[1]).float()
         loss = reconstruction_loss(restored, pixels, self.stage.squared, self.stage.edges)

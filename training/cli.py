@@ -18,7 +18,7 @@ from typing import get_args
 
 from PIL import Image
 
-from svd_core.cli import UNUSABLE, ready_output, stop
+from svd_core.cli import UNUSABLE, end_with, ready_output
 from svd_core.cli.flags import Parser
 from svd_core.demo import DEMO_MODEL
 from svd_core.errors import InputError, StableVideoError
@@ -40,7 +40,7 @@ FRAME_DECODER = Path(__file__).with_name("demo") / "frame_decoder.safetensors"
 
 _LORA_MEMORY = """\
 memory, counted for the released svd in bfloat16 with --rank 16 and --layers both (training.memory):
-  14 frames of 1024x576  10.8 GiB     25 frames of 1024x576  15.9 GiB     14 frames of 576x320  6.3 GiB
+  14 frames of 1024x576  10.9 GiB     25 frames of 1024x576  16.0 GiB     14 frames of 576x320  6.4 GiB
   14 frames of 1024x576 with --no-checkpointing  49.3 GiB
 and some 3 GiB for what is not counted, so all but the last fit a card of 24 GB. A step of 14 frames of 1024x576 is 129
 TFLOP: 4.6 s on a card of 70 TFLOP/s kept busy to 40 %, or 80 minutes for 1,000 steps; 25 frames take 1.8 times as long.
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         args.run(args)
     except StableVideoError as error:
-        return stop(f"error: {error}", UNUSABLE)
+        return end_with(f"error: {error}", UNUSABLE)
     except KeyboardInterrupt as stopped:
-        return stop(": ".join(["interrupted", *map(str, stopped.args)]), 130)
+        return end_with(": ".join(["interrupted", *map(str, stopped.args)]), 130)
     return 0
 
 

@@ -61,6 +61,7 @@ def check_noise(noise: Noise, where: str) -> None:
         require(0 <= value < math.inf, f"{where}.{name}", value, "at least 0, and finite")
     for name in ("drop_context", "drop_first"):
         require(0 <= getattr(noise, name) <= 1, f"{where}.{name}", getattr(noise, name), "a share from 0 to 1")
+    require(noise.posterior in ("mean", "sample"), f"{where}.posterior", noise.posterior, "mean or sample")
     most = math.log(MAX_AUGMENTATION) - RAREST_DRAW * noise.augmentation_std
     needed = f"at most {most:.2f}, for noise of at most {MAX_AUGMENTATION:g}"
     require(noise.augmentation_mean <= most, f"{where}.augmentation_mean", noise.augmentation_mean, needed)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from svd_core.checkpoint.load import of_encoder
 from svd_core.config import ModelConfig
 from svd_core.model.backend import Backend
 from svd_core.model.clip_vision import CLIPVision
@@ -92,11 +93,13 @@ class _Tally:
 
 
 def requirement(model: ModelConfig, config: LoRAConfig, height: int, width: int) -> Requirement:
-    """Requirement for one clip of config.frames pictures of height x width pixels, in bfloat16."""
+    """Requirement for one clip of config.frames pictures of height x width pixels, in bfloat16, but for the encoder of
+    pictures, which is always in float32."""
     backend = Backend(device="meta", dtype=torch.bfloat16, attention=FlashAttention.apply)
     unet = VideoUNet(model.unet, backend=backend)
     frozen = (unet, VideoVAE(model.vae, backend=backend), CLIPVision(model.clip_vision, backend=backend))
-    weights = sum(2 * parameter.numel() for network in frozen for parameter in network.parameters())
+    named = (each for network in frozen for each in network.named_parameters())
+    weights = sum((4 if of_encoder(name) else 2) * parameter.numel() for name, parameter in named)
     added = add_lora(unet, config)
     trained = sum(layer.up.numel() + layer.down.numel() for layer in added.values())
     tally = _run(unet, config.frames, height // 8, width // 8)

@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(argv, interrupts)
         except BaseException as error:
             if number := interrupts.first or signal_of(error):
-                return stop(_INTERRUPTED, BY_SIGNAL + number)
+                return end_with(_INTERRUPTED, BY_SIGNAL + number)
             if isinstance(error, BrokenPipeError):
                 return PIPE_CLOSED
             if reason := _reason(error):
-                return stop(f"error: {reason}", UNUSABLE)
+                return end_with(f"error: {reason}", UNUSABLE)
             raise
-        return stop(_INTERRUPTED, BY_SIGNAL + interrupts.first) if interrupts.first else 0
+        return end_with(_INTERRUPTED, BY_SIGNAL + interrupts.first) if interrupts.first else 0
 
 
 def ready_output() -> None:
@@ -104,7 +104,7 @@ def _reason(error: BaseException) -> str:
     return ""
 
 
-def stop(line: str, code: int) -> int:
+def end_with(line: str, code: int) -> int:
     """Say a line on stderr, if it can be written, and return the exit code."""
     with suppress(OSError):
         sys.stderr.write(f"{line}\n")

@@ -76,8 +76,9 @@ class Order:
         """The render as the memory planner sees it."""
         width, height = self.clip_size(image, config.variant)
         settings = self.settings.for_variant(config.variant)
-        device, options = torch.device(self.device), {"reuse": settings.reuse > 0, "weights": self.weights}
-        return Job(config, settings.frames, width, height, DTYPES[self.dtype], device, **options)
+        size, place = (settings.frames, width, height), (DTYPES[self.dtype], torch.device(self.device))
+        approximate = {"reuse": settings.reuse > 0, "interval": settings.guidance_interval is not None}
+        return Job(config, *size, *place, weights=self.weights, **approximate)
 
     def check_settings(self) -> None:
         """Raise InputError for settings that the pipeline would only reject after loading gigabytes. Uses the defaults

@@ -46,6 +46,7 @@ def bands(height: int, bytes_per_row: int, size: int) -> list[Band]:
 
 
 def bands_of(frame: Tensor, outputs: int, size: int) -> list[Band]:
+    """The bands of a frame (1, C, H, W) for a convolution to `outputs` channels."""
     return bands(frame.shape[2], frame.itemsize * frame.shape[3] * max(frame.shape[1], outputs), size)
 
 
@@ -59,4 +60,5 @@ def band_values(shape: Shape, outputs: int, itemsize: int, size: int) -> tuple[i
 
 
 def widest(rows: list[Band]) -> Band:
+    """The band that sees the most rows, which needs the most memory."""
     return max(rows, key=lambda band: band.seen.stop - band.seen.start)

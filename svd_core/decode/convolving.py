@@ -50,10 +50,12 @@ def convolved(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def shortly(short: Short, conv: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution that leaves its bias owed where a kernel adds it later, and adds it itself elsewhere."""
     return short(conv, images) if owed_moments.wanted(images) else whole(conv, images)
 
 
 def paid(result: Tensor, owed: Tensor | None) -> Tensor:
+    """The result with the bias that is owed to it, if any, added in place."""
     return result if owed is None else result.add_(owed[:, None, None])
 
 

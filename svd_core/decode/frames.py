@@ -48,10 +48,10 @@ class Convolution:
         return (self.conv.weight.shape[0], *shape[1:])
 
     def scratch(self, shape: Shape, itemsize: int, staged: bool, made: int) -> int:
-        seen, _, convolved = band_values(shape, self.conv.weight.shape[0], itemsize, self.size)
+        seen, _, results = band_values(shape, self.conv.weight.shape[0], itemsize, self.size)
         copied = itemsize * seen if staged else 0
         normed = normed_bytes(seen, itemsize, copied) if self.norm is not None else copied
-        return made + max(normed, itemsize * convolved + (itemsize * seen if self.norm is not None else copied))
+        return made + max(normed, itemsize * results + (itemsize * seen if self.norm is not None else copied))
 
     def __call__(self, frame: Tensor, place: Place, out: Tensor | None = None) -> Tensor:
         outputs = self.conv.weight.shape[0]

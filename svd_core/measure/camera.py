@@ -85,15 +85,15 @@ def fit_camera(flow: Tensor, seen: Visibility) -> Camera:
     height, width = flow.shape[-2:]
     step = max(1, min(height, width) // GRID)
     places, flow, seen = _places(height, width)[:, ::step, ::step], flow[..., ::step, ::step].double(), seen.every(step)
-    say = _say(seen)
+    visibility = _visibility(seen)
     unit = min(height, width) / 2
     basis = torch.stack([torch.ones_like(places[0]), places[0] / unit, places[1] / unit]).double()  # (3, h, w)
-    found = _solve(basis, flow, say, torch.ones_like(flow[:, 0]))
-    scale = _misfit(basis, flow, say, found).square().mean(dim=(1, 2)).sqrt()[:, None, None]
+    found = _solve(basis, flow, visibility, torch.ones_like(flow[:, 0]))
+    scale = _misfit(basis, flow, visibility, found).square().mean(dim=(1, 2)).sqrt()[:, None, None]
     for _ in range(ROUNDS):
         scale = (scale * 0.6).clamp(min=INLIER)
-        weights = 1 / (1 + (_misfit(basis, flow, say, found) / scale).square()).square()
-        found = _solve(basis, flow, say, weights)
+        weights = 1 / (1 + (_misfit(basis, flow, visibility, found) / scale).square()).square()
+        found = _solve(basis, flow, visibility, weights)
     found = found.float()
     return Camera(found[:, :, 0], found[:, :, 1:] / unit)
 
@@ -104,22 +104,22 @@ def _places(height: int, width: int) -> Tensor:
     return torch.stack([x - width / 2, y - height / 2])
 
 
-def _say(seen: Visibility) -> Tensor:
+def _visibility(seen: Visibility) -> Tensor:
     """Weight matrices (n, 2, 2, h, w): the visibility, raised to at least UNSEEN in every direction."""
     rows = [torch.stack([seen.xx, seen.xy], dim=1), torch.stack([seen.xy, seen.yy], dim=1)]
     identity = torch.eye(2, **FLOAT32)[None, :, :, None, None]
     return ((1 - UNSEEN) * torch.stack(rows, dim=1) + UNSEEN * identity).double()
 
 
-def _misfit(basis: Tensor, flow: Tensor, say: Tensor, found: Tensor) -> Tensor:
+def _misfit(basis: Tensor, flow: Tensor, visibility: Tensor, found: Tensor) -> Tensor:
     """Weighted distance (n, h, w) of each pixel's flow from the fit."""
     left = flow - torch.einsum("nik,khw->nihw", found, basis)
-    return torch.einsum("nihw,nijhw,njhw->nhw", left, say, left).clamp(min=0).sqrt()
+    return torch.einsum("nihw,nijhw,njhw->nhw", left, visibility, left).clamp(min=0).sqrt()
 
 
-def _solve(basis: Tensor, flow: Tensor, say: Tensor, weights: Tensor) -> Tensor:
+def _solve(basis: Tensor, flow: Tensor, visibility: Tensor, weights: Tensor) -> Tensor:
     """Weighted least-squares coefficients (n, 2, 3) of basis (3, h, w), for x and for y."""
-    weighted = say * weights[:, None, None]
+    weighted = visibility * weights[:, None, None]
     matrix = torch.einsum("khw,nijhw,lhw->nikjl", basis, weighted, basis).flatten(3).flatten(1, 2)  # (n, 6, 6)
     wanted = torch.einsum("khw,nijhw,njhw->nik", basis, weighted, flow).flatten(1)
     return torch.linalg.solve(matrix, wanted).unflatten(1, (2, 3))

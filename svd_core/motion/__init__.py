@@ -10,6 +10,7 @@ from .brush import Brush as Brush
 from .brush import Brushed as Brushed
 from .brush import composite as composite
 from .curves import PerFrame as PerFrame
+from .curves import check_curves as check_curves
 from .curves import curve_values as curve_values
 from .curves import with_curves as with_curves
 from .denoiser import ClipDenoiser as ClipDenoiser

@@ -55,7 +55,7 @@ class Between:
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Blend both results, each frame mostly from the nearer end. The paper's weights are linear in time; these
         (3 t^2 - 2 t^3) are flat at both ends, so that frames near one end show no ghost of the other."""
-        backward = self._answer_from_end(x, sigma)
+        backward = self._predicted_from_end(x, sigma)
         time = torch.linspace(0, 1, self.num_frames, dtype=torch.float32, device=x.device)
         share = (time**2 * (3 - 2 * time)).repeat(x.shape[0] // self.num_frames)
         return self._hold(torch.lerp(self.denoise(x, sigma), backward, share[:, None, None, None]))
@@ -66,9 +66,9 @@ class Between:
 
     def backward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The prediction from the end picture alone; frames go in and come out in playback order."""
-        return self._hold(self._answer_from_end(x, sigma))
+        return self._hold(self._predicted_from_end(x, sigma))
 
-    def _answer_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+    def _predicted_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         self._check(x)
         return self._reversed(self.denoise.with_conditioning(self._from_end)(self._reversed(x), sigma))
 

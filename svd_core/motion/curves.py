@@ -73,12 +73,17 @@ def with_curves(cond: Conditioning, motion_bucket: Tensor | None, augmentation: 
         return cond
     if len(lengths) > 1:
         raise InputError(f"curves of {' and '.join(map(str, sorted(lengths)))} frames: give both for the same clip")
-    _check_range("motion bucket", motion_bucket, MAX_MOTION_BUCKET)
-    _check_range("augmentation", augmentation, MAX_AUGMENTATION)
+    check_curves(motion_bucket, augmentation)
     vector = cond.vector if cond.vector.ndim == 3 else cond.vector[:, None].expand(-1, lengths.pop(), -1)
     fps, bucket, level = vector.chunk(3, dim=-1)
     parts = [fps, _embedded(motion_bucket, bucket), _embedded(augmentation, level)]
     return replace(cond, vector=torch.cat(parts, dim=-1))
+
+
+def check_curves(motion_bucket: Tensor | None, augmentation: Tensor | None) -> None:
+    """Raise InputError for values that the network was never told; None is not checked."""
+    _check_range("motion bucket", motion_bucket, MAX_MOTION_BUCKET)
+    _check_range("augmentation", augmentation, MAX_AUGMENTATION)
 
 
 def _embedded(curve: Tensor | None, part: Tensor) -> Tensor:

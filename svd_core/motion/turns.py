@@ -108,14 +108,14 @@ class _Watch:
     steps: int
     denoised: Tensor | None = None
 
-    def __call__(self, said: dict[str, Any]) -> None:
-        self.denoised = said["denoised"]
+    def __call__(self, state: dict[str, Any]) -> None:
+        self.denoised = state["denoised"]
         if self.callback is None:
             return
-        x, denoised = self._whole(self.made.start, said["x"]), self._whole(self.made.clean, said["denoised"])
+        x, denoised = self._whole(self.made.start, state["x"]), self._whole(self.made.clean, state["denoised"])
         denoised[self.frames.stop :] = denoised[self.frames.stop - 1]  # frames not made yet
-        i = (self.turn * self.steps + min(said["i"], self.steps - 1)) // self.turns
-        self.callback({**said, "x": x, "denoised": denoised, "i": i})
+        i = (self.turn * self.steps + min(state["i"], self.steps - 1)) // self.turns
+        self.callback({**state, "x": x, "denoised": denoised, "i": i})
 
     def _whole(self, clip: Tensor, window: Tensor) -> Tensor:
         clip = clip.clone()

@@ -225,6 +225,14 @@ def test_cancelling_stops_within_the_step(render, controls):
         (FRAMES, {"unstick": 2.0}, "un-stick strength 2.0 is outside 0 to 1"),
         (FRAMES, {"guidance": [1.0, 2.0]}, "2 values for 4 frames"),
         (FRAMES, {"motion_bucket": [1.0, 2.0]}, "2 values for 4 frames"),
+        (
+            FRAMES,
+            {"motion_bucket": [(0, 0), (1, 5000)]},
+            "the motion bucket curve goes from 0 to 5000: values must lie",
+        ),
+        (FRAMES, {"augmentation": [(0, 0), (1, 50)]}, "the augmentation curve goes from 0 to 50: values must lie"),
+        (FRAMES, {"brush": "abc"}, r"the mask is no array \(str\): give one of NumPy"),
+        (FRAMES, {"brush": [[1.0], [1.0, 0.5]]}, r"the mask is no array \(list\): give one of NumPy"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_network_runs(svd, pictures, monkeypatch, frames, controls, message):

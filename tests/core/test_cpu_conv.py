@@ -279,3 +279,20 @@ def test_a_compiled_upsampler_has_no_graph_break(corners):
         x = images(2, 16, 4, 4)
         torch.testing.assert_close(compiled(x, (8, 8)), upsample(x, (8, 8)))
     assert len(corners) == 1
+
+
+def test_a_probe_that_runs_out_of_memory_answers_nothing_and_is_asked_again():
+    """Else a moment of little memory would settle a process's bits."""
+    asked = []
+
+    @probe.probed("layers", "another way")
+    def faster() -> bool:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        return True
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        faster()
+    assert faster() and faster()
+    assert len(asked) == 2

@@ -134,6 +134,19 @@ def test_the_least_that_is_named_works_and_fits():
     assert max(plan.encode_bytes, plan.sample_bytes, plan.decode_bytes) <= least
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"window": 0}, "a window of 0 for a clip of 8 frames: give 1 to 8"),
+        ({"window": 9}, "a window of 9 for a clip of 8 frames: give 1 to 8"),
+        ({"frames": 3, "loop": True}, "a loop of 3 frames cannot leave the picture and come back"),
+    ],
+)
+def test_what_is_no_clip_is_not_planned(how, reason):
+    with pytest.raises(InputError, match=reason):
+        Job(TINY, **{"frames": FRAMES, "width": WIDTH, "height": HEIGHT} | how)
+
+
 def test_encoding_takes_what_it_may_and_no_more():
     """What bounds it is what sampling leaves: with next to nothing to spare, a large still goes in bands."""
     job = Job(TINY, 1, 2048, 1024, torch.float32)

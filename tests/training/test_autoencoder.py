@@ -93,3 +93,15 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(tiny, pixels, stag
         assert (parameter.grad is not None) == (not name.startswith(untrained) if untrained else True), name
         moves = parameter.grad is not None and not name.endswith(".k.bias")  # softmax does not see a shift of all keys
         assert not moves or parameter.grad.abs().sum() > 0, name
+
+
+def test_autocast_does_not_round_what_the_decoder_learns_from(tiny, pixels):
+    objective = TemporalObjective(make(tiny.model.vae), tiny.temporal)
+    heard = []
+    objective.vae.decode_whole = lambda latents, num_frames: heard.append(latents) or pixels
+    batch = {"pixels": pixels.unflatten(0, (2, 3))}
+    objective(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        objective(batch)
+    assert heard[1].dtype == torch.float32
+    assert torch.equal(*heard)

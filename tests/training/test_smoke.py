@@ -161,6 +161,13 @@ def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_p
         train_video(other, source, tmp_path, Machine(), ALONE)
 
 
+def test_another_recipe_for_a_begun_run_is_refused_before_clips_are_encoded(recipe, trained, monkeypatch):
+    monkeypatch.setattr("training.stages.cached_shards", lambda *_: pytest.fail("clips were encoded"))
+    other = with_settings(recipe, ["video.noise.posterior=sample"])
+    with pytest.raises(CheckpointError, match=r"video\.state\.safetensors is from another configuration .*posterior"):
+        train_video(other, open_source(recipe.data, recipe.seed, pytest.fail), trained[0], Machine(), ALONE)
+
+
 def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
     for name in ("autoencoder.safetensors", "latents"):
         (tmp_path / name).symlink_to(trained[0] / name)

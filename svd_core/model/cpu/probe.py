@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import out_of_memory
 from ...kernels import needs_gradient
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def is_plain_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
 def probed(layers: str, way: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorates a probe of whether layers run in another way than torch's own here: it answers once per process and
     arguments, which fill the placeholders of `layers`, and is logged. A probe that fails answers no, since a build of
-    torch, or a CPU, may lack the operation."""
+    torch, or a CPU, may lack the operation; one that runs out of memory answers nothing, and is asked again."""
 
     def decorated(probe: Callable[..., bool]) -> Callable[..., bool]:
         @cache
@@ -74,8 +75,10 @@ def probed(layers: str, way: str) -> Callable[[Callable[..., bool]], Callable[..
             try:
                 taken = probe(*given)
             except (AttributeError, RuntimeError) as error:
-                logger.info("%s on the CPU do not run %s: %s", named, way, error)
-                taken = False
+                if out_of_memory(error):
+                    raise
+                logger.info("%s on the CPU: torch's own, for %s fails: %s", named, way, error)
+                return False
             logger.info("%s on the CPU: %s", named, way if taken else "torch's own")
             return taken
 

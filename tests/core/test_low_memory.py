@@ -129,7 +129,9 @@ def watched(live, peaks):
     return report
 
 
-@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(
+    "kept", ["nothing", pytest.param("features", marks=pytest.mark.slow), "features with an interval"]
+)
 @pytest.mark.parametrize("name", CONTROLLED)
 @pytest.mark.parametrize("share", [0.0, pytest.param(0.4, marks=pytest.mark.slow)])
 def test_a_limit_holds_with_controls_too(svd, card, name, kept, share):

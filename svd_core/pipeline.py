@@ -89,19 +89,19 @@ class StableVideo:
         pixels = pixels.float().cpu()
         noisy = augment(pixels, micro.augmentation, noise.float().cpu())
         context = self.clip_vision.encode(pixels.to(self.device))
-        first = self.vae.encode(noisy.to(self.device), budget=budget or self._free_for_encoding(noisy))
+        first = self._encode(noisy, budget)
         vector = micro.vector(self.config.unet.vector_dim).expand(pixels.shape[0], -1)
-        return Conditioning(context[:, None].float(), first.float(), vector.to(self.device))
+        return Conditioning(context[:, None].float(), first, vector.to(self.device))
 
     @torch.no_grad()
     def encode_latents(self, pixels: Tensor, *, budget: int | None = None) -> Tensor:
         """Encode pictures (n, 3, H, W) in [-1, 1], one by one -> latents (n, 4, h, w) in sampler units, on the CPU;
         `budget` as in `condition`."""
-        encoded = []
-        for one in pixels.split(1):
-            bytes_ = budget or self._free_for_encoding(one)
-            encoded.append(self.vae.encode(one.to(self.device), budget=bytes_).float().cpu())
-        return torch.cat(encoded) * LATENT_SCALE
+        return torch.cat([self._encode(one, budget).cpu() for one in pixels.split(1)]) * LATENT_SCALE
+
+    def _encode(self, pixels: Tensor, budget: int | None) -> Tensor:
+        """The unscaled latents of pixels from the host, in float32 on the device."""
+        return self.vae.encode(pixels.to(self.device), budget=budget or self._free_for_encoding(pixels)).float()
 
     def _free_for_encoding(self, stills: Tensor) -> int | None:
         """The encoder's budget. Free memory is only an estimate, so it never drops below the leanest plan."""
@@ -205,27 +205,21 @@ class StableVideo:
             yield
 
     def plan(
-        self,
-        frames: int,
-        width: int,
-        height: int,
-        memory: int | None = None,
-        *,
-        reuse: bool = False,
-        interval: bool = False,
-        window: int | None = None,
-        both_ends: bool = False,
-        loop: bool = False,
+        self, frames: int, width: int, height: int, memory: int | None = None, *, reuse: bool = False
     ) -> Plan | None:
-        """How a clip of this size would run in `memory` bytes of the device, model weights included; the others are
-        fields of `planning.Job`.
+        """How a clip of this size would run in `memory` bytes of the device, model weights included; `reuse` says
+        whether features are kept between steps.
 
         `memory` None plans for the free memory, falling back to the leanest plan if none fits; it returns None on a
         device other than CUDA. Raises InputError if a given `memory` is not enough.
         """
-        where = {"dtype": self.dtype, "device": self.device, "weights": stored_as(self.unet)}
-        how = {"reuse": reuse, "interval": interval, "window": window, "both_ends": both_ends, "loop": loop}
-        job = Job(self.config, frames, width, height, **where, **how)
+        return self._planned(Job(self.config, frames, width, height, reuse=reuse, **self._place), memory)
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device, "weights": stored_as(self.unet)}
+
+    def _planned(self, job: Job, memory: int | None) -> Plan | None:
         if memory is not None:
             return plan_render(job, memory)
         free = free_bytes(self.device)
@@ -321,11 +315,9 @@ class StableVideo:
         return Render(self, shot, plan, encoding, callback or silent, how).clip(chunk, budget)
 
     def _plan_for(self, shot: Shot, memory: int | None) -> Plan | None:
-        chosen, controls = shot.settings, shot.controls
-        how = {"reuse": chosen.reuse > 0, "interval": chosen.guidance_interval is not None}
-        how |= {"both_ends": controls.bounded, "loop": controls.loop}
-        window = shot.windows.length if shot.windows else None
-        return self.plan(chosen.frames, chosen.width, chosen.height, memory, window=window, **how)
+        controls, window = shot.controls, shot.windows.length if shot.windows else None
+        how = {"window": window, "both_ends": controls.bounded, "loop": controls.loop}
+        return self._planned(Job.of(self.config, shot.settings, **how, **self._place), memory)
 
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
         """Fit a picture, as `animate` takes it, to the size of the clip. Returns it as (H, W, 3) float32 in [0, 1], the

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from .model.vae import VideoVAE
 from .model.vae_networks import PIXEL_CHANNELS
 from .model.weights import visiting
 from .motion import require_loop
-from .settings import WeightsName
+from .settings import Settings, WeightsName
 
 META = torch.device("meta")
 
@@ -90,6 +91,12 @@ class Job:
     window: int | None = None
     both_ends: bool = False
     loop: bool = False
+
+    @classmethod
+    def of(cls, config: ModelConfig, settings: Settings, **more: Any) -> Job:
+        """The job of resolved settings; `more` are the fields that settings do not decide."""
+        approximate = {"reuse": settings.reuse > 0, "interval": settings.guidance_interval is not None}
+        return cls(config, settings.frames, settings.width, settings.height, **approximate, **more)
 
     def __post_init__(self) -> None:
         if self.window is not None and not 1 <= self.window <= self.frames:

@@ -75,10 +75,9 @@ class Order:
     def job(self, image: np.ndarray, config: ModelConfig) -> Job:
         """The render as the memory planner sees it."""
         width, height = self.clip_size(image, config.variant)
-        settings = self.settings.for_variant(config.variant)
-        size, place = (settings.frames, width, height), (DTYPES[self.dtype], torch.device(self.device))
-        approximate = {"reuse": settings.reuse > 0, "interval": settings.guidance_interval is not None}
-        return Job(config, *size, *place, weights=self.weights, **approximate)
+        settings = dataclasses.replace(self.settings.for_variant(config.variant), width=width, height=height)
+        place = {"dtype": DTYPES[self.dtype], "device": torch.device(self.device), "weights": self.weights}
+        return Job.of(config, settings, **place)
 
     def check_settings(self) -> None:
         """Raise InputError for settings that the pipeline would only reject after loading gigabytes. Uses the defaults

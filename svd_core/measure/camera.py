@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .flow import FLOAT32, STIFFNESS, structure
+from ..sampling.guidance import FLOAT32
+from .flow import STIFFNESS, structure
 
 GRID = 64
 """Samples along the shorter side used by the fit; more only cost time."""

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, grid_sample, interpolate, pad
 
 from ..errors import InputError
-
-FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
-"""Where measuring happens, whatever torch's defaults are."""
+from ..sampling.guidance import FLOAT32
 
 LUMA = (0.299, 0.587, 0.114)
 LEAST_CLIP_SIDE = 16

@@ -20,10 +20,9 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..config import LATENT_SCALE
 from ..errors import InputError
+from ..sampling.guidance import FLOAT32
 from ..sampling.schedule import SIGMA_MIN
 from .denoiser import ClipDenoiser
-
-_FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
 
 SHIFTS = 11.326
 """Cycles of the windows' start per unit of log sigma: seven golden ratios, which avoids repeating patterns."""
@@ -82,10 +81,10 @@ class Windows:
     def shares(self, starts: Sequence[int]) -> list[Tensor]:
         """Blending weights (length,) of each window: they rise as sin^2 over the frames shared with the window before
         and fall likewise over those shared with the next."""
-        shares = [torch.ones(self.length, **_FLOAT32) for _ in starts]
+        shares = [torch.ones(self.length, **FLOAT32) for _ in starts]
         for (before, after), (one, other) in zip(pairwise(shares), pairwise(starts), strict=True):
             shared = one + self.length - other
-            rise = torch.arange(1, shared + 1, **_FLOAT32) / (shared + 1)
+            rise = torch.arange(1, shared + 1, **FLOAT32) / (shared + 1)
             after[:shared] = torch.minimum(after[:shared], rise)
             before[-shared:] = torch.minimum(before[-shared:], rise.flip(0))
         return [torch.sin(share * math.pi / 2) ** 2 for share in shares]
@@ -177,7 +176,7 @@ class LongTake:
     def _fused(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         total = x.shape[0]
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(total)
-        blended, weight = torch.zeros_like(x), torch.zeros(total, 1, 1, 1, **_FLOAT32)
+        blended, weight = torch.zeros_like(x), torch.zeros(total, 1, 1, 1, **FLOAT32)
         anchor: Tensor | None = None
         starts = self.windows.starts(total, self.windows.shift(float(sigma.max())))
         for start, following, share in zip(starts, [*starts[1:], total], self.windows.shares(starts), strict=True):

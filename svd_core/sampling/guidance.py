@@ -27,8 +27,8 @@ ROUNDING = 1e-6
 """Relative distance within which a sigma counts as equal to a bound: float32 schedules start a few units in the last
 place off the sigma that they were asked for."""
 
-_FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-"""Where weights are made, whatever torch's default dtype and device are."""
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Where numbers for the host are made, whatever torch's default dtype and device are."""
 
 # Weights
 
@@ -36,7 +36,7 @@ _FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 def constant_guidance(num_frames: int, value: float) -> Tensor:
     """(T,) float32: the same weight for every frame. Raises InputError for no frames or a weight that is not finite."""
     _check_weights(num_frames, value)
-    return torch.full((num_frames,), float(value), **_FLOAT32)
+    return torch.full((num_frames,), float(value), **FLOAT32)
 
 
 def linear_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
@@ -45,7 +45,7 @@ def linear_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
     The released models use 1.0 to 2.5 (SVD) and 1.5 to 3.0 (SVD-XT). Raises InputError as `constant_guidance` does.
     """
     _check_weights(num_frames, minimum, maximum)
-    return torch.linspace(minimum, maximum, num_frames, **_FLOAT32)
+    return torch.linspace(minimum, maximum, num_frames, **FLOAT32)
 
 
 def triangle_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor:
@@ -54,7 +54,7 @@ def triangle_guidance(num_frames: int, minimum: float, maximum: float) -> Tensor
     Raises InputError as `constant_guidance` does.
     """
     _check_weights(num_frames, minimum, maximum)
-    height = 1 - (2 * torch.linspace(0, 1, num_frames, **_FLOAT32) - 1).abs()
+    height = 1 - (2 * torch.linspace(0, 1, num_frames, **FLOAT32) - 1).abs()
     return minimum + (maximum - minimum) * height
 
 
@@ -67,8 +67,8 @@ def trapezoid_guidance(num_frames: int, minimum: float, maximum: float, edge: fl
     _check_weights(num_frames, minimum, maximum)
     if not 0 <= edge <= 0.5:
         raise InputError(f"edge {edge} is outside 0 to 0.5: it is the part of the clip on each side, 0.1 is usual")
-    rise = torch.linspace(minimum, maximum, int(num_frames * edge), **_FLOAT32)
-    plateau = torch.full((num_frames - 2 * len(rise),), float(maximum), **_FLOAT32)
+    rise = torch.linspace(minimum, maximum, int(num_frames * edge), **FLOAT32)
+    plateau = torch.full((num_frames - 2 * len(rise),), float(maximum), **FLOAT32)
     return torch.cat([rise, plateau, rise.flip(0)])
 
 
@@ -83,7 +83,7 @@ def curve_guidance(num_frames: int, points: Sequence[tuple[float, float]]) -> Te
     _check_weights(num_frames, *(weight for _, weight in points))
     _check_positions([position for position, _ in points])
     positions = torch.linspace(0, 1, num_frames, dtype=torch.float64, device="cpu").tolist()
-    return torch.tensor([_on_curve(position, points) for position in positions], **_FLOAT32)
+    return torch.tensor([_on_curve(position, points) for position in positions], **FLOAT32)
 
 
 def _on_curve(position: float, points: Sequence[tuple[float, float]]) -> float:

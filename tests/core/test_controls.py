@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from defaults import other_defaults
 from synthetic import write_checkpoint
 
 import svd_core
@@ -160,14 +161,9 @@ def test_controls_go_together(render, pictures):
 )
 def test_torchs_default_device_and_dtype_change_nothing(render, controls):
     clip, _ = render(**controls)
-    torch.set_default_device("meta")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with other_defaults():
         again, _ = render(**controls)
         one = render(dataclasses.replace(GIVEN, steps=1), unstick=1.0)[0].sigmas
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
     assert np.array_equal(clip.frames, again.frames)
     assert one == pytest.approx((50.0, 0.0))
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from defaults import other_defaults
 from moving import X, Y, clip, disc, pan, roll, texture, zoom
 
 from svd_core.errors import InputError
@@ -31,13 +31,8 @@ def test_a_pan_is_the_cameras():
 def test_torchs_default_device_and_dtype_change_nothing():
     moving = clip(lambda t: texture(X - t, Y), 4)
     found = measure(moving, side=32).to_json()
-    torch.set_default_device("meta")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with other_defaults():
         again = measure(moving, side=32).to_json()
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
     assert found == again
 
 

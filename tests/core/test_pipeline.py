@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from defaults import other_defaults
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
 from synthetic import TINY, TINY_IMAGE_DECODER, write_checkpoint, write_diffusers_folder
@@ -411,14 +412,9 @@ def test_what_is_returned_may_be_changed_in_place_and_trained_on(temporal):
 
 def test_torchs_default_device_and_dtype_change_nothing(temporal, picture):
     frames = run_ours(temporal, picture).frames
-    torch.set_default_device("meta")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with other_defaults():
         again = run_ours(temporal, picture).frames
         schedules = [*map(svd_core.edm_sigmas, (1, 2)), align_your_steps_sigmas(3), sigmas_from_list([2, 1])]
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
     assert np.array_equal(frames, again)
     assert {(each.dtype, each.device.type) for each in schedules} == {(torch.float32, "cpu")}
 

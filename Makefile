@@ -6,6 +6,9 @@ VENV := .venv
 AUDIT := .venv-audit
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
+# Tests compute on one thread each, so two processes take half the time; each may need 4 GB.
+WORKERS ?= 2
+PARALLEL := $(PYTEST) -q -n $(WORKERS) --dist worksteal
 FETCH := $(RUN) -m tools.fetch_comfyui
 BROWSER := $(RUN) -m tools.fetch_browser
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-dev-bare.txt tools/fetch_comfyui.py $(if $(COMFYUI_PATH),$(wildcard $(COMFYUI_PATH)/requirements.txt))
@@ -27,12 +30,12 @@ setup: $(STAMP) ## Make .venv and fetch ComfyUI (every target below does this fi
 test: lint test-core test-nodes test-page ## Lint, then every test that needs no GPU, no weights and no patience
 
 test-quick: $(STAMP) ## The core's tests alone, without ComfyUI's servers
-	$(PYTEST) -q -x
+	$(PARALLEL) -x
 
 # Triton decides for its interpreter when it is imported, so that one has a process of its own.
 test-core: $(STAMP)
-	$(PYTEST) -q
-	TRITON_INTERPRET=1 $(PYTEST) -q tests/interpreter
+	$(PARALLEL)
+	TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter
 
 # One process for each ComfyUI: they claim the same module names.
 test-nodes: $(STAMP)
@@ -40,7 +43,7 @@ test-nodes: $(STAMP)
 	trees=$$($(FETCH) --all) || exit; \
 	for tree in $$trees; do \
 		echo "tests/nodes in $$tree"; \
-		COMFYUI_PATH="$$tree" $(PYTEST) -q tests/nodes || exit; \
+		COMFYUI_PATH="$$tree" $(PARALLEL) tests/nodes || exit; \
 	done
 
 # As part of `make test`: a machine without a Chromium, to which none can be fetched, is told so and fails nothing.

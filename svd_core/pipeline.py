@@ -6,7 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from .config import JOINT_GUIDANCE_CELLS, LATENT_CHANNELS, LATENT_SCALE, PIXELS_
 from .controls import NO_CONTROLS, Controls
 from .device_memory import free_bytes, has_own_memory, release_unused, spare_bytes
 from .errors import InputError
-from .media import as_image, default_size, fit_image, round_size
 from .model.clip_vision import CLIPVision
 from .model.reuse import FeatureReuse
 from .model.storage import stored_as
@@ -45,7 +44,7 @@ from .sampling import (
     seeded_noise,
 )
 from .settings import Settings, is_whole
-from .shot import Shot
+from .shot import Shot, fit_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,26 +306,17 @@ class StableVideo:
         With `split`, only the leading process decodes; the other's frames are empty, (0, H, W, 3). Raises InputError
         for controls that do not fit the clip, if possible before any network runs.
         """
-        shot = Shot.of(self, image, settings, controls)
-        plan = self._plan_for(shot, memory)
+        shot = Shot.of(self.config.variant, image, settings, controls)
+        plan = self._planned(shot.job(self.config, **self._place), memory)
         encoding, budget = _bounds(plan, memory, budget)
         self.check_decode(shot.size, chunk, budget, controls.loop)
         how = {"joint": joint, "split": split}
         return Render(self, shot, plan, encoding, callback or silent, how).clip(chunk, budget)
 
-    def _plan_for(self, shot: Shot, memory: int | None) -> Plan | None:
-        controls, window = shot.controls, shot.windows.length if shot.windows else None
-        how = {"window": window, "both_ends": controls.bounded, "loop": controls.loop}
-        return self._planned(Job.of(self.config, shot.settings, **how, **self._place), memory)
-
     def fit(self, image: Any, settings: Settings) -> tuple[np.ndarray, Settings, str]:
         """Fit a picture, as `animate` takes it, to the size of the clip. Returns it as (H, W, 3) float32 in [0, 1], the
         settings with that size, and a sentence on what was done."""
-        array = as_image(image, settings.background)
-        width, height = default_size(array, self.config.variant)
-        width, height = round_size(settings.width or width, settings.height or height)
-        fitted = fit_image(array, width, height, settings.fit, settings.background)
-        return fitted.image, replace(settings, width=width, height=height), fitted.report
+        return fit_picture(image, settings, self.config.variant)
 
 
 def _check_sampling(x: Tensor, cond: Conditioning, sigmas: Tensor, guidance: Tensor, sampler: str | Sampler) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,21 +24,56 @@ MAX_THREADS = 1024
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+MODEL_FILES, FRAME_FILES = (".safetensors", ".json"), (".png",)
+"""Suffixes of the files in a diffusers folder, and in a folder of frames, that their hash covers."""
+
+Points = tuple[tuple[float, float], ...]
+"""A curve: (position, value), position 0 the first frame and 1 the last."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file (or diffusers folder) that a clip was made from: its path and the SHA-256 of its contents."""
+    """A file (or folder) that a clip was made from: its path and the SHA-256 of its contents."""
 
     path: str
     sha256: str
 
     @classmethod
-    def of(cls, path: str | Path) -> Source:
-        """The source at `path`. Raises InputError if it cannot be read."""
-        return cls(str(path), sha256_of(Path(path)))
+    def of(cls, path: str | Path, members: tuple[str, ...] = MODEL_FILES) -> Source:
+        """The source at `path`; `members` as in `sha256_of`. Raises InputError if it cannot be read."""
+        return cls(str(path), sha256_of(Path(path), members))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedControls:
+    """The `Controls` of a clip as a recipe stores them: pictures and clips as the files that they were read from, and
+    curves as points. Guidance is left out, because `Settings` has its curve."""
+
+    brush: Source | None = None
+    end: Source | None = None
+    continued: Source | None = None
+    feather: int = 4
+    loop: bool = False
+    sequential: bool = False
+    window: int | None = None
+    fused: bool = False
+    overlap: int = 0
+    colour_hold: float = 1.0
+    unstick: float = 0.0
+    motion_bucket: Points | None = None
+    augmentation: Points | None = None
+
+    @property
+    def files(self) -> dict[str, Source]:
+        """The files that were given, by the control that they are for."""
+        named = {"brush": self.brush, "end": self.end, "continued": self.continued}
+        return {name: source for name, source in named.items() if source is not None}
+
+
+UNCONTROLLED = RecordedControls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +105,9 @@ class Recipe:
     settings: with every default filled in. playback_fps: frames per second of the file. sigmas (n + 1): as sampled.
     device, dtype, attention and weights: as given to `load_checkpoint`. threads: torch's thread count; CPU sums depend
     on how they are split. watermark: library that marked the frames, with its version; empty if none did.
-    split_guidance: whether guidance ran in two processes, one pass each. Chunks and memory budgets never change a pixel
-    and are left out. Fields added later have defaults, which describe older clips."""
+    split_guidance: whether guidance ran in two processes, one pass each. controls: beside the settings, which are those
+    that were asked for: Un-stick raises some of them. Chunks and memory budgets never change a pixel and are left out.
+    Fields added later have defaults, which describe older clips."""
 
     settings: Settings
     playback_fps: int
@@ -86,6 +123,7 @@ class Recipe:
     split_guidance: bool = False
     attention: AttentionName = "auto"
     weights: WeightsName = "whole"
+    controls: RecordedControls = UNCONTROLLED
 
     def to_json(self) -> str:
         """The recipe as one line of ASCII JSON."""
@@ -106,14 +144,14 @@ class Recipe:
             raise InputError(f"playback fps {self.playback_fps} is outside 1 to {MAX_PLAYBACK_FPS}: 7 is usual")
         if not 1 <= self.threads <= MAX_THREADS:
             raise InputError(f"threads {self.threads} is outside 1 to {MAX_THREADS}: the recipe was damaged")
-        for name in ("checkpoint", "image"):
-            if not _SHA256.fullmatch(getattr(self, name).sha256):
+        for name, source in {"checkpoint": self.checkpoint, "image": self.image, **self.controls.files}.items():
+            if not _SHA256.fullmatch(source.sha256):
                 raise InputError(f"recipe.{name}.sha256 is not 64 hexadecimal digits: the recipe was damaged")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 in hexadecimal of a file, or of a diffusers folder: of the name, size and bytes of each .safetensors and
-    .json file in it, in the order of their names. Raises InputError if it is neither or cannot be read."""
+def sha256_of(path: Path, members: tuple[str, ...] = MODEL_FILES) -> str:
+    """SHA-256 in hexadecimal of a file, or of a folder: of the name, size and bytes of each file in it whose suffix is
+    one of `members`, in the order of their names. Raises InputError if it is neither or cannot be read."""
     digest = hashlib.sha256()
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -121,7 +159,7 @@ def sha256_of(path: Path) -> str:
         if not path.is_dir():
             _feed(digest, path)
             return digest.hexdigest()
-        for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if _decides(file, path)):
+        for name in sorted(file.relative_to(path).as_posix() for file in _deciding(path, members)):
             digest.update(f"{name}\0{(path / name).stat().st_size}\0".encode())
             _feed(digest, path / name)
     except OSError as error:
@@ -129,10 +167,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _decides(file: Path, folder: Path) -> bool:
-    """Whether a file of a diffusers folder is part of the model; download caches live in hidden folders."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix in (".safetensors", ".json") and not hidden and file.is_file()
+def _deciding(folder: Path, members: tuple[str, ...]) -> Iterator[Path]:
+    """The files of a folder that decide its hash; download caches live in hidden folders."""
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.suffix.lower() in members and not hidden and file.is_file():
+            yield file
 
 
 def _feed(digest: hashlib._Hash, path: Path) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .config import ModelConfig, Variant
 from .controls import Controls
 from .errors import InputError
+from .media import as_image, default_size, fit_image, round_size
 from .motion import Brush, Windows, check_curves, curve_values, lowered_sigmas, require_loop, unstuck
+from .planning import Job
 from .sampling import SamplingPlan, plan_sampling
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from .pipeline import StableVideo
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,19 +42,18 @@ class Shot:
     fit_report: str
 
     @classmethod
-    def of(cls, svd: StableVideo, image: Any, settings: Settings, controls: Controls) -> Shot:
+    def of(cls, variant: Variant, image: Any, settings: Settings, controls: Controls) -> Shot:
         """Raises InputError for settings and controls that do not fit the picture or each other."""
-        variant = svd.config.variant
         settings = _unstuck(settings.for_variant(variant), controls.unstick)
-        picture, settings, fit_report = svd.fit(image, settings)
+        picture, settings, fit_report = fit_picture(image, settings, variant)
         windows = _windows(controls, variant.frames, settings.frames)
         shot = cls(
             settings=settings,
             controls=controls,
             sampling=_sampling(settings, controls, windows),
             picture=picture,
-            end=None if controls.end is None else _of_its_size(svd, "the end picture", controls.end, settings),
-            given=_given_pixels(svd, controls, settings, windows),
+            end=None if controls.end is None else _of_its_size("the end picture", controls.end, settings),
+            given=_given_pixels(controls, settings, windows),
             windows=windows,
             brush=_brush(controls, settings),
             curves=tuple(_curve(curve, settings.frames) for curve in (controls.motion_bucket, controls.augmentation)),
@@ -76,6 +75,12 @@ class Shot:
                 f"{self.settings.churn:g} was asked for: set sampler to euler and churn to 0, or leave out sequential"
             )
 
+    def job(self, config: ModelConfig, **place: Any) -> Job:
+        """The shot as the memory planner sees it; `place` are the fields of `Job` on device and weights."""
+        window = self.windows.length if self.windows else None
+        how = {"window": window, "both_ends": self.controls.bounded, "loop": self.controls.loop}
+        return Job.of(config, self.settings, **how, **place)
+
     @property
     def still(self) -> Tensor:
         """The picture as the networks take it, (1, 3, H, W) in [-1, 1]."""
@@ -90,6 +95,20 @@ class Shot:
     def holds_still(self) -> bool:
         """Whether a method works with the picture's own latent."""
         return bool(self.controls.unstick > 0 or self.controls.sequential or self.windows or self.brush)
+
+
+def fit_picture(image: Any, settings: Settings, variant: Variant) -> tuple[np.ndarray, Settings, str]:
+    """Fit a picture to the size of the clip: see `StableVideo.fit`."""
+    array = as_image(image, settings.background)
+    width, height = clip_size(array, settings, variant)
+    fitted = fit_image(array, width, height, settings.fit, settings.background)
+    return fitted.image, dataclasses.replace(settings, width=width, height=height), fitted.report
+
+
+def clip_size(image: np.ndarray, settings: Settings, variant: Variant) -> tuple[int, int]:
+    """Width and height, in pixels, of the clip of a picture (H, W, 3)."""
+    width, height = default_size(image, variant)
+    return round_size(settings.width or width, settings.height or height)
 
 
 def _unstuck(settings: Settings, strength: float) -> Settings:
@@ -132,7 +151,7 @@ def _curve(curve: Any | None, frames: int) -> Tensor | None:
     return None if curve is None else curve_values(curve, frames)
 
 
-def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, windows: Windows | None) -> Tensor | None:
+def _given_pixels(controls: Controls, settings: Settings, windows: Windows | None) -> Tensor | None:
     """The frames (n, 3, H, W) of the clip to continue that the first window starts with, or None."""
     if controls.continued is None:
         return None
@@ -145,7 +164,7 @@ def _given_pixels(svd: StableVideo, controls: Controls, settings: Settings, wind
             "or a smaller overlap"
         )
     name = "a frame to go on from"
-    return torch.cat([_of_its_size(svd, name, frame, settings) for frame in frames[-windows.overlap :]])
+    return torch.cat([_of_its_size(name, frame, settings) for frame in frames[-windows.overlap :]])
 
 
 def _array(name: str, given: Any, dtype: type | None = None) -> np.ndarray:
@@ -155,13 +174,13 @@ def _array(name: str, given: Any, dtype: type | None = None) -> np.ndarray:
         raise InputError(f"{name} is no array ({type(given).__name__}): give one of NumPy") from error
 
 
-def _of_its_size(svd: StableVideo, name: str, picture: Any, settings: Settings) -> Tensor:
+def _of_its_size(name: str, picture: Any, settings: Settings) -> Tensor:
     """A picture (1, 3, H, W) in [-1, 1]. Raises InputError unless it has the clip's size."""
     shape = _array(name, picture).shape
     if shape[:2] != (settings.height, settings.width):
         given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"
         raise InputError(f"{name} is {given} and the clip {settings.width}x{settings.height}: fit it to the same size")
-    return as_pixels(svd.fit(picture, settings)[0])
+    return as_pixels(as_image(picture, settings.background))
 
 
 def as_pixels(image: np.ndarray) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..conditioning import warnings_for
 from ..config import ModelConfig
 from ..demo import DEMO_MODEL, DEMO_NOTE
@@ -14,6 +12,7 @@ from ..device_memory import has_own_memory, spare_bytes
 from ..pipeline import StableVideo
 from ..planning import gibibytes, least_beside_weights
 from ..sampling import sigmas_from_list
+from ..shot import Shot
 from .order import Order
 
 _SAGE = "attention sage sums in 8 bits: frames will differ a little from those of auto"
@@ -27,7 +26,7 @@ _WEIGHTS = {
 }
 
 
-def advice(order: Order, svd: StableVideo, image: np.ndarray) -> Iterator[str]:
+def advice(order: Order, svd: StableVideo, shot: Shot) -> Iterator[str]:
     """One sentence per piece of advice; none on the variant with a recipe, which settles all that it decides."""
     settings = order.settings
     if svd.variant_note and not order.recipe:
@@ -44,9 +43,8 @@ def advice(order: Order, svd: StableVideo, image: np.ndarray) -> Iterator[str]:
         yield _SAGE
     if Path(order.checkpoint) == DEMO_MODEL:
         yield DEMO_NOTE
-    width, height = order.clip_size(image, svd.config.variant)
-    yield from warnings_for(order.micro_conditioning, height, width, svd.config.variant)
-    yield from _memory_advice(order, image, svd.config)
+    yield from warnings_for(order.micro_conditioning, shot.settings.height, shot.settings.width, svd.config.variant)
+    yield from _memory_advice(order, shot, svd.config)
 
 
 def _has_unused_steps(order: Order) -> bool:
@@ -57,10 +55,10 @@ def _has_unused_steps(order: Order) -> bool:
     return settings.steps != len(sigmas_from_list(settings.sigmas)) - 1
 
 
-def _memory_advice(order: Order, image: np.ndarray, config: ModelConfig) -> Iterator[str]:
+def _memory_advice(order: Order, shot: Shot, config: ModelConfig) -> Iterator[str]:
     """Whether a clip may not fit in the host's memory (on devices that use it), where the system may kill a process
     without a message. Free memory is only an estimate, so nothing is rejected."""
-    job = order.job(image, config)
+    job = order.job(shot, config)
     spare = None if has_own_memory(job.device) else spare_bytes(job.device)
     if spare is None or (needed := least_beside_weights(job, spare)) <= spare:
         return

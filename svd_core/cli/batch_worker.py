@@ -68,11 +68,11 @@ class Worker:
         now = self._progress
         return None if now is None else (now.stage, now.index, now.total)
 
-    def _load(self, order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
+    def _load(self, order: Order, source: Source | None, stream_weights: bool) -> tuple[StableVideo, Source]:
         """The cached model. Whether its weights are streamed depends on the picture's size; a change reloads it."""
         if stream_weights not in self._loaded:
             self._loaded.clear()
-            self._loaded[stream_weights] = load_model(order, args, stream_weights)
+            self._loaded[stream_weights] = load_model(order, source, stream_weights)
         return self._loaded[stream_weights]
 
     @contextmanager

@@ -17,7 +17,7 @@ from ..config import PIXELS_PER_LATENT, VARIANTS, ModelConfig, VAEConfig
 from ..errors import InputError
 from ..media import check_output, round_size, write_clip
 from ..planning import Job, plan_render
-from ..recipe import DType, Recipe, Source
+from ..recipe import DType, Recipe, RecordedControls, Source
 from ..sampling import GuidanceSplit, split_guidance
 from ..settings import Settings
 from .files import refuse_overwriting
@@ -72,9 +72,10 @@ def decode(args: Namespace) -> None:
     content_filter = chosen_filter(args)
     height, width = (cells * PIXELS_PER_LATENT for cells in latents.shape[2:])
     mark = will_mark(width, height, recipe, args)
+    circular = recipe is not None and recipe.controls.loop
     recipe_to_keep = _recipe_if_it_repeats(recipe, args.checkpoint, device, dtype)
     with Bars() as bars:
-        frames = svd.decode_latents(latents, **limits, callback=bars)
+        frames = svd.decode_latents(latents, **limits, circular=circular, callback=bars)
     require_clean(content_filter, frames, f"the clip of {args.latents}")
     frames, watermark = marked(frames, mark)
     if recipe_to_keep is not None:
@@ -112,6 +113,13 @@ def _model_config(args: Namespace) -> ModelConfig:
     return ModelConfig(vae=vae, variant=VARIANTS[name])
 
 
+def _finished_after_decoding(controls: RecordedControls) -> str:
+    """The flag by which a render changes decoded pixels, which decoding alone does not ("" for none)."""
+    if controls.brush:
+        return "--brush keeps pixels of its picture"
+    return "--colour-hold changes pixels" if controls.window is not None and controls.colour_hold else ""
+
+
 def _recipe_if_it_repeats(recipe: Recipe | None, checkpoint: str, device: str, dtype: DType) -> Recipe | None:
     """The recipe of decoded latents if rendering it would give the same frames; otherwise None, with a note."""
     if recipe is None:
@@ -119,6 +127,7 @@ def _recipe_if_it_repeats(recipe: Recipe | None, checkpoint: str, device: str, d
     here = {"device": device, "dtype": dtype, "checkpoint": Source.of(checkpoint).sha256[:12]}
     made = {"device": recipe.device, "dtype": recipe.dtype, "checkpoint": recipe.checkpoint.sha256[:12]}
     others = ", ".join(f"{name} {made[name]} -> {here[name]}" for name in made if made[name] != here[name])
+    others = others or _finished_after_decoding(recipe.controls)
     if others:
         note(f"the clip will carry no recipe, for rendering it would give other frames: {others}")
     return None if others else recipe

@@ -64,6 +64,9 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     )
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
+    controls = command.add_argument_group("controls")
+    _add_control_files(controls)
+    _add_controls(controls)
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
     _add_machine_flags(command)
@@ -90,6 +93,7 @@ def _add_batch(commands: argparse._SubParsersAction) -> None:
     _flag(command, "--memory", "most of a device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
+    _add_controls(command.add_argument_group("controls"))
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
     _add_machine_flags(command)
@@ -156,6 +160,30 @@ def _add_motion_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--motion-bucket", "0 to 1023, higher moves more (default: 127)", int, "N")
     _flag(group, "--augmentation", "0 to 10: noise on the still, whose pixels are -1 to 1 (default: 0.02)", float, "X")
     _flag(group, "--seed", "of all noise (default: 0)", int, "N")
+
+
+def _add_control_files(group: argparse._ArgumentGroup) -> None:
+    _flag(group, "--end", "picture to end on; takes twice as long", _path, "PICTURE")
+    text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
+    _flag(group, "--brush", text, _path, "PICTURE")
+    text = "clip to go on from, with --window: movie, animation or folder of PNGs of the clip's size"
+    _flag(group, "--continue", text, _path, "CLIP", dest="continued")
+
+
+def _add_controls(group: argparse._ArgumentGroup) -> None:
+    _flag(group, "--loop", "come back to the picture, without a cut; takes twice as long", action="store_true")
+    text = "reach the end of --end or --loop by steps from either side in turn, not by blending"
+    _flag(group, "--sequential", text, action="store_true")
+    _flag(group, "--feather", "pixels over which a --brush fades in (default: 4)", int, "N")
+    _flag(group, "--window", "make a longer --frames in windows of N frames; 0 is the model's length", int, "N")
+    text = "blend the windows where they overlap, at every step, instead of making one after the other"
+    _flag(group, "--fused", text, action="store_true")
+    _flag(group, "--overlap", "frames that --fused windows share (default: 0, half a window)", int, "N")
+    _flag(group, "--colour-hold", "0 to 1: how firmly windows keep the first colours (default: 1)", float, "X")
+    _flag(group, "--unstick", "0 to 1: against clips that do not move, 0.5 is usual (default: 0)", float, "X")
+    text = "over the frames, in place of {}: position:value,..., positions 0 to 1"
+    for name in ("--motion-bucket", "--augmentation"):
+        _flag(group, f"{name}-points", text.format(name), _points, "LIST")
 
 
 def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:

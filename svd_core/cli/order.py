@@ -6,21 +6,23 @@ import dataclasses
 import os
 from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..conditioning import MicroConditioning
-from ..config import VARIANTS, ModelConfig, Variant
+from ..config import VARIANTS, ModelConfig
 from ..demo import DEMO_MODEL
 from ..errors import InputError
 from ..loading import known_device
-from ..media import default_size, read_recipe, round_size
+from ..media import read_recipe
 from ..planning import Job
-from ..recipe import DType, Recipe, Source, Versions
+from ..recipe import UNCONTROLLED, DType, Recipe, RecordedControls, Source, Versions
 from ..sampling import plan_sampling
 from ..settings import AttentionName, Settings, WeightsName
+from ..shot import Shot
+from .controls import FILES as CONTROL_FILES
+from .controls import check_controls, controls_from_flags, controls_from_recipe
+from .files import recorded_path
 from .notes import note
 
 DTYPES: dict[DType, torch.dtype] = {
@@ -37,6 +39,7 @@ _BESIDE_RECIPE = {
     "checkpoint",
     "output",
     "ignore_hash",
+    *CONTROL_FILES,
     "save_latents",
     "device",
     "chunk",
@@ -50,7 +53,8 @@ _BESIDE_RECIPE = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One clip to render; `recipe` is the recipe that it repeats, if any."""
+    """One clip to render; `recipe` is the recipe that it repeats, if any. The files of `controls` have the paths that
+    they are read from."""
 
     image: str
     checkpoint: str
@@ -61,29 +65,29 @@ class Order:
     variant: str | None = None
     attention: AttentionName = "auto"
     weights: WeightsName = "whole"
+    controls: RecordedControls = UNCONTROLLED
     recipe: Recipe | None = None
 
     @property
     def micro_conditioning(self) -> MicroConditioning:
         return MicroConditioning(self.settings.fps, self.settings.motion_bucket, self.settings.augmentation)
 
-    def clip_size(self, image: np.ndarray, variant: Variant) -> tuple[int, int]:
-        """Width and height of the clip, in pixels."""
-        width, height = default_size(image, variant)
-        return round_size(self.settings.width or width, self.settings.height or height)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The paths of all files that the clip is made from."""
+        return self.image, self.checkpoint, *(source.path for source in self.controls.files.values())
 
-    def job(self, image: np.ndarray, config: ModelConfig) -> Job:
+    def job(self, shot: Shot, config: ModelConfig) -> Job:
         """The render as the memory planner sees it."""
-        width, height = self.clip_size(image, config.variant)
-        settings = dataclasses.replace(self.settings.for_variant(config.variant), width=width, height=height)
         place = {"dtype": DTYPES[self.dtype], "device": torch.device(self.device), "weights": self.weights}
-        return Job.of(config, settings, **place)
+        return shot.job(config, **place)
 
     def check_settings(self) -> None:
-        """Raise InputError for settings that the pipeline would only reject after loading gigabytes. Uses the defaults
-        of an arbitrary variant."""
+        """Raise InputError for settings and controls that the pipeline would only reject after loading gigabytes. Uses
+        the defaults of an arbitrary variant."""
         plan_sampling(self.settings.for_variant(VARIANTS["svd"]))
         _ = self.micro_conditioning  # checked when made
+        check_controls(self.controls)
 
 
 def order_of(args: Namespace) -> Order:
@@ -112,6 +116,7 @@ def order_from_flags(args: Namespace) -> Order:
         variant=given.get("variant"),
         attention=given.get("attention", "auto"),
         weights=given.get("weights", "whole"),
+        controls=controls_from_flags(given),
     )
 
 
@@ -135,29 +140,20 @@ def _order_from_recipe(args: Namespace) -> Order:
         dtype=recipe.dtype,
         attention=recipe.attention,
         weights=recipe.weights,
+        controls=controls_from_recipe(recipe.controls, args),
         recipe=recipe,
     )
 
 
-def _recorded_path(source: Source, name: str, remedy: str) -> str:
-    """The path that a recipe recorded. Raises InputError if it does not exist."""
-    if not os.path.exists(source.path):  # unlike Path.exists, tolerates invalid names
-        raise InputError(
-            f"the recipe's {name} {source.path} does not exist, seen from the folder {Path.cwd()}: {remedy} or change "
-            "to the folder that the clip was made in"
-        )
-    return source.path
-
-
 def _recorded_picture(source: Source) -> str:
-    return _recorded_path(source, "picture", "give its own path before --recipe")
+    return recorded_path(source, "picture", "give its own path before --recipe")
 
 
 def _recorded_checkpoint(source: Source) -> str:
     """The recorded checkpoint. The demo model is found by its hash if the package has moved. Raises InputError."""
     if not os.path.exists(source.path) and source.sha256 == Source.of(DEMO_MODEL).sha256:
         return str(DEMO_MODEL)
-    return _recorded_path(source, "checkpoint", "name it with --checkpoint")
+    return recorded_path(source, "checkpoint", "name it with --checkpoint")
 
 
 def memory_limits(args: Namespace) -> dict[str, int | None]:

@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ import torch
 
 from ..checkpoint.load import open_checkpoint
 from ..clip import Clip, ProgressFn
+from ..config import ModelConfig
+from ..controls import Controls
 from ..device_memory import free_bytes
 from ..errors import printable
 from ..loading import load_checkpoint
 from ..media import write_clip
+from ..media.content_filter import ContentFilter
 from ..pipeline import StableVideo
 from ..planning import Plan, plan_or_leanest, plan_render
-from ..recipe import DType, Recipe, Source
+from ..recipe import DType, Recipe, RecordedControls, Source
 from ..sampling import GuidanceSplit
 from ..settings import Settings
+from ..shot import Shot
 from .advice import advice
+from .controls import controls_to_record, read_controls
 from .files import check_outputs, read_picture, source_to_record
 from .latents import save_latents
 from .notes import note
@@ -39,10 +45,8 @@ def open_model(checkpoint: str, device: str, dtype: DType, variant: str | None, 
     return load_checkpoint(checkpoint, device=device, dtype=DTYPES[dtype], variant=variant, **options)
 
 
-def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[StableVideo, Source]:
-    """Load the model; also returns its file. With a recipe, the file's hash is compared before loading; without one,
-    hashing waits until the file has proved to be a checkpoint."""
-    source = source_to_record(order.checkpoint, order.recipe.checkpoint, args) if order.recipe else None
+def load_model(order: Order, source: Source | None, stream_weights: bool) -> tuple[StableVideo, Source]:
+    """Load the model; also returns its file, which is `source` if that is known already."""
     options = {"stream_weights": stream_weights, "attention": order.attention, "weights": order.weights}
     svd = open_model(order.checkpoint, order.device, order.dtype, order.variant, **options)
     return svd, source or Source.of(order.checkpoint)
@@ -51,7 +55,7 @@ def load_model(order: Order, args: Namespace, stream_weights: bool) -> tuple[Sta
 def render_order(
     order: Order,
     args: Namespace,
-    load: Callable[[Order, Namespace, bool], tuple[StableVideo, Source]] = load_model,
+    load: Callable[[Order, Source | None, bool], tuple[StableVideo, Source]] = load_model,
     progress: Callable[[], AbstractContextManager[ProgressFn]] = Bars,
     split: GuidanceSplit | None = None,
 ) -> None:
@@ -64,21 +68,22 @@ def render_order(
     limits = memory_limits(args)
     order.check_settings()
     check_outputs(order, args)
-    image, image_source = read_picture(order, args)
     content_filter = chosen_filter(args)
-    require_clean(content_filter, image[None], order.image)
-    plan = _memory_plan(order, image, limits["memory"])
-    svd, checkpoint_source = load(order, args, plan is not None and plan.stream_weights)
-    for text in advice(order, svd, image):
+    read = _read(order, args, content_filter)
+    shot = Shot.of(read.config.variant, read.image, order.settings, read.controls)
+    plan = _memory_plan(order, shot, read.config, limits["memory"])
+    svd, checkpoint_source = load(order, read.checkpoint, plan is not None and plan.stream_weights)
+    for text in advice(order, svd, shot):
         note(text)
-    mark = will_mark(*order.clip_size(image, svd.config.variant), order.recipe, args)
+    mark = will_mark(shot.settings.width, shot.settings.height, order.recipe, args)
     with progress() as callback:
-        clip = svd.render(image, order.settings, **limits, **_guidance_options(order, split), callback=callback)
+        how = limits | _guidance_options(order, split)
+        clip = svd.render(read.image, order.settings, read.controls, **how, callback=callback)
     if split is not None and not split.leads:
         return
     require_clean(content_filter, clip.frames, f"the clip of {order.image}")
     frames, watermark = marked(clip.frames, mark)
-    recipe = _recipe(order, clip, image_source, checkpoint_source)
+    recipe = _recipe(order, clip, read, checkpoint_source)
     recipe = dataclasses.replace(recipe, watermark=watermark, split_guidance=_splits_guidance(order, split))
     if "save_latents" in args:
         save_latents(clip.latents, args.save_latents, recipe)
@@ -87,15 +92,37 @@ def render_order(
     print_written(path, frames, start)
 
 
-def _memory_plan(order: Order, image: np.ndarray, memory: int | None) -> Plan | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What an order's files hold: the picture (H, W, 3) in [0, 1], the controls and the model's sizes; and what to
+    record of them. The checkpoint is None without a recipe: hashing it waits until it has proved to be one."""
+
+    image: np.ndarray
+    image_source: Source
+    checkpoint: Source | None
+    config: ModelConfig
+    controls: Controls
+    recorded: RecordedControls
+
+
+def _read(order: Order, args: Namespace, content_filter: ContentFilter | None) -> _Read:
+    image, source = read_picture(order, args)
+    require_clean(content_filter, image[None], order.image)
+    checkpoint = order.recipe and source_to_record(Source.of(order.checkpoint), order.recipe.checkpoint, args)
+    config = open_checkpoint(order.checkpoint, order.variant).config
+    controls = read_controls(order.controls, image, order.settings, config.variant)
+    if controls.end is not None:
+        require_clean(content_filter, controls.end[None], order.controls.end.path)
+    recorded = controls_to_record(order.controls, order.recipe and order.recipe.controls, args)
+    return _Read(image, source, checkpoint, config, controls, recorded)
+
+
+def _memory_plan(order: Order, shot: Shot, config: ModelConfig, memory: int | None) -> Plan | None:
     """The plan for limited memory, made before any weight is read; printed if `memory` is given. None without a
     limit on a device other than CUDA."""
-    free = free_bytes(torch.device(order.device))
-    if memory is None and free is None:
-        return None
-    job = order.job(image, open_checkpoint(order.checkpoint, order.variant).config)
+    job, free = order.job(shot, config), free_bytes(torch.device(order.device))
     if memory is None:
-        return plan_or_leanest(job, free)
+        return None if free is None else plan_or_leanest(job, free)
     plan = plan_render(job, memory)
     sys.stderr.write(f"plan for {printable(order.image)}:\n{plan.report()}\n")
     return plan
@@ -113,18 +140,20 @@ def _guidance_options(order: Order, split: GuidanceSplit | None) -> dict[str, ob
     return {"joint": False} if _splits_guidance(order, split) else {}
 
 
-def _recipe(order: Order, clip: Clip, image: Source, checkpoint: Source) -> Recipe:
+def _recipe(order: Order, clip: Clip, read: _Read, checkpoint: Source) -> Recipe:
+    asked = {name: getattr(order.settings, name) for name in ("motion_bucket", "augmentation")}
     return Recipe(
-        settings=clip.settings,
+        settings=dataclasses.replace(clip.settings, **asked),  # Un-stick would raise them twice
         playback_fps=order.playback_fps,
         sigmas=clip.sigmas,
         checkpoint=checkpoint,
-        image=image,
+        image=read.image_source,
         device=order.device,
         dtype=order.dtype,
         threads=torch.get_num_threads(),
         attention=order.attention,
         weights=order.weights,
+        controls=read.recorded,
     )
 
 

@@ -27,8 +27,15 @@ class Fitted:
     box: tuple[int, int, int, int]
 
 
-def fit_image(image: np.ndarray, width: int, height: int, fit: Fit = "crop", background: Colour = WHITE) -> Fitted:
-    """Resize an image (H, W, 3) in [0, 1] to width x height with an antialiased Lanczos filter in float32.
+def fit_image(
+    image: np.ndarray,
+    width: int,
+    height: int,
+    fit: Fit = "crop",
+    background: Colour = WHITE,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Fitted:
+    """Resize an image (H, W, 3) in [0, 1] to width x height with an antialiased filter in float32.
 
     "crop" fills the size and cuts the overhang evenly; "pad" shows all of the picture, centred on `background` (0-255
     each); "stretch" ignores proportions. An image of the right size is returned unchanged. Raises InputError for an
@@ -38,11 +45,11 @@ def fit_image(image: np.ndarray, width: int, height: int, fit: Fit = "crop", bac
         return Fitted(image, f"{width}x{height} kept as it is", (0, 0, width, height))
     match fit:
         case "crop":
-            return _crop(image, width, height)
+            return _crop(image, width, height, resampling)
         case "pad":
-            return _pad(image, width, height, background)
+            return _pad(image, width, height, background, resampling)
         case "stretch":
-            return _stretch(image, width, height)
+            return _stretch(image, width, height, resampling)
     raise InputError(f"fit {fit!r} is not known: choose one of crop, pad, stretch")
 
 
@@ -82,33 +89,33 @@ def _kept(image: np.ndarray, width: int, height: int) -> tuple[float, float]:
     return min(columns, width / scale), min(rows, height / scale)
 
 
-def _crop(image: np.ndarray, width: int, height: int) -> Fitted:
+def _crop(image: np.ndarray, width: int, height: int, resampling: Image.Resampling) -> Fitted:
     rows, columns = image.shape[:2]
     kept = _kept(image, width, height)
     left, top = (columns - kept[0]) / 2, (rows - kept[1]) / 2
-    resized = _resize(image, width, height, (left, top, left + kept[0], top + kept[1]))
+    resized = _resize(image, width, height, resampling, (left, top, left + kept[0], top + kept[1]))
     return Fitted(resized, crop_report(image, width, height), (0, 0, width, height))
 
 
-def _pad(image: np.ndarray, width: int, height: int, background: Colour) -> Fitted:
+def _pad(image: np.ndarray, width: int, height: int, background: Colour, resampling: Image.Resampling) -> Fitted:
     rows, columns = image.shape[:2]
     scale = min(width / columns, height / rows)
     inner = (min(width, max(1, round(columns * scale))), min(height, max(1, round(rows * scale))))
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     canvas = np.broadcast_to(unit_colour(background), (height, width, 3)).copy()
-    canvas[top : top + inner[1], left : left + inner[0]] = _resize(image, *inner)
+    canvas[top : top + inner[1], left : left + inner[0]] = _resize(image, *inner, resampling)
     bars = {"width": 1 - inner[0] / width, "height": 1 - inner[1] / height}
     notes = [f"bars on {_percent(share)} of the {side}" for side, share in bars.items() if share]
     return Fitted(canvas, _report(image, "padded", width, height, notes), (left, top, left + inner[0], top + inner[1]))
 
 
-def _stretch(image: np.ndarray, width: int, height: int) -> Fitted:
+def _stretch(image: np.ndarray, width: int, height: int, resampling: Image.Resampling) -> Fitted:
     rows, columns = image.shape[:2]
     wider = (width / columns) / (height / rows)
     gain = {"wider": wider - 1, "taller": 1 / wider - 1}
     notes = [f"{_percent(share)} {way} than it was" for way, share in gain.items() if share > _NOTICEABLE]
     report = _report(image, "stretched", width, height, notes)
-    return Fitted(_resize(image, width, height), report, (0, 0, width, height))
+    return Fitted(_resize(image, width, height, resampling), report, (0, 0, width, height))
 
 
 def _report(image: np.ndarray, verb: str, width: int, height: int, notes: list[str]) -> str:
@@ -124,10 +131,14 @@ def _percent(share: float) -> str:
 
 
 def _resize(
-    image: np.ndarray, width: int, height: int, box: tuple[float, float, float, float] | None = None
+    image: np.ndarray,
+    width: int,
+    height: int,
+    resampling: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
     """Resize the part of the image within `box` (left, top, right, bottom, may be fractional). Clipped to [0, 1],
     because Lanczos overshoots."""
     channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0))
-    resized = [np.asarray(each.resize((width, height), Image.Resampling.LANCZOS, box=box)) for each in channels]
+    resized = [np.asarray(each.resize((width, height), resampling, box=box)) for each in channels]
     return np.stack(resized, axis=-1).clip(0, 1)

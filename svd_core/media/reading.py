@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -79,19 +80,35 @@ def read_frames(path: str | Path, most_values: int) -> np.ndarray:
 
     Raises InputError if it is not a clip, is damaged within those frames, or has frames of different sizes.
     """
-    path = Path(path)
-    _require_clip(path)
     kept: list[np.ndarray] = []
     values = 0
+    for frame in _frames(Path(path)):
+        kept.append(frame)
+        values += frame.size
+        if values + frame.size > most_values:
+            break
+    return _stacked(Path(path), kept)
+
+
+def read_last_frames(path: str | Path, count: int) -> np.ndarray:
+    """Read the last `count` frames of a clip, or all of a shorter one: returns and raises as `read_frames`."""
+    return _stacked(Path(path), deque(_frames(Path(path)), maxlen=count))
+
+
+def _frames(path: Path) -> Iterator[np.ndarray]:
+    """`frames_of` a path that may be no clip. Raises InputError."""
+    _require_clip(path)
+    count = 0
     try:
         for frame in frames_of(path):
-            kept.append(frame)
-            values += frame.size
-            if values + frame.size > most_values:
-                break
+            yield frame
+            count += 1
     except DAMAGE as error:
-        bad = next(iter(pictures_in(path)[len(kept) :]), path)  # in a folder, the next picture
+        bad = next(iter(pictures_in(path)[count:]), path)  # in a folder, the next picture
         raise InputError(f"{bad} cannot be read ({_reason(error)}): save the clip again") from error
+
+
+def _stacked(path: Path, kept: Collection[np.ndarray]) -> np.ndarray:
     if len({frame.shape for frame in kept}) != 1:
         why = "frames of several sizes" if kept else "no frames"
         raise InputError(f"{path} holds {why}: give a clip as svd_core wrote it")

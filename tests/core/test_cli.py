@@ -97,7 +97,7 @@ class Recorder:
         self.variant_note = "" if options["variant"] else self.variant_note
         return self
 
-    def render(self, image, settings, *, callback, **limits):
+    def render(self, image, settings, controls, *, callback, **limits):
         self.image, self.settings, self.limits = image, settings, limits
         self.threads = torch.get_num_threads()
         callback(Progress("sample", 1, 1))
@@ -110,7 +110,7 @@ def recorded(monkeypatch, folder, *flags):
     monkeypatch.setattr(render, "load_checkpoint", recorder.open)
     if not (folder / "still.png").exists():
         Image.new("RGB", (64, 64)).save(folder / "still.png")
-    (folder / "tiny.safetensors").write_bytes(b"weights")
+    (folder / "tiny.safetensors").write_bytes(checkpoint_bytes())
     assert animate(folder, "clip/", "--no-watermark", *flags) == 0
     return recorder
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from recipes import a_recipe
-from synthetic import TINY
+from synthetic import TINY, write_checkpoint
 
 from svd_core.cli import main, provenance, render
 from svd_core.clip import Clip
@@ -144,7 +144,7 @@ class Renderer:
     config = TINY
     variant_note = ""
 
-    def render(self, image, settings, *, callback, **limits):
+    def render(self, image, settings, controls, *, callback, **limits):
         resolved = dataclasses.replace(settings.for_variant(TINY.variant), width=SIDE, height=SIDE)
         return Clip(scene(), torch.zeros(2, 4, 32, 32), resolved, (700.0, 0.0), "kept")
 
@@ -156,7 +156,7 @@ class Renderer:
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "load_checkpoint", lambda path, **options: Renderer())
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "still.png")
-    (tmp_path / "tiny.safetensors").write_bytes(b"weights")
+    write_checkpoint(tmp_path / "tiny.safetensors")
     return tmp_path
 
 

@@ -1,0 +1,98 @@
+"""Controls on the command line: from flags or a recipe, with their pictures and clips read from files."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..config import Variant
+from ..controls import Controls
+from ..errors import InputError
+from ..media import fit_image, load_image
+from ..media.reading import read_last_frames
+from ..motion import Windows
+from ..recipe import FRAME_FILES, RecordedControls, Source
+from ..settings import Fit, Settings
+from ..shot import clip_size
+from .files import recorded_path, source_to_record
+
+FILES = {"brush": "--brush", "end": "--end", "continued": "--continue"}
+"""Controls that are read from a file, and their flags."""
+
+_CURVES = ("motion_bucket", "augmentation")
+_PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.name not in (*FILES, *_CURVES)]
+_BLACK = (0, 0, 0)
+
+
+def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
+    """The controls among the flags. Raises InputError for a file that cannot be read."""
+    plain = {name: given[name] for name in _PLAIN if name in given}
+    curves = {name: given.get(f"{name}_points") for name in _CURVES}
+    files = {name: Source.of(given[name], FRAME_FILES) for name in FILES if name in given}
+    return RecordedControls(**plain, **curves, **files)
+
+
+def check_controls(chosen: RecordedControls) -> None:
+    """Raise InputError for controls that exclude each other, whatever their files hold."""
+    Controls(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
+
+
+def controls_from_recipe(recorded: RecordedControls, args: Namespace) -> RecordedControls:
+    """The recorded controls, with the paths that their files have now. Raises InputError for a file that is not there
+    or that the recipe has no use for."""
+    given = {name: getattr(args, name) for name in FILES if name in args}
+    for name in given.keys() - recorded.files.keys():
+        raise InputError(f"{FILES[name]} beside --recipe, whose clip was made without: leave it out")
+    moved = {}
+    for name, source in recorded.files.items():
+        path = given.get(name) or recorded_path(source, f"{name} file", f"give its own path with {FILES[name]}")
+        moved[name] = dataclasses.replace(source, path=path)
+    return dataclasses.replace(recorded, **moved)
+
+
+def controls_to_record(chosen: RecordedControls, made: RecordedControls | None, args: Namespace) -> RecordedControls:
+    """The controls for a clip's recipe; `made` are those of the recipe that it repeats. Raises InputError for files
+    with another hash: see `source_to_record`."""
+    if made is None:
+        return chosen
+    found = {name: Source.of(source.path, FRAME_FILES) for name, source in chosen.files.items()}
+    kept = {name: source_to_record(source, made.files[name], args) for name, source in found.items()}
+    return dataclasses.replace(chosen, **kept)
+
+
+def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Settings, variant: Variant) -> Controls:
+    """The controls with their files read, and fitted as the picture (H, W, 3) is. Raises InputError."""
+    width, height = clip_size(picture, settings, variant)
+    fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES)}
+    if chosen.brush is not None:
+        fields["brush"] = _mask(chosen.brush.path, picture, (width, height), settings.fit)
+    if chosen.end is not None:
+        end = load_image(chosen.end.path, settings.background)
+        fields["end"] = fit_image(end, width, height, settings.fit, settings.background).image
+    if chosen.continued is not None:
+        fields["continued"] = read_last_frames(chosen.continued.path, _shared_frames(chosen, variant))
+    return Controls(**fields)
+
+
+def _mask(path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """A mask (H, W) of the clip's size, from one of the picture's or of the clip's. Transparent parts and what a padded
+    picture leaves free stand still."""
+    mask = load_image(path, _BLACK)
+    if mask.shape[:2] not in (picture.shape[:2], size[::-1]):
+        painted, needed = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, picture))
+        raise InputError(f"mask {path} is {painted} and the picture {needed}: paint it on the picture, at its size")
+    # Bilinear, because a filter that overshoots would set parts free beside the painted ones.
+    return fit_image(mask, *size, fit, _BLACK, Image.Resampling.BILINEAR).image.mean(axis=-1)
+
+
+def _shared_frames(chosen: RecordedControls, variant: Variant) -> int:
+    """Frames of the clip to continue that the first window begins with."""
+    if chosen.window is None:
+        return 1  # which `Controls` refuses
+    return Windows.of(chosen.window or variant.frames, chosen.fused, chosen.overlap).overlap

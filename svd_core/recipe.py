@@ -17,6 +17,7 @@ from . import __version__
 from .errors import InputError
 from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
+from .verdicts import Recorded
 
 MAX_PLAYBACK_FPS = 240
 MAX_THREADS = 1024
@@ -107,7 +108,8 @@ class Recipe:
     on how they are split. watermark: library that marked the frames, with its version; empty if none did.
     split_guidance: whether guidance ran in two processes, one pass each. controls: beside the settings, which are those
     that were asked for: Un-stick raises some of them. Chunks and memory budgets never change a pixel and are left out.
-    Fields added later have defaults, which describe older clips."""
+    verdicts: what the clock decided (`svd_core.verdicts`). Fields added later have defaults, which describe older
+    clips."""
 
     settings: Settings
     playback_fps: int
@@ -124,6 +126,7 @@ class Recipe:
     attention: AttentionName = "auto"
     weights: WeightsName = "whole"
     controls: RecordedControls = UNCONTROLLED
+    verdicts: Recorded = ()
 
     def to_json(self) -> str:
         """The recipe as one line of ASCII JSON."""

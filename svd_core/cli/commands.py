@@ -20,6 +20,7 @@ from ..planning import Job, plan_render
 from ..recipe import DType, Recipe, RecordedControls, Source
 from ..sampling import GuidanceSplit, split_guidance
 from ..settings import Settings
+from ..verdicts import verdicts
 from .files import refuse_overwriting
 from .latents import load_latents
 from .notes import note
@@ -68,6 +69,7 @@ def decode(args: Namespace) -> None:
     check_output(args.output, fps)
     device, dtype = chosen_device(args), getattr(args, "dtype", recipe.dtype if recipe else "float32")
     use_threads(recipe, device)
+    verdicts().begin(recipe.verdicts if recipe else ())
     svd = open_model(args.checkpoint, device, dtype, getattr(args, "variant", None))
     content_filter = chosen_filter(args)
     height, width = (cells * PIXELS_PER_LATENT for cells in latents.shape[2:])

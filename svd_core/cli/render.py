@@ -30,6 +30,8 @@ from ..recipe import DType, Recipe, RecordedControls, Source
 from ..sampling import GuidanceSplit
 from ..settings import Settings
 from ..shot import Shot
+from ..strict_json import MAX_ITEMS
+from ..verdicts import verdicts
 from .advice import advice
 from .controls import controls_to_record, read_controls
 from .files import check_outputs, read_picture, source_to_record
@@ -72,6 +74,7 @@ def render_order(
     read = _read(order, args, content_filter)
     shot = Shot.of(read.config.variant, read.image, order.settings, read.controls)
     plan = _memory_plan(order, shot, read.config, limits["memory"])
+    verdicts().begin(order.recipe.verdicts if order.recipe else ())
     svd, checkpoint_source = load(order, read.checkpoint, plan is not None and plan.stream_weights)
     for text in advice(order, svd, shot):
         note(text)
@@ -154,6 +157,7 @@ def _recipe(order: Order, clip: Clip, read: _Read, checkpoint: Source) -> Recipe
         attention=order.attention,
         weights=order.weights,
         controls=read.recorded,
+        verdicts=verdicts().recorded(MAX_ITEMS),
     )
 
 

@@ -2,7 +2,8 @@
 
 The probe runs once for each operation, device, dtype and shape class, on the arguments of the first call that a kernel
 could serve. A kernel is chosen if its error against float64 is at most twice that of the torch expression, and if it is
-faster. Shape classes exclude the batch, so that joint and split guidance, or two sizes of a group, choose alike.
+faster, or the recipe of an earlier clip chose it. Shape classes exclude the batch, so that joint and split guidance, or
+two sizes of a group, choose alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..verdicts import machine, verdicts
 from .gradients import needs_gradient
 
 Form = Callable[..., Any]
@@ -100,6 +102,14 @@ class _Key:
     dtype: torch.dtype
     shape_class: Hashable
 
+    def __str__(self) -> str:
+        return f"{self.operation} {self.shape_class} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def question(self) -> str:
+        """What is asked, as `verdicts` know it."""
+        return f"{self} on {machine(self.device)}"
+
 
 def incapable(device: torch.device) -> str:
     """Why no kernel runs on a device, or ""."""
@@ -135,6 +145,8 @@ class Choices:
     ) -> None:
         self.incapable = cache(incapable)
         self.made: dict[_Key, Choice] = {}
+        self._used: dict[_Key, Choice] = {}
+        self._clips = 0
         self._seconds = seconds
 
     def form(self, operation: Operation, args: tuple[Any, ...]) -> Form:
@@ -142,13 +154,22 @@ class Choices:
         if _unfit(args, operation.alike) or operation.refusal(*args):
             return operation.reference
         key = _Key(operation.name, args[0].device, args[0].dtype, operation.shape_class(*args))
-        if key not in self.made:
-            if _capturing(args[0].device):
+        if self._clips != verdicts().clips:
+            self._used, self._clips = {}, verdicts().clips
+        if key not in self._used:
+            if key not in self.made and _capturing(args[0].device):
                 return operation.reference  # a probe synchronises the device, which graph capture forbids
-            self.made[key] = self._probe(operation, args)
-        return _on_device(self.made[key], args[0].device)
+            self._used[key] = self._chosen(key, operation, args)
+        return _on_device(self._used[key], args[0].device)
 
-    def _probe(self, operation: Operation, args: tuple[Any, ...]) -> Choice:
+    def _chosen(self, key: _Key, operation: Operation, args: tuple[Any, ...]) -> Choice:
+        """The choice made before, unless a recipe says otherwise, or a new one."""
+        if key not in self.made or verdicts().answer(key.question) != self.made[key].name:
+            self.made[key] = self._probe(operation, args, key.question)
+        verdicts().known[key.question] = verdicts().used[key.question] = self.made[key].name
+        return self.made[key]
+
+    def _probe(self, operation: Operation, args: tuple[Any, ...], question: str) -> Choice:
         """Any fault of a kernel, from not compiling to being slow, only rules it out; running out of memory is
         raised."""
         with _current(args[0].device):
@@ -160,14 +181,17 @@ class Choices:
                     wrong += [f"{name}: {complaint}"] if complaint else []
                 if not right:
                     return Choice(REFERENCE, operation.reference, "; ".join(wrong))
-                return self._fastest(operation, right, args)
+                forms = {REFERENCE: operation.reference, **right}
+                settled = verdicts().settled.get(question)
+                if settled in forms:
+                    return Choice(settled, forms[settled], "settled by a recipe")
+                return self._fastest(forms, args)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # Triton's compilers may raise anything, and none of it may stop a render
                 return Choice(REFERENCE, operation.reference, f"{type(error).__name__}: {_first_line(error)}")
 
-    def _fastest(self, operation: Operation, kernels: Mapping[str, Form], args: tuple[Any, ...]) -> Choice:
-        forms = {REFERENCE: operation.reference, **kernels}
+    def _fastest(self, forms: Mapping[str, Form], args: tuple[Any, ...]) -> Choice:
         rounds = [
             {name: self._seconds(lambda form=form: form(*args)) for name, form in forms.items()}
             for _ in range(2 + TIMED_RUNS)
@@ -190,8 +214,7 @@ def report() -> str:
     devices = [torch.device("cuda", index) for index in range(count)] or [torch.device("cpu")]
     lines = [f"{device}: {choices().incapable(device) or 'kernels where a probe agrees'}" for device in devices]
     for key, choice in choices().made.items():
-        what = f"{key.operation} {key.shape_class} {str(key.dtype).removeprefix('torch.')} on {key.device}"
-        lines.append(f"{what}: {choice.name} ({choice.reason})")
+        lines.append(f"{key} on {key.device}: {choice.name} ({choice.reason})")
     return "\n".join(lines)
 
 

@@ -158,7 +158,7 @@ def test_the_probe_takes_what_is_closer_to_the_true_numbers(small_probe, monkeyp
     assert cpu_conv.chosen.__wrapped__(torch.float32)
 
 
-@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.5, False)])
+@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.4, True), (2.0, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_conv.chosen.__wrapped__(torch.float32) is taken

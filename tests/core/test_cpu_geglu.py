@@ -116,7 +116,7 @@ def small_probe(monkeypatch):
     monkeypatch.setattr(cpu_geglu, "PROBE_SHAPE", (8, 16))
 
 
-@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.2, False)])
+@pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.4, True), (2.0, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
     assert cpu_geglu.chosen.__wrapped__(torch.float32) is taken

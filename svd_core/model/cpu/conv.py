@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...kernels import frame_conv, needs_gradient
 from ...kernels.unfolded import unfolded
-from .probe import is_plain_kernel, may_replace, of_layer, probed, replaces
+from .probe import MAY_LAG, is_plain_kernel, may_replace, of_layer, probed, replaces
 from .route import by_chosen_route
 from .wide import frame_convolution, may_widen
 
@@ -95,9 +95,9 @@ def as_product(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @probed("{} convolutions of few pixels", "as products")
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether a product is about as accurate here as a convolution of few pixels, and not slower."""
+    """Whether a product is about as accurate here as a convolution of few pixels, and not far slower."""
     images, *weights = of_layer(dtype, PROBE_IMAGES, (PROBE_OUTPUTS, PROBE_IMAGES[1], 3, 3))
-    return replaces(as_product, _convolution, (images.contiguous(memory_format=torch.channels_last), *weights))
+    return replaces(as_product, _convolution, (images.contiguous(memory_format=torch.channels_last), *weights), MAY_LAG)
 
 
 def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -46,8 +46,7 @@ def are_plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
 
 @probed("{} GEGLUs", "as two products")
 def chosen(dtype: torch.dtype) -> bool:
-    """Whether two products are about as accurate here as the operations they replace, and not slower, with tolerance
-    for a probe's noise: a recipe must give the same bits tomorrow."""
+    """Whether two products are about as accurate here as the operations they replace, and not far slower."""
     channels = PROBE_SHAPE[1]
     operands = of_layer(dtype, PROBE_SHAPE, (8 * channels, channels))
     return replaces(in_two_products, _apart, operands, MAY_LAG)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...kernels import needs_gradient
-from .probe import MAY_LAG, drawn, is_plain, least_seconds, probed
+from .probe import MAY_LAG, drawn, is_plain, is_quick, probed
 
 PROBE_SHAPE = (960, 640, 640)
 """Tokens, inputs, outputs: a projection of the released UNet's second level."""
@@ -78,9 +78,7 @@ def _probe_agrees() -> bool:
     """Whether oneDNN gives MKL's numbers up to rounding, and takes at most `MAY_LAG` times as long."""
     count, inputs, outputs = PROBE_SHAPE
     operands = drawn(torch.float32, ((count, inputs), (outputs, inputs), (outputs,)))
-    routes = (nn.functional.linear, onednn_linear)
     ours, mkl = onednn_linear(*operands), nn.functional.linear(*operands)
     if not torch.allclose(ours, mkl, rtol=1e-4, atol=1e-3):
         return False
-    mkl_seconds, onednn_seconds = least_seconds(routes, operands)
-    return onednn_seconds <= MAY_LAG * mkl_seconds
+    return is_quick(onednn_linear, nn.functional.linear, operands, MAY_LAG)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import out_of_memory
 from ...kernels import needs_gradient
+from ...verdicts import machine, verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,14 @@ BLOCK_VALUES = 7 * 2**20
 """Values of a block: 28 MiB in float32. From 32 MiB on, C's allocator requests every block from the system, at 0.3 ms
 per MiB."""
 
-MAY_LAG = 1.1
-"""Ratio to torch's time up to which a route is chosen. For routes that gain far more than this wherever they are used:
-a noisy probe cannot change the choice, and with it bits, from one run to the next."""
+MAY_LAG = 1.5
+"""Ratio to torch's time up to which a route is chosen. For routes that gain, or take as long, on every CPU that was
+measured (0.4 to 1.15, docs/LOG.md): this rules out what is far slower, and a noisy probe cannot change the choice, and
+with it bits, from one run to the next."""
 
 PROBE_ROUNDS = 4
+TORCHS_OWN = "torch's own"
+_CPU = torch.device("cpu")
 
 
 def may_replace(operand: Any) -> bool:
@@ -61,30 +65,62 @@ def is_plain_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
     return is_plain(weight if weight.is_contiguous() else weight.movedim(1, -1), dtype)
 
 
-def probed(layers: str, way: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
-    """Decorates a probe of whether layers run in another way than torch's own here: it answers once per process and
-    arguments, which fill the placeholders of `layers`, and is logged. A probe that fails answers no, since a build of
+class Probed:
+    """A probe of whether layers run in another way than torch's own here. It is asked once for its arguments, unless a
+    recipe settles the answer, and what a clip goes by is recorded (`verdicts`)."""
+
+    def __init__(self, probe: Callable[..., bool], layers: str, way: str) -> None:
+        update_wrapper(self, probe)
+        self.__wrapped__ = self._ask
+        self._probe, self._layers, self._way = probe, layers, way
+        self._used: dict[tuple[Any, ...], bool] = {}
+        self._clip = 0
+
+    def __call__(self, *given: Any) -> bool:
+        if verdicts().asked:  # by another probe: no part of a clip
+            return self._known(given)
+        if self._clip != verdicts().clips:
+            self._used, self._clip = {}, verdicts().clips
+        if given not in self._used:
+            self._used[given] = self._known(given)
+            verdicts().used[self._question(given)] = self._name(self._used[given])
+        return self._used[given]
+
+    def _known(self, given: tuple[Any, ...]) -> bool:
+        answer = verdicts().answer(self._question(given))
+        return self._ask(*given) if answer is None else answer == self._way
+
+    @torch.inference_mode()
+    def _ask(self, *given: Any) -> bool:
+        question = self._question(given)
+        with verdicts().asking(question):
+            taken, why = _answer(self._probe, given)
+        verdicts().known[question] = self._name(taken)
+        logger.info("%s: %s%s", question, self._name(taken), why)
+        return taken
+
+    def _name(self, taken: bool) -> str:
+        return self._way if taken else TORCHS_OWN
+
+    def _question(self, given: tuple[Any, ...]) -> str:
+        named = self._layers.format(*(getattr(each, "__name__", each) for each in given))
+        return f"{named} on {machine(_CPU)}"
+
+
+def probed(layers: str, way: str) -> Callable[[Callable[..., bool]], Probed]:
+    """Decorates a probe; its arguments fill the placeholders of `layers`. One that fails answers no, since a build of
     torch, or a CPU, may lack the operation; one that runs out of memory answers nothing, and is asked again."""
+    return lambda probe: Probed(probe, layers, way)
 
-    def decorated(probe: Callable[..., bool]) -> Callable[..., bool]:
-        @cache
-        @wraps(probe)
-        @torch.inference_mode()
-        def chosen(*given: Any) -> bool:
-            named = layers.format(*(getattr(each, "__name__", each) for each in given))
-            try:
-                taken = probe(*given)
-            except (AttributeError, RuntimeError) as error:
-                if out_of_memory(error):
-                    raise
-                logger.info("%s on the CPU: torch's own, for %s fails: %s", named, way, error)
-                return False
-            logger.info("%s on the CPU: %s", named, way if taken else "torch's own")
-            return taken
 
-        return chosen
-
-    return decorated
+def _answer(probe: Callable[..., bool], given: Sequence[Any]) -> tuple[bool, str]:
+    """What the probe says, and why it fails."""
+    try:
+        return probe(*given), ""
+    except (AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        return False, f", for the other fails: {error}"
 
 
 def replaces(
@@ -96,6 +132,17 @@ def replaces(
     ours, others = ((each(*operands) - exact).norm() for each in (route, other))
     if not ours <= 2 * others:
         return False
+    return is_quick(route, other, operands, lag)
+
+
+def is_quick(
+    route: Callable[..., Tensor], other: Callable[..., Tensor], operands: Sequence[Tensor], lag: float
+) -> bool:
+    """Whether a route takes at most `lag` times as long as another, or, where a recipe settled that, whether it was
+    chosen."""
+    settled = verdicts().settled.get(verdicts().asked)
+    if settled is not None:
+        return settled != TORCHS_OWN
     our_seconds, other_seconds = least_seconds((route, other), operands)
     return our_seconds <= lag * other_seconds
 

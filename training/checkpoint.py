@@ -12,7 +12,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,28 @@ def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
     configuration, listing the differences."""
     if not path.exists():
         return None
-    tensors, metadata = load_tensors(path)
+    step, found = check_state(path, configuration)
+    tensors, _ = load_tensors(path)
+    parts = {part: _under(tensors, part) for part in _PARTS}
+    return State(step=step, configuration=found, losses=tensors["losses"], **parts)
+
+
+def check_state(path: Path, configuration: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """The step and the configuration of the state at `path`, from the file's header alone: returns and raises as
+    `load_state`."""
+    if not path.exists():
+        return None
+    with _opened(path) as file:
+        metadata, names = file.metadata() or {}, file.keys()
     try:
         note = json.loads(metadata[STATE_KEY])
         step, found = operator.index(note["step"]), dict(note["configuration"])
-        losses = tensors.pop("losses")
-        require_same(path, found, configuration)
-    except CheckpointError:
-        raise
+        if "losses" not in names:
+            raise KeyError("losses")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no state of a training run: remove it, or give another folder") from error
-    parts = {part: _under(tensors, part) for part in _PARTS}
-    return State(step=step, configuration=found, losses=losses, **parts)
+    require_same(path, found, configuration)
+    return step, found
 
 
 def _under(tensors: Tensors, part: str) -> dict[str, Tensor]:
@@ -160,10 +170,15 @@ def _sync_folder(folder: Path) -> None:
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, copied into memory, and its metadata. Raises CheckpointError."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): train again, or copy it again") from error
 

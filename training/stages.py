@@ -26,7 +26,7 @@ from .autoencoder import (
     latent_rms,
     rescale_latents,
 )
-from .checkpoint import digest_of, load_state, load_tensors, not_finite, require_same, save_tensors
+from .checkpoint import check_state, digest_of, load_tensors, not_finite, require_same, save_tensors
 from .data import ClipSource, with_rockets
 from .distributed import Group
 from .initialise import freeze_unread, new_clip_vision, new_unet, new_vae
@@ -103,7 +103,7 @@ def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machi
     if start is not None:
         start.fill(unet=unet, clip_vision=clip_vision)
     configuration = video_is(recipe, digest, start)
-    load_state(Place(folder, "video").state, configuration)  # refuses another recipe before clips are encoded for it
+    check_state(Place(folder, "video").state, configuration)  # refuses another recipe before clips are encoded for it
     samples = _video_samples(recipe, with_rockets(source, stage.rockets), vae, digest, folder, group)
     objective = VideoObjective(unet, clip_vision, vae)
     run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "video"), group)

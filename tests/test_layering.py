@@ -38,7 +38,7 @@ ARROWS = {
     "planning": BASE | {"decode", "device_memory", "live_bytes", "model", "motion"},
     "clip": BASE,
     "controls": BASE | {"motion"},
-    "shot": BASE | {"controls", "motion", "sampling"},
+    "shot": BASE | {"controls", "media", "motion", "planning", "sampling"},
     "render": BASE | {"clip", "conditioning", "model", "motion", "planning", "sampling", "shot"},
     "pipeline": BASE
     | {
@@ -46,7 +46,6 @@ ARROWS = {
         "conditioning",
         "controls",
         "device_memory",
-        "media",
         "model",
         "motion",
         "planning",

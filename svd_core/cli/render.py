@@ -114,7 +114,7 @@ def _read(order: Order, args: Namespace, content_filter: ContentFilter | None) -
     if controls.end is not None:
         require_clean(content_filter, controls.end[None], order.controls.end.path)
     recorded = controls_to_record(order.controls, order.recipe and order.recipe.controls, args)
-    return _Read(image, source, checkpoint, config, controls, recorded)
+    return _Read(image, source, checkpoint, config, controls, recorded.for_variant(config.variant))
 
 
 def _memory_plan(order: Order, shot: Shot, config: ModelConfig, memory: int | None) -> Plan | None:

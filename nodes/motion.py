@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
     from torch import Tensor
 
-
 FUSION, IN_TURNS = "fusion", "in turns"
 """Methods of joining separate model results: blended at every step, or made one after the other."""
 

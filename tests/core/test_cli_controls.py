@@ -128,7 +128,7 @@ def rendered(svd, folder, frames, controls, **settings):
 @pytest.fixture(scope="module")
 def uncontrolled(svd, materials):
     """The clip of a number of frames without controls."""
-    return cache(lambda frames: rendered(svd, materials, frames, {}, steps=2))
+    return cache(lambda frames: rendered(svd, materials, frames, {}))
 
 
 def fitted_end(folder, fit="crop", background=(255, 255, 255)):
@@ -153,25 +153,20 @@ def read(path):
         (4, "--loop --sequential", lambda _: {"loop": True, "sequential": True}),
         (3, "--end {}/end.png", lambda folder: {"end": fitted_end(folder)}),
         (3, "--end {}/end.png --sequential", lambda folder: {"end": fitted_end(folder), "sequential": True}),
-        (3, "--brush {}/fitted.png", lambda _: {"brush": half(SIDE, SIDE) / 255}),
-        (3, "--brush {}/fitted.png --feather 0", lambda _: {"brush": half(SIDE, SIDE) / 255, "feather": 0}),
+        (2, "--brush {}/fitted.png", lambda _: {"brush": half(SIDE, SIDE) / 255}),
+        (2, "--brush {}/fitted.png --feather 0", lambda _: {"brush": half(SIDE, SIDE) / 255, "feather": 0}),
         (4, "--window 0", lambda _: {"window": 3}),
-        (5, "--window 2 --colour-hold 0.25", lambda _: {"window": 2, "colour_hold": 0.25}),
-        (5, "--window 3 --fused --overlap 1", lambda _: {"window": 3, "fused": True, "overlap": 1}),
-        (
-            5,
-            "--window 3 --fused --overlap 2",
-            lambda _: {"window": 3, "fused": True, "overlap": 2},
-        ),
-        (3, "--unstick 0.5", lambda _: {"unstick": 0.5}),
-        (3, "--motion-bucket-points 0:10,1:250", lambda _: {"motion_bucket": [(0, 10), (1, 250)]}),
+        (3, "--window 2 --colour-hold 0.25", lambda _: {"window": 2, "colour_hold": 0.25}),
+        (4, "--window 3 --fused --overlap 1", lambda _: {"window": 3, "fused": True, "overlap": 1}),
+        (2, "--unstick 0.5", lambda _: {"unstick": 0.5}),
+        (2, "--motion-bucket-points 0:10,1:250", lambda _: {"motion_bucket": [(0, 10), (1, 250)]}),
         (3, "--augmentation-points 0:0,0.5:1", lambda _: {"augmentation": [(0, 0), (0.5, 1)]}),
     ],
 )
 def test_a_flag_is_what_the_library_calls_it(animate, folder, svd, loaded, uncontrolled, frames, flags, controls):
-    assert animate("clip/", flags, f"--frames {frames} --steps 2") == 0
+    assert animate("clip/", flags, f"--frames {frames}") == 0
     found = frames_of(folder / "clip")
-    np.testing.assert_array_equal(found, rendered(svd, folder, frames, controls(folder), steps=2))
+    np.testing.assert_array_equal(found, rendered(svd, folder, frames, controls(folder)))
     assert (found != uncontrolled(frames)[: len(found)]).mean() > 0.1
 
 
@@ -280,14 +275,23 @@ def test_a_mask_may_be_any_kind_of_picture(animate, folder, svd, loaded, mode):
 # Recipes
 
 
+def recipe_file(folder, checkpoint, **controls):
+    """A recipe of the scene with these fields of its controls: the path of its file."""
+    data = json.loads(dataclasses.replace(a_recipe(), checkpoint=Source.of(checkpoint)).to_json())
+    data["image"] = dataclasses.asdict(Source.of(folder / "still.png"))
+    data["controls"] |= controls
+    (folder / "recipe.json").write_text(json.dumps(data))
+    return f"{folder}/recipe.json"
+
+
 @pytest.mark.parametrize(
     ("output", "flags"),
     [
         ("clip.mp4", "--loop --frames 4 --sequential"),
         ("clip.gif", "--unstick 0.5 --motion-bucket 40 --augmentation 0.1"),
         ("clip.webm", "--end {}/end.png --brush {}/mask.png --feather 2 --unstick 1 --motion-bucket-points 0:3,1:99"),
-        ("clip.webp", "--window 0 --frames 5 --continue {}/before --colour-hold 0.5 --augmentation-points 0:0,1:0.5"),
-        ("clip.gif", "--window 3 --fused --overlap 2 --frames 5 --continue {}/before.mp4 --sigmas 50,5,0 --unstick 1"),
+        ("clip.webp", "--window 0 --frames 4 --continue {}/before --colour-hold 0.5 --augmentation-points 0:0,1:0.5"),
+        ("clip.gif", "--window 3 --fused --overlap 2 --frames 4 --continue {}/before.mp4 --sigmas 50,5,0 --unstick 1"),
     ],
 )
 def test_a_recipe_of_controls_renders_to_the_same_bytes(animate, folder, loaded, output, flags):
@@ -325,10 +329,10 @@ def test_the_model_s_own_window_is_repeated_where_a_variant_was_chosen(animate, 
 
 
 FILES = {
-    "--brush {}/mask.png": ("brush", "mask.png"),
-    "--end {}/end.png": ("end", "end.png"),
-    "--window 2 --continue {}/before": ("continue", "before"),
-    "--window 2 --continue {}/before.gif": ("continue", "before.gif"),
+    "--frames 2 --brush {}/mask.png": ("brush", "mask.png"),
+    "--frames 2 --end {}/end.png": ("end", "end.png"),
+    "--frames 2 --window 2 --continue {}/before": ("continue", "before"),
+    "--frames 2 --window 2 --continue {}/before.gif": ("continue", "before.gif"),
 }
 
 
@@ -382,7 +386,7 @@ def test_a_changed_file_of_a_control_is_refused_unless_told_to_ignore_that(
 
 
 def test_a_recipe_knows_a_folder_by_the_pngs_that_are_its_frames(animate, folder, loaded, capsys):
-    assert animate("clip.gif", "--window 2 --continue {}/before") == 0
+    assert animate("clip.gif", "--frames 2 --window 2 --continue {}/before") == 0
     Image.new("RGB", (SIDE, SIDE)).save(folder / "before" / ".hidden.png")
     (folder / "before" / "notes.txt").write_text("beside them")
     assert again(folder, "clip.gif", "again.gif") == 0
@@ -405,10 +409,10 @@ def test_a_recipe_knows_a_folder_by_the_pngs_that_are_its_frames(animate, folder
         ("--colour-hold 1", "--colour-hold beside --recipe, which settles it"),
     ],
 )
-def test_what_a_recipe_has_no_use_for_is_refused(animate, folder, loaded, capsys, flags, message):
-    assert animate("clip.gif", "--brush {}/mask.png --frames 2") == 0
+def test_what_a_recipe_has_no_use_for_is_refused(folder, checkpoint, unread, capsys, flags, message):
+    repeated = recipe_file(folder, checkpoint, brush=dataclasses.asdict(Source.of(folder / "mask.png")))
     before = contents(folder)
-    command = ["animate", "--recipe", f"{folder}/clip.gif", "--output", f"{folder}/again.gif"]
+    command = ["animate", "--recipe", repeated, "--output", f"{folder}/again.gif"]
     assert re.search(message, refusal(capsys, [*command, *flags.format(folder).split()]))
     assert contents(folder) == before
 
@@ -430,12 +434,9 @@ def test_what_a_recipe_has_no_use_for_is_refused(animate, folder, loaded, capsys
     ],
 )
 def test_a_recipe_with_damaged_controls_is_refused(folder, checkpoint, unread, capsys, controls, message):
-    data = json.loads(dataclasses.replace(a_recipe(), checkpoint=Source.of(checkpoint)).to_json())
-    data["image"] = dataclasses.asdict(Source.of(folder / "still.png"))
-    data["controls"] |= controls
-    (folder / "bad.json").write_text(json.dumps(data))
+    repeated = recipe_file(folder, checkpoint, **controls)
     before = contents(folder)
-    command = ["animate", "--recipe", f"{folder}/bad.json", "--output", f"{folder}/again.gif"]
+    command = ["animate", "--recipe", repeated, "--output", f"{folder}/again.gif"]
     assert re.search(message, refusal(capsys, command))
     assert contents(folder) == before
 
@@ -540,7 +541,7 @@ def decoded(animate, folder, checkpoint, svd, monkeypatch):
     monkeypatch.setattr(commands, "open_model", lambda *_, **__: svd)
 
     def run(*flags):
-        assert animate("clip.gif", *flags, "--save-latents {}/l.safetensors") == 0
+        assert animate("clip.gif", "--frames 2", *flags, "--save-latents {}/l.safetensors") == 0
         places = ["--checkpoint", str(checkpoint), "--output", f"{folder}/again.gif", "--device", "cpu"]
         assert main(["decode", f"{folder}/l.safetensors", *places]) == 0
         return (folder / "clip.gif").read_bytes() == (folder / "again.gif").read_bytes()
@@ -549,10 +550,10 @@ def decoded(animate, folder, checkpoint, svd, monkeypatch):
 
 
 def test_latents_of_a_loop_decode_to_the_loop_and_keep_its_recipe(decoded, folder, svd, loaded, capsys):
-    assert decoded("--loop --frames 5")
+    assert decoded("--loop --frames 4")
     assert read_recipe(folder / "again.gif").controls.loop
     latents = load_file(folder / "l.safetensors")["latent"]
-    assert len(latents) == 4
+    assert len(latents) == 3
     assert (svd.decode_latents(latents) != svd.decode_latents(latents, circular=True)).any()
     assert "will carry no recipe" not in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..svd_core.conditioning import Conditioning
 from ..svd_core.config import LATENT_SCALE, PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
-from ..svd_core.motion import Brush, Windows, require_loop, unstuck
+from ..svd_core.motion import MAX_FEATHER, Brush, Windows, require_loop, unstuck
 from ..svd_core.settings import MAX_FRAMES
 from .bridge.guider import require_video_model
 from .bridge.motion.combined import methods_of, with_method
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
     from torch import Tensor
-
-MAX_FEATHER = 256
 
 FUSION, IN_TURNS = "fusion", "in turns"
 """Methods of joining separate model results: blended at every step, or made one after the other."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .motion import PerFrame
+from .motion import MAX_FEATHER, PerFrame
 from .settings import is_number, is_whole
 
 
@@ -66,6 +66,8 @@ class Controls:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not is_whole(value) or value < 0):
                 raise InputError(f"{name} {value!r} is not a whole number of 0 or more: give one")
+        if self.feather > MAX_FEATHER:
+            raise InputError(f"feather {self.feather} is above {MAX_FEATHER} pixels: 4 is usual")
         for name in ("colour_hold", "unstick"):
             if not is_number(getattr(self, name)):
                 raise InputError(f"{name} {getattr(self, name)!r} is not a number: give one from 0 to 1")

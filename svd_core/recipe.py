@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from . import __version__
+from .config import Variant
 from .errors import InputError
 from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
@@ -72,6 +73,10 @@ class RecordedControls:
         """The files that were given, by the control that they are for."""
         named = {"brush": self.brush, "end": self.end, "continued": self.continued}
         return {name: source for name, source in named.items() if source is not None}
+
+    def for_variant(self, variant: Variant) -> RecordedControls:
+        """The controls with a window of the variant's own length filled in."""
+        return dataclasses.replace(self, window=variant.frames) if self.window == 0 else self
 
 
 UNCONTROLLED = RecordedControls()

@@ -262,7 +262,7 @@ def _require_same(task: Task, order: Order, variant: Variant, checkpoint: str, a
     wanted = _resolved(order, variant, recipe)
     same = (
         recipe.settings == wanted
-        and recipe.controls == order.controls
+        and recipe.controls == order.controls.for_variant(variant)
         and (recipe.playback_fps, recipe.dtype) == (order.playback_fps, order.dtype)
         and recipe.checkpoint.sha256 == checkpoint
         and recipe.image.sha256 == Source.of(task.picture).sha256

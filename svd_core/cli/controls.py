@@ -76,7 +76,7 @@ def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Setti
         end = load_image(chosen.end.path, settings.background)
         fields["end"] = fit_image(end, width, height, settings.fit, settings.background).image
     if chosen.continued is not None:
-        fields["continued"] = read_last_frames(chosen.continued.path, _shared_frames(chosen, variant))
+        fields["continued"] = read_last_frames(chosen.continued.path, _shared_frames(chosen, settings, variant))
     return Controls(**fields)
 
 
@@ -91,8 +91,11 @@ def _mask(path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit
     return fit_image(mask, *size, fit, _BLACK, Image.Resampling.BILINEAR).image.mean(axis=-1)
 
 
-def _shared_frames(chosen: RecordedControls, variant: Variant) -> int:
-    """Frames of the clip to continue that the first window begins with."""
+def _shared_frames(chosen: RecordedControls, settings: Settings, variant: Variant) -> int:
+    """Frames of the clip to continue that the first window begins with. Raises InputError for windows that do not fit
+    the new clip, of which there could be more than memory holds."""
     if chosen.window is None:
         return 1  # which `Controls` refuses
-    return Windows.of(chosen.window or variant.frames, chosen.fused, chosen.overlap).overlap
+    windows = Windows.of(chosen.window or variant.frames, chosen.fused, chosen.overlap)
+    windows.starts(settings.frames or variant.frames)
+    return windows.overlap

@@ -166,6 +166,7 @@ def _add_control_files(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--end", "picture to end on; takes twice as long", _path, "PICTURE")
     text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
     _flag(group, "--brush", text, _path, "PICTURE")
+    _flag(group, "--feather", "pixels over which a --brush fades in (default: 4, at most 256)", int, "N")
     text = "clip to go on from, with --window: movie, animation or folder of PNGs of the clip's size"
     _flag(group, "--continue", text, _path, "CLIP", dest="continued")
 
@@ -174,7 +175,6 @@ def _add_controls(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--loop", "come back to the picture, without a cut; takes twice as long", action="store_true")
     text = "reach the end of --end or --loop by steps from either side in turn, not by blending"
     _flag(group, "--sequential", text, action="store_true")
-    _flag(group, "--feather", "pixels over which a --brush fades in (default: 4)", int, "N")
     _flag(group, "--window", "make a longer --frames in windows of N frames; 0 is the model's length", int, "N")
     text = "blend the windows where they overlap, at every step, instead of making one after the other"
     _flag(group, "--fused", text, action="store_true")

@@ -113,11 +113,11 @@ def _read(order: Order, args: Namespace, content_filter: ContentFilter | None) -
     require_clean(content_filter, image[None], order.image)
     checkpoint = order.recipe and source_to_record(Source.of(order.checkpoint), order.recipe.checkpoint, args)
     config = open_checkpoint(order.checkpoint, order.variant).config
+    recorded = controls_to_record(order.controls, order.recipe and order.recipe.controls, args)
     controls = read_controls(order.controls, image, order.settings, config.variant)
     if controls.end is not None:
         require_clean(content_filter, controls.end[None], order.controls.end.path)
-    recorded = controls_to_record(order.controls, order.recipe and order.recipe.controls, args)
-    return _Read(image, source, checkpoint, config, controls, recorded)
+    return _Read(image, source, checkpoint, config, controls, recorded.for_variant(config.variant))
 
 
 def _memory_plan(order: Order, shot: Shot, config: ModelConfig, memory: int | None) -> Plan | None:

@@ -41,8 +41,8 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The PNG files in a folder, sorted by name with numbers as numbers, so that 10.png follows 9.png. Regular files
-    only: opening a pipe would block forever."""
-    found = [path for path in folder.glob("*") if path.suffix.lower() == PICTURE and path.is_file()]
+    only: opening a pipe would block forever. Hidden ones, such as macOS leaves beside others, are no frames."""
+    found = [path for path in folder.glob("[!.]*") if path.suffix.lower() == PICTURE and path.is_file()]
     return sorted(found, key=_with_numbers_aligned)
 
 

@@ -6,6 +6,7 @@ Each takes a `ClipDenoiser` and is one itself. Nest several in this order, inner
 
 from .between import Between as Between
 from .between import sample_sequential as sample_sequential
+from .brush import MAX_FEATHER as MAX_FEATHER
 from .brush import Brush as Brush
 from .brush import Brushed as Brushed
 from .brush import composite as composite

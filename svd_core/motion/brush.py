@@ -23,6 +23,9 @@ from ..errors import InputError
 from .denoiser import ClipDenoiser
 from .windows import Part
 
+MAX_FEATHER = 256
+"""Widest feather in pixels: each takes one more pass over the mask."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Brush:

@@ -24,8 +24,9 @@ from recipes import a_recipe
 from synthetic import write_checkpoint
 
 from svd_core.cli import main
-from svd_core.cli.batch import Task, _Pool, _tasks
+from svd_core.cli.batch import _OWN_FLAGS, Task, _Pool, _tasks
 from svd_core.cli.batch_worker import Outcome, Worker
+from svd_core.cli.flags import parser
 from svd_core.cli.table import LiveTable
 from svd_core.media import read_recipe, write_clip
 
@@ -204,6 +205,7 @@ def test_without_ray_one_line_says_what_to_install(argv, capsys, monkeypatch):
 def test_what_cannot_be_done_is_said_before_ray_starts(folder, argv, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))  # whatever it would be asked, it could not answer
     assert "steps 0 is outside" in refusal(capsys, [*argv, "--steps", "0"])
+    assert "sequential is a way to reach an end" in refusal(capsys, [*argv, "--sequential"])
     assert "'0' is not a whole number of 1 to" in refusal(capsys, [*argv, "--workers", "0"])
     assert "is neither a folder nor a .txt list" in refusal(capsys, ["batch", f"{folder}/none", *argv[2:]])
     Image.new("RGB", (64, 64)).save(folder / "pictures" / "P0.jpg")
@@ -293,6 +295,43 @@ def test_a_file_in_a_clip_s_place_is_not_taken_for_it(folder, argv, capsys, monk
     Image.new("RGB", (64, 64)).save(folder / "out" / "p0.gif")
     (folder / "list.txt").write_text(f"{folder}/pictures/p0.png\n\n")
     assert "p0.gif is in the way" in refusal(capsys, ["batch", f"{folder}/list.txt", *argv[2:]])
+
+
+@pytest.mark.parametrize(
+    ("made", "others"),
+    [
+        ("--loop --frames 4", ("--frames 4", "--loop --frames 4 --sequential", "--loop --frames 4 --unstick 0.5")),
+        ("--window 0 --frames 4", ("--window 2 --frames 4", "--window 0 --frames 4 --colour-hold 0.5")),
+        ("--unstick 1 --motion-bucket-points 0:1,1:9", ("--unstick 1", "--unstick 1 --motion-bucket-points 0:1,1:8")),
+    ],
+)
+def test_clips_with_the_same_controls_are_done_and_others_are_refused(
+    folder, argv, checkpoint, capsys, monkeypatch, made, others
+):
+    """The clip is made as a worker makes it."""
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    for name in ("p1.png", "p2.png"):
+        (folder / "pictures" / name).unlink()
+    (folder / "out").mkdir()
+    chosen = ["--size", "64x64", "--steps", "1", *made.split()]
+    flags = vars(parser().parse_args([*argv, *chosen]))
+    worker = Worker({name: flags[name] for name in flags.keys() - _OWN_FLAGS}, 1)
+    outcome = worker.render(f"{folder}/pictures/p0.png", f"{folder}/out/p0.gif")
+    assert outcome.error == ""
+    alone = ["--checkpoint", str(checkpoint), "--device", "cpu", "--no-watermark", "--output", f"{folder}/alone.gif"]
+    assert main(["animate", f"{folder}/pictures/p0.png", *alone, *chosen]) == 0
+    assert (folder / "alone.gif").read_bytes() == (folder / "out" / "p0.gif").read_bytes()
+    capsys.readouterr()
+    assert main([*argv, *chosen]) == 0
+    assert capsys.readouterr().out == "1 pictures, 1 have their clips already\n"
+    for other in others:
+        line = refusal(capsys, [*argv, "--size", "64x64", "--steps", "1", *other.split()])
+        assert "p0.gif was made from another picture, checkpoint or settings" in line
+
+
+@pytest.mark.parametrize("flag", ["--end", "--brush", "--continue", "--feather"])
+def test_a_batch_takes_no_control_that_is_about_one_picture(argv, capsys, flag):
+    assert f"unrecognized arguments: {flag} 3" in refusal(capsys, [*argv, flag, "3"])
 
 
 def everything_from(terminal: int) -> str:

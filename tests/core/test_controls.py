@@ -202,6 +202,7 @@ def test_cancelling_stops_within_the_step(render, controls):
         (FRAMES, {"window": 2.5}, "window 2.5 is not a whole number of 0 or more: give one"),
         (FRAMES, {"feather": 4.5}, "feather 4.5 is not a whole number of 0 or more"),
         (FRAMES, {"feather": -3}, "feather -3 is not a whole number of 0 or more"),
+        (FRAMES, {"feather": 10**12}, "feather 1000000000000 is above 256 pixels"),
         (FRAMES, {"unstick": "0.5"}, "unstick '0.5' is not a number: give one from 0 to 1"),
         (FRAMES, {"window": 4, "overlap": -5}, "overlap -5 is not a whole number of 0 or more"),
         (FRAMES, {"sequential": True}, "sequential is a way to reach an end: give an end picture or loop"),

@@ -30,6 +30,7 @@ from svd_core.media import (
     write_clip,
 )
 from svd_core.media.pictures import MAX_SIDE, MIN_SIDE
+from svd_core.media.reading import read_frames, read_last_frames
 from svd_core.media.video import to_yuv420
 
 WIDTH, HEIGHT = 48, 32
@@ -573,6 +574,16 @@ def test_overshoot_of_the_filter_is_clipped():
     assert (fitted.image.min(), fitted.image.max()) == (0, 1)
 
 
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_a_bilinear_filter_spreads_an_edge_no_further_than_one_pixel(fit):
+    edge = np.zeros((96, 96, 3), np.float32)
+    edge[:, 48:] = 1
+    fitted = fit_image(edge, 64, 64, fit, resampling=Image.Resampling.BILINEAR)
+    assert not fitted.image[:, :31].any()
+    assert (fitted.image[:, 33:] == 1).all()
+    assert fit_image(edge, 64, 64, fit).image[:, :31].any()  # which Lanczos does
+
+
 def test_extreme_proportions_still_fit():
     thin = ramp(16, 4000)
     assert fit_image(thin, 1024, 576, "pad").image.shape == (576, 1024, 3)
@@ -914,3 +925,38 @@ def test_a_folder_that_fills_up_meanwhile_is_not_mixed_with_the_frames(tmp_path,
     with pytest.raises(OutputError, match="directory not empty"):
         write_clip(smooth_clip(), tmp_path / "frames", 7)
     assert [path.read_text() for path in (tmp_path / "frames").iterdir()] == ["another's"]
+
+
+# Reading clips again
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize(("count", "first"), [(1, 3), (2, 2), (4, 0), (99, 0)])
+def test_the_last_frames_of_a_clip_are_those_it_ends_with(tmp_path, name, count, first):
+    write_clip(smooth_clip(4), tmp_path / name, 7, a_recipe())
+    last, every = read_last_frames(tmp_path / name, count), read_frames(tmp_path / name, 2**30)
+    assert last.dtype == np.float32
+    np.testing.assert_array_equal(last, every[first:])
+    assert np.abs(every - smooth_clip(4)).mean() < 0.05
+
+
+def test_frames_before_the_last_are_read_but_may_differ_in_size(tmp_path):
+    for index, side in enumerate((32, 64, 64)):
+        Image.new("RGB", (side, side), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    assert (read_last_frames(tmp_path, 2)[:, 0, 0, 0] == np.float32((1, 2)) / np.float32(255)).all()
+    with pytest.raises(InputError, match="holds frames of several sizes: give a clip as svd_core wrote it"):
+        read_last_frames(tmp_path, 3)
+
+
+def test_hidden_pictures_in_a_folder_are_no_frames(tmp_path):
+    write_clip(smooth_clip(2), tmp_path / "clip", 7, a_recipe())
+    (tmp_path / "clip" / "._frame_0001.png").write_bytes(b"as macOS leaves them")
+    assert len(read_last_frames(tmp_path / "clip", 9)) == 2
+
+
+def test_a_damaged_last_frame_is_named(tmp_path):
+    write_clip(smooth_clip(3), tmp_path / "clip", 7, a_recipe())
+    last = max((tmp_path / "clip").glob("*.png"))
+    last.write_bytes(last.read_bytes()[:60])
+    with pytest.raises(InputError, match=f"{last.name} cannot be read"):
+        read_last_frames(tmp_path / "clip", 1)

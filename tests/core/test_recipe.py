@@ -12,7 +12,7 @@ from recipes import a_recipe
 from svd_core import __version__
 from svd_core.config import VARIANTS
 from svd_core.errors import InputError
-from svd_core.recipe import Recipe, Source, Versions, sha256_of
+from svd_core.recipe import FRAME_FILES, Recipe, RecordedControls, Source, Versions, sha256_of
 from svd_core.settings import Settings
 from svd_core.strict_json import MAX_CHARACTERS, MAX_ITEMS
 
@@ -68,6 +68,39 @@ def test_every_setting_survives():
     assert all(getattr(every, field.name) != field.default for field in dataclasses.fields(Settings))
     recipe = dataclasses.replace(a_recipe(), settings=every)
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_every_control_survives():
+    source = Source("Fotos/Ende.png", "2c" * 32)
+    every = RecordedControls(
+        brush=source,
+        end=source,
+        continued=source,
+        feather=0,
+        loop=True,
+        sequential=True,
+        window=14,
+        fused=True,
+        overlap=3,
+        colour_hold=0.5,
+        unstick=1 / 3,
+        motion_bucket=((0.0, 1.0), (0.1, 255.0)),
+        augmentation=((0.5, 0.1),),
+    )
+    assert all(getattr(every, field.name) != field.default for field in dataclasses.fields(RecordedControls))
+    recipe = dataclasses.replace(a_recipe(), controls=every)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_recipe_from_before_there_were_controls_has_none():
+    assert Recipe.from_json(without("controls")) == a_recipe()
+    assert a_recipe().controls == RecordedControls()
+    assert Recipe.from_json(changed("controls", {"loop": True})).controls == RecordedControls(loop=True)
+
+
+def test_a_window_of_the_variant_s_own_length_is_filled_in():
+    own, chosen, none = (RecordedControls(window=window).for_variant(VARIANTS["svd"]) for window in (0, 5, None))
+    assert (own.window, chosen.window, none.window) == (14, 5, None)
 
 
 def test_numbers_of_numpy_and_torch_are_stored_as_pythons_own():
@@ -144,6 +177,20 @@ def test_a_setting_that_a_recipe_does_not_know_has_its_default():
         (without("threads"), "recipe lacks threads"),
         (changed("image.sha256", "cafe"), r"recipe\.image\.sha256 is not 64 hexadecimal digits"),
         (changed("checkpoint", {"path": "x"}), r"recipe\.checkpoint lacks sha256"),
+        (changed("controls", None), "recipe.controls is 'None': needed an object"),
+        (changed("controls.surprise", 1), "recipe.controls has an unknown field 'surprise'"),
+        (changed("controls.loop", 1), "recipe.controls.loop is '1': needed a modest bool"),
+        (changed("controls.window", "3"), "recipe.controls.window is '3': needed a modest int"),
+        (changed("controls.window", 10**400), "recipe.controls.window is '10000"),
+        (changed("controls.unstick", float("nan")), "recipe.controls.unstick is 'nan': needed a modest float"),
+        (changed("controls.motion_bucket", [[0, 1, 2]]), r"motion_bucket\[0\] is '\[0, 1, 2\]': needed a list of 2"),
+        (changed("controls.augmentation", [[0, 1]] * (MAX_ITEMS + 1)), f"needed a list of at most {MAX_ITEMS}"),
+        (changed("controls.end", "end.png"), "recipe.controls.end is 'end.png': needed an object"),
+        (changed("controls.brush", {"path": "x"}), "recipe.controls.brush lacks sha256"),
+        (
+            changed("controls.continued", {"path": "x", "sha256": "AB" * 32}),
+            "recipe.continued.sha256 is not 64 hexadecimal digits",
+        ),
         (changed("format", 2), "format is '2': needed one of 1"),
         (changed("format", True), "format is 'True': needed one of 1"),
         ("{}", "recipe lacks checkpoint"),
@@ -191,6 +238,15 @@ def test_a_folder_is_known_by_the_names_and_bytes_of_its_weights_and_configs(tmp
         ("swallowed", {"model_index.json": b"[]unet/a.safetensors\0\x0012unet/config.json\0\0{}"}),
     ):
         assert sha256_of(folder(tmp_path / name, change)) != plain
+
+
+def test_a_folder_of_frames_is_known_by_its_pngs(tmp_path):
+    files = {"0.png": b"12", "1.PNG": b"34"}
+    plain = sha256_of(folder(tmp_path / "plain", files), FRAME_FILES)
+    others = {**files, "a.json": b"{}", "w.safetensors": b"", "._0.png": b"as macOS leaves them"}
+    assert sha256_of(folder(tmp_path / "others", others), FRAME_FILES) == plain
+    for name, change in (("changed", {"1.PNG": b"43"}), ("more", {"2.png": b""})):
+        assert sha256_of(folder(tmp_path / name, {**files, **change}), FRAME_FILES) != plain
 
 
 def test_a_source_that_cannot_be_read_is_refused(tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..checkpoint.load import open_checkpoint
@@ -26,7 +27,9 @@ from ..config import Variant
 from ..errors import InputError, OutputError, printable
 from ..media import check_output, read_recipe, round_size
 from ..recipe import Recipe, Source, sha256_of
+from ..shot import Shot
 from .batch_worker import Outcome, Worker
+from .controls import read_controls
 from .interrupts import handlers_kept
 from .notes import note
 from .order import Order, order_from_flags
@@ -59,7 +62,7 @@ def batch(args: Namespace) -> None:
     ray = _ray()
     tasks = _tasks(args)
     order = order_from_flags(Namespace(**_flags(args), image=str(tasks[0].picture)))
-    order.check_settings()
+    _check(order)
     with _output_folder(Path(args.output)):
         left = _unfinished(tasks, order, args)
     print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
@@ -72,6 +75,14 @@ def batch(args: Namespace) -> None:
     if pool.failed:
         first, reason = next(iter(pool.failed.items()))
         raise InputError(f"{len(pool.failed)} of {len(left)} pictures gave no clip, the first being {first}: {reason}")
+
+
+def _check(order: Order) -> None:
+    """Raise InputError for what every picture would be refused for, before workers are started."""
+    order.check_settings()
+    variant = open_checkpoint(order.checkpoint, order.variant).config.variant
+    blank = np.zeros((variant.height, variant.width, 3), np.float32)
+    Shot.of(variant, blank, order.settings, read_controls(order.controls, blank, order.settings, variant))
 
 
 @dataclass(slots=True)

@@ -27,11 +27,20 @@ FILES = {"brush": "--brush", "end": "--end", "continued": "--continue"}
 
 _CURVES = ("motion_bucket", "augmentation")
 _PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.name not in (*FILES, *_CURVES)]
+_ABOUT = {"feather": "brush", "colour_hold": "window"}
+"""Flags that do nothing without another."""
+
 _BLACK = (0, 0, 0)
 
 
 def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
-    """The controls among the flags. Raises InputError for a file that cannot be read."""
+    """The controls among the flags. Raises InputError for a file that cannot be read, and for a flag without the one
+    that it is about."""
+    for name, other in _ABOUT.items():
+        if name in given and other not in given:
+            raise InputError(
+                f"--{name.replace('_', '-')} is about --{other}, which was not given: give both, or neither"
+            )
     plain = {name: given[name] for name in _PLAIN if name in given}
     curves = {name: given.get(f"{name}_points") for name in _CURVES}
     files = {name: Source.of(given[name], FRAME_FILES) for name in FILES if name in given}

@@ -191,7 +191,7 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--min-guidance", "guidance at the curve's low end (default: the model's)", float, "X")
     _flag(group, "--max-guidance", "guidance at the curve's high end (default: the model's)", float, "X")
     _flag(group, "--guidance-curve", "over the frames (default: linear)", choices=get_args(Curve))
-    _flag(group, "--guidance-points", "a curve of your own: position:scale,..., positions 0 to 1", _points, "LIST")
+    _flag(group, "--guidance-points", "a curve of your own: position:value,..., positions 0 to 1", _points, "LIST")
     _flag(
         group,
         "--guidance-interval",
@@ -321,7 +321,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _points(text: str) -> tuple[tuple[float, ...], ...]:
     points = tuple(_numbers(point.replace(":", ",")) for point in text.split(","))
     if any(len(point) != 2 for point in points):
-        raise ArgumentTypeError(f"{text!r} is not position:scale pairs, such as 0:1,0.5:3,1:1")
+        raise ArgumentTypeError(f"{text!r} is not position:value pairs, such as 0:1,0.5:3,1:1")
     return points
 
 

@@ -47,9 +47,11 @@ def _listed(given: object) -> list[Any]:
 
 def _points(values: Sequence[Any]) -> list[tuple[float, float]]:
     try:
-        return [(float(position), float(value)) for position, value in values]
+        points = [(float(position), float(value)) for position, value in values]
     except (TypeError, ValueError) as error:
         raise InputError(f"curve {values!r} has no points: give pairs of a position in 0 to 1 and a value") from error
+    _in_float32([value for _, value in points])
+    return points
 
 
 def _in_float32(values: Sequence[float]) -> Tensor:

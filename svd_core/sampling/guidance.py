@@ -98,7 +98,7 @@ def _on_curve(position: float, points: Sequence[tuple[float, float]]) -> float:
 def _check_positions(positions: Sequence[float]) -> None:
     for before, after in pairwise([-math.inf, *positions]):
         if not (0 <= after <= 1 and before < after):
-            raise InputError(f"guidance position {after:g} after {before:g}: positions must rise, from 0 to 1 at most")
+            raise InputError(f"curve position {after:g} after {before:g}: positions must rise, from 0 to 1 at most")
 
 
 def _check_weights(num_frames: int, *weights: float) -> None:

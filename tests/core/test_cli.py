@@ -515,7 +515,7 @@ def test_version_and_help_are_printed(capsys):
         ("--min-guidance nan", "min_guidance nan is outside"),
         ("--max-guidance 1000", "max_guidance 1000.0 is outside"),
         ("--guidance-points 0:1,2:1", "2"),
-        ("--guidance-points 0-1", "is not position:scale pairs|is not numbers"),
+        ("--guidance-points 0-1", "is not position:value pairs|is not numbers"),
         ("--guidance-interval 5 1", "5"),
         ("--sigmas 1,x", "'1,x' is not numbers"),
         ("--sigmas 1,2,0", "2"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from synthetic import write_checkpoint
 
 from svd_core import Controls
-from svd_core.cli import commands, main, render
+from svd_core.cli import batch, commands, main, render
 from svd_core.loading import load_checkpoint
 from svd_core.media import fit_image, load_image, read_recipe, write_clip
 from svd_core.recipe import FRAME_FILES, UNCONTROLLED, Source
@@ -488,9 +488,9 @@ def bad_files(folder):
         ("--unstick 1 --sigmas 700,600,0", "un-stick starts at sigma 50, and the last level"),
         ("--motion-bucket-points 0:0,0.5:5000,1:0", "the motion bucket curve goes from 0 to 5000"),
         ("--augmentation-points 0:0,1:11", "the augmentation curve goes from 0 to 11: values must lie within 0 to 10"),
-        ("--motion-bucket-points 0:0,1:nan", "nan is not a finite number"),
+        ("--motion-bucket-points 0:0,1:nan", "curve of 0, nan: needed numbers"),
         ("--motion-bucket-points 1:1,0:2", "positions must rise, from 0 to 1 at most"),
-        ("--motion-bucket-points 0:1:2", "'0:1:2' is not position:scale pairs"),
+        ("--motion-bucket-points 0:1:2", "'0:1:2' is not position:value pairs"),
     ],
 )
 def test_controls_that_do_not_fit_are_refused_before_weights_are_read(
@@ -615,3 +615,30 @@ def test_the_content_filter_sees_the_end_picture(animate, folder, loaded, monkey
     err = capsys.readouterr().err
     assert re.fullmatch(r"error: .*end\.png is refused by the content filter my_checkers:reddish[^\n]*\n", err)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--feather", "3"), "--feather is about --brush, which was not given"),
+        (("--colour-hold", "0.5"), "--colour-hold is about --window, which was not given"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(folder, capsys, flags, said):
+    assert said in refusal(capsys, ["animate", f"{folder}/still.png", "--output", f"{folder}/clip.gif", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--unstick", "3"), "un-stick strength 3.0 is outside 0 to 1"),
+        (("--loop", "--frames", "2"), "a loop of 2 frames"),
+        (("--window", "9"), "windows of 9 frames are longer than the clip"),
+        (("--motion-bucket-points", "0:2000"), "the motion bucket curve goes from 2000"),
+    ],
+)
+def test_a_batch_refuses_before_it_starts_a_worker(folder, checkpoint, capsys, monkeypatch, flags, said):
+    monkeypatch.setattr(batch, "_connected", lambda *_: pytest.fail("workers were started"))
+    places = ("--output", f"{folder}/clips", "--checkpoint", str(checkpoint))
+    assert said in refusal(capsys, ["batch", str(folder), *places, *flags])
+    assert not (folder / "clips").exists()

@@ -133,11 +133,11 @@ def test_a_curve_goes_straight_from_point_to_point_and_level_beyond_them():
     ("points", "message"),
     [
         ([], "a guidance curve without points"),
-        ([(-0.1, 1.0)], "guidance position -0.1 after -inf"),
-        ([(0.0, 1.0), (1.1, 1.0)], "guidance position 1.1 after 0"),
-        ([(0.5, 1.0), (0.5, 2.0)], "guidance position 0.5 after 0.5"),
-        ([(0.5, 1.0), (0.2, 2.0)], "guidance position 0.2 after 0.5"),
-        ([(math.nan, 1.0)], "guidance position nan"),
+        ([(-0.1, 1.0)], "curve position -0.1 after -inf"),
+        ([(0.0, 1.0), (1.1, 1.0)], "curve position 1.1 after 0"),
+        ([(0.5, 1.0), (0.5, 2.0)], "curve position 0.5 after 0.5"),
+        ([(0.5, 1.0), (0.2, 2.0)], "curve position 0.2 after 0.5"),
+        ([(math.nan, 1.0)], "curve position nan"),
         ([(0.5, math.nan)], "guidance nan is not a finite number"),
     ],
 )

@@ -455,7 +455,7 @@ def test_a_result_that_is_not_finite_names_frames_dtype_and_remedy(sample, loade
     ("node", "inputs", "message"),
     [
         ("Sampler", {"guidance_points": "0.5"}, "guidance point '0.5' is not position:weight"),
-        ("Sampler", {"guidance_points": "0:1, 0:2"}, "guidance position 0 after 0"),
+        ("Sampler", {"guidance_points": "0:1, 0:2"}, "curve position 0 after 0"),
         ("Sampler", {"guidance_points": "0:1, 1:-3"}, "guidance_points: weight -3 is outside 0 to 100"),
         ("Guider", {"guidance_points": "0:1e30"}, "guidance_points: weight 1e+30 is outside 0 to 100"),
         ("Curves", {"augmentation_points": "a:1"}, "augmentation_points: 'a' in augmentation points is not a number"),

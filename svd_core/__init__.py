@@ -23,6 +23,7 @@ The entries, in the order data flows. `spec 5.1` in a docstring is section 5.1 o
     live_bytes.py    counts the memory of a calculation on the meta device
     device_memory.py free memory of a device and of the host
     recipe.py        what made a clip, stored in its file
+    verdicts.py      what the clock decided for it: which of several forms an operation runs in
     measure/         motion, flicker and drift of a clip, from its pixels
     cli/             `python -m svd_core`
     demo/            a small model, trained by training/

@@ -21,6 +21,9 @@ WeightsName = Literal["whole", "int8", "fp8"]
 MAX_FRAMES = 1024
 MAX_STEPS = 1000
 MAX_SIDE = 8192
+MAX_VALUES = MAX_STEPS + 1
+"""Longest list that a recipe keeps, of noise levels or points of a curve."""
+
 SIZE_MULTIPLE = 64
 """The UNet halves the latent three times and a latent cell is 8 pixels wide, so sides must be multiples of 64."""
 
@@ -84,6 +87,8 @@ class Settings:
             _within(name, _whole(name, getattr(self, name)), *limits)
         for name, kinds in (("fit", Fit), ("guidance_curve", Curve), ("schedule", Schedule)):
             _one_of(name, getattr(self, name), get_args(kinds))
+        for name in ("sigmas", "guidance_points"):
+            check_count(name, getattr(self, name))
         if len(self.background) != 3 or not all(0 <= each <= 255 for each in self.background):
             raise InputError(f"background {self.background} is no colour: give red, green and blue, each 0 to 255")
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
@@ -139,6 +144,12 @@ def _listed(name: str, value: Any) -> Sequence[Any]:
         return [] if value is None and name != "background" else list(value)
     except TypeError as error:
         raise InputError(f"{name} {value!r} is no list: give several numbers") from error
+
+
+def check_count(name: str, values: Sequence[Any] | None) -> None:
+    """Raise InputError for a list longer than a recipe keeps."""
+    if values is not None and len(values) > MAX_VALUES:
+        raise InputError(f"{name} has {len(values)} values: give at most {MAX_VALUES}")
 
 
 def is_number(value: object) -> bool:

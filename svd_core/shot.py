@@ -175,12 +175,16 @@ def _array(name: str, given: Any, dtype: type | None = None) -> np.ndarray:
 
 
 def _of_its_size(name: str, picture: Any, settings: Settings) -> Tensor:
-    """A picture (1, 3, H, W) in [-1, 1]. Raises InputError unless it has the clip's size."""
-    shape = _array(name, picture).shape
-    if shape[:2] != (settings.height, settings.width):
-        given = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else f"no picture ({type(picture).__name__})"
-        raise InputError(f"{name} is {given} and the clip {settings.width}x{settings.height}: fit it to the same size")
-    return as_pixels(as_image(picture, settings.background))
+    """A picture (1, 3, H, W) in [-1, 1]. Raises InputError for what is no picture of the clip's size."""
+    try:
+        image = as_image(picture, settings.background)
+    except InputError as error:
+        raise InputError(f"{name} cannot be taken: {error}") from error
+    height, width = image.shape[:2]
+    if (width, height) != (settings.width, settings.height):
+        size = f"{settings.width}x{settings.height}"
+        raise InputError(f"{name} is {width}x{height} and the clip {size}: fit it to the same size")
+    return as_pixels(image)
 
 
 def as_pixels(image: np.ndarray) -> Tensor:

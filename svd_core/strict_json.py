@@ -16,7 +16,7 @@ MAX_TEXT = 4096
 """Longest string: enough for a path on any system."""
 
 MAX_ITEMS = 1001
-"""Longest list: the noise levels of the largest number of steps that `Settings` accepts."""
+"""Longest list: what `Settings` accepts (`MAX_VALUES`)."""
 
 MAX_NUMBER = 2**64
 

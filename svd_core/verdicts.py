@@ -2,12 +2,14 @@
 
 All forms are as accurate, but they round differently. Where two are about as quick, two processes may decide otherwise,
 and frames differ in their last bits. So a recipe records the verdicts that its clip was made by, and making it again
-settles them: probes still refuse what is wrong on this machine, and ask no clock.
+settles them: probes still refuse what is wrong on this machine, and ask no clock. Of two processes that split guidance,
+the recipe has the verdicts of the one that leads.
 """
 
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,17 +26,17 @@ Recorded = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class Verdicts:
-    """The verdicts of a process: answers by question.
+    """The verdicts of a process, which makes one clip at a time: answers by question.
 
-    known: all that were given. used: by this clip. settled: by the recipe of an earlier one. asked: the question that a
-    probe is at, or "". clips: counts them, so that each use of an answer is noted once a clip.
+    known: all that were given. used: by this clip. settled: by the recipe of an earlier one. clips: counts them, so
+    that each use of an answer is noted once a clip.
     """
 
     known: dict[str, str] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
     settled: dict[str, str] = field(default_factory=dict)
-    asked: str = ""
     clips: int = 0
+    _probes: threading.local = field(default_factory=threading.local)
 
     def begin(self, settled: Recorded = ()) -> None:
         """Begin a clip, whose recipe may have settled some verdicts."""
@@ -47,13 +49,28 @@ class Verdicts:
         return answer if answer == self.settled.get(question, answer) else None
 
     @contextmanager
-    def asking(self, question: str) -> Iterator[None]:
-        """Context of the probe of a question, which may ask others."""
-        before, self.asked = self.asked, question
+    def probing(self, settled: bool | None) -> Iterator[None]:
+        """Context of a probe, whose answer a recipe may have settled. It may ask others."""
+        outer = self._answers
+        self._probes.answers = (*outer, settled)
         try:
             yield
         finally:
-            self.asked = before
+            self._probes.answers = outer
+
+    @property
+    def in_probe(self) -> bool:
+        """Whether this thread is in a probe."""
+        return bool(self._answers)
+
+    @property
+    def settled_here(self) -> bool | None:
+        """What a recipe says of the question that this thread's probe is at, if anything."""
+        return self._answers[-1] if self._answers else None
+
+    @property
+    def _answers(self) -> tuple[bool | None, ...]:
+        return getattr(self._probes, "answers", ())
 
     def recorded(self, most: int) -> Recorded:
         """The verdicts for the clip's recipe, at most the last `most`; those of the one that it repeats come first."""

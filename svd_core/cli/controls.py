@@ -18,7 +18,7 @@ from ..media import fit_image, load_image
 from ..media.reading import read_last_frames
 from ..motion import Windows
 from ..recipe import FRAME_FILES, RecordedControls, Source
-from ..settings import Fit, Settings
+from ..settings import Fit, Settings, check_count
 from ..shot import clip_size
 from .files import recorded_path, source_to_record
 
@@ -50,6 +50,8 @@ def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
 def check_controls(chosen: RecordedControls) -> None:
     """Raise InputError for controls that exclude each other, whatever their files hold."""
     Controls(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
+    for name in _CURVES:
+        check_count(f"{name}_points", getattr(chosen, name))
 
 
 def controls_from_recipe(recorded: RecordedControls, args: Namespace) -> RecordedControls:
@@ -103,8 +105,6 @@ def _mask(path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit
 def _shared_frames(chosen: RecordedControls, settings: Settings, variant: Variant) -> int:
     """Frames of the clip to continue that the first window begins with. Raises InputError for windows that do not fit
     the new clip, of which there could be more than memory holds."""
-    if chosen.window is None:
-        return 1  # which `Controls` refuses
     windows = Windows.of(chosen.window or variant.frames, chosen.fused, chosen.overlap)
     windows.starts(settings.frames or variant.frames)
     return windows.overlap

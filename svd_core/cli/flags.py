@@ -53,7 +53,7 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _flag(
         command,
         "--ignore-hash",
-        "with --recipe: go on though the picture or checkpoint is another",
+        "with --recipe: go on though the picture, the checkpoint or another file is a different one",
         action="store_true",
     )
     _flag(command, "--memory", "most of the device's memory to use, such as 6GiB; changes no pixel", _bytes, "SIZE")
@@ -167,12 +167,13 @@ def _add_control_files(group: argparse._ArgumentGroup) -> None:
     text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
     _flag(group, "--brush", text, _path, "PICTURE")
     _flag(group, "--feather", "pixels over which a --brush fades in (default: 4, at most 256)", int, "N")
-    text = "clip to go on from, with --window: movie, animation or folder of PNGs of the clip's size"
+    text = "clip of the same size to go on from, with --window; its last frame begins the new one"
     _flag(group, "--continue", text, _path, "CLIP", dest="continued")
 
 
 def _add_controls(group: argparse._ArgumentGroup) -> None:
-    _flag(group, "--loop", "come back to the picture, without a cut; takes twice as long", action="store_true")
+    text = "come back to the picture, without a cut: one frame less, and twice as long to make"
+    _flag(group, "--loop", text, action="store_true")
     text = "reach the end of --end or --loop by steps from either side in turn, not by blending"
     _flag(group, "--sequential", text, action="store_true")
     _flag(group, "--window", "make a longer --frames in windows of N frames; 0 is the model's length", int, "N")

@@ -57,7 +57,7 @@ def _points(values: Sequence[Any]) -> list[tuple[float, float]]:
 def _in_float32(values: Sequence[float]) -> Tensor:
     """Convert through float64, because torch raises an error of its own for values that float32 cannot hold. Raises
     InputError instead."""
-    curve = torch.tensor([float(value) for value in values], dtype=torch.float64).float()
+    curve = torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu").float()
     if not torch.isfinite(curve).all():
         raise InputError(
             f"curve of {', '.join(f'{value:g}' for value in values[:3])}: needed numbers, give finite ones"

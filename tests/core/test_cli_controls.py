@@ -642,3 +642,12 @@ def test_a_batch_refuses_before_it_starts_a_worker(folder, checkpoint, capsys, m
     places = ("--output", f"{folder}/clips", "--checkpoint", str(checkpoint))
     assert said in refusal(capsys, ["batch", str(folder), *places, *flags])
     assert not (folder / "clips").exists()
+
+
+@pytest.mark.parametrize("flag", ["motion-bucket-points", "augmentation-points", "guidance-points", "sigmas"])
+def test_more_values_than_a_recipe_keeps_are_refused(folder, capsys, flag):
+    many = [f"{index / 2000}:1" if "points" in flag else str(2000 - index) for index in range(1002)]
+    line = refusal(
+        capsys, ["animate", f"{folder}/still.png", "--output", f"{folder}/clip.gif", f"--{flag}", ",".join(many)]
+    )
+    assert f"{flag.replace('-', '_')} has 1002 values: give at most 1001" in line

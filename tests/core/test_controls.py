@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from defaults import other_defaults
+from PIL import ExifTags, Image
 from synthetic import write_checkpoint
 
 import svd_core
@@ -209,7 +210,7 @@ def test_cancelling_stops_within_the_step(render, controls):
         (FRAMES, {"window": 4, "colour_hold": 5.0}, "colour hold 5.0 is outside 0 to 1"),
         (FRAMES, {"window": 4, "colour_hold": float("nan")}, "colour hold nan is outside 0 to 1"),
         (1, {"end": np.zeros((64, 128, 3))}, "a clip of 1 frame has no end beside its start"),
-        (FRAMES, {"end": "x.png"}, r"the end picture is no picture \(str\) and the clip 128x64"),
+        (FRAMES, {"end": "x.png"}, r"the end picture cannot be taken: image is a str"),
         (
             FRAMES,
             {"window": 4, "continued": np.zeros((2, 64, 64, 3))},
@@ -268,3 +269,10 @@ def test_colour_drift_is_of_the_mean_in_parts_of_its_range():
     frames = np.full((3, 4, 4, 3), 0.5)
     frames[2, ..., 1] = 0.53
     assert colour_drift(frames) == pytest.approx(0.03)
+
+
+def test_an_end_picture_is_measured_upright(render):
+    lying = Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), np.uint8))
+    lying.getexif()[ExifTags.Base.Orientation] = 6
+    clip, _ = render(end=lying)
+    assert clip.frames.shape[1:3] == (HEIGHT, WIDTH)

@@ -155,21 +155,21 @@ def test_the_probe_takes_what_is_closer_to_the_true_numbers(small_probe, monkeyp
     off = {torch.float32: 1e-4, torch.float64: 0.0}
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
     monkeypatch.setattr(cpu_conv, "_convolution", lambda x, *more: convolution(x, *more) + off[x.dtype])
-    assert cpu_conv.chosen.__wrapped__(torch.float32)
+    assert cpu_conv.chosen.ask(torch.float32)
 
 
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.4, True), (2.0, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
-    assert cpu_conv.chosen.__wrapped__(torch.float32) is taken
+    assert cpu_conv.chosen.ask(torch.float32) is taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
-    assert cpu_conv.chosen.__wrapped__(dtype)
+    assert cpu_conv.chosen.ask(dtype)
     monkeypatch.setattr(cpu_conv, "unfolded", lambda *args: 1.5 * unfolded(*args))
-    assert not cpu_conv.chosen.__wrapped__(dtype)
+    assert not cpu_conv.chosen.ask(dtype)
 
 
 def test_a_compiled_layer_has_no_graph_break(products):

@@ -119,15 +119,15 @@ def small_probe(monkeypatch):
 @pytest.mark.parametrize(("slower", "taken"), [(1.0, True), (1.4, True), (2.0, False)])
 def test_the_probe_refuses_what_is_slower(small_probe, monkeypatch, slower, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [slower, 1.0])
-    assert cpu_geglu.chosen.__wrapped__(torch.float32) is taken
+    assert cpu_geglu.chosen.ask(torch.float32) is taken
 
 
 @BOTH
 def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, dtype):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
-    assert cpu_geglu.chosen.__wrapped__(dtype)
+    assert cpu_geglu.chosen.ask(dtype)
     monkeypatch.setattr(cpu_geglu, "in_two_products", lambda *args: 1.1 * reference(*args))
-    assert not cpu_geglu.chosen.__wrapped__(dtype)
+    assert not cpu_geglu.chosen.ask(dtype)
 
 
 def test_the_probe_refuses_where_the_operation_is_missing(small_probe, monkeypatch):
@@ -135,4 +135,4 @@ def test_the_probe_refuses_where_the_operation_is_missing(small_probe, monkeypat
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 
     monkeypatch.setattr(cpu_geglu, "in_two_products", missing)
-    assert not cpu_geglu.chosen.__wrapped__(torch.bfloat16)
+    assert not cpu_geglu.chosen.ask(torch.bfloat16)

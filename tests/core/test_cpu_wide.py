@@ -393,7 +393,7 @@ def small_probe(monkeypatch):
 @pytest.mark.parametrize(("seconds", "taken"), [(0.84, True), (0.86, False)])
 def test_the_probe_refuses_what_is_hardly_faster(small_probe, monkeypatch, dtype, route, seconds, taken):
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [seconds, 1.0])
-    assert wide.chosen.__wrapped__(route, dtype) is taken
+    assert wide.chosen.ask(route, dtype) is taken
 
 
 @pytest.mark.parametrize("route", [LINEAR, CONV, ATTENTION])
@@ -401,7 +401,7 @@ def test_the_probe_refuses_other_numbers(small_probe, monkeypatch, route):
     right = wide._ROUTES[route]
     monkeypatch.setattr(probe, "least_seconds", lambda *_: [0.5, 1.0])
     monkeypatch.setattr(wide, "_ROUTES", {route: lambda *args: 1.1 * right(*args)})
-    assert not wide.chosen.__wrapped__(route, torch.bfloat16)
+    assert not wide.chosen.ask(route, torch.bfloat16)
 
 
 def test_geglu_goes_where_linear_layers_go(monkeypatch):

@@ -1,5 +1,7 @@
 """What the clock decided once, a recipe decides again: its clip keeps its bits though the clock changes its mind."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from PIL import Image
@@ -83,14 +85,22 @@ def test_a_question_that_no_recipe_knows_is_timed(monkeypatch):
     assert not a_probe()(torch.float32)
 
 
-def test_a_probe_within_a_probe_has_a_question_of_its_own():
+def test_a_probe_within_a_probe_and_one_beside_it_have_answers_of_their_own():
     found = Verdicts()
-    with found.asking("outer"):
-        with pytest.raises(ZeroDivisionError), found.asking("inner"):
-            assert found.asked == "inner"
+    with ThreadPoolExecutor(1) as other, found.probing(True):
+        with pytest.raises(ZeroDivisionError), found.probing(None):
+            assert found.settled_here is None
             _ = 1 / 0
-        assert found.asked == "outer"
-    assert found.asked == ""
+        assert found.settled_here is True
+        assert not other.submit(lambda: found.in_probe).result()
+    assert not found.in_probe
+
+
+def test_an_answer_of_another_name_is_timed(monkeypatch):
+    clock(monkeypatch, 3.0)
+    verdicts().begin(((QUESTION, "as powers"),))
+    assert not a_probe()(torch.float32)
+    assert verdicts().recorded(9) == ((QUESTION, "torch's own"),)
 
 
 def test_a_recipe_keeps_the_last_verdicts_and_those_of_the_one_before_it():

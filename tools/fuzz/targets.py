@@ -355,6 +355,8 @@ _FLAGS: Sequence[str] = (
     *("--min-guidance", "--max-guidance", "--guidance-points", "--guidance-interval", "--sigmas", "--sampler"),
     *("--churn", "--playback-fps", "--chunk", "--budget", "--device", "--dtype", "--variant", "--schedule"),
     *("--guidance-curve", "--memory", "--attention", "--save-latents", "--content-filter", "--no-watermark"),
+    *("--loop", "--sequential", "--end", "--brush", "--feather", "--window", "--fused", "--overlap", "--colour-hold"),
+    *("--continue", "--unstick", "--motion-bucket-points", "--augmentation-points"),
 )
 
 

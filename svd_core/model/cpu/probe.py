@@ -71,13 +71,12 @@ class Probed:
 
     def __init__(self, probe: Callable[..., bool], layers: str, way: str) -> None:
         update_wrapper(self, probe)
-        self.__wrapped__ = self._ask
         self._probe, self._layers, self._way = probe, layers, way
         self._used: dict[tuple[Any, ...], bool] = {}
         self._clip = 0
 
     def __call__(self, *given: Any) -> bool:
-        if verdicts().asked:  # by another probe: no part of a clip
+        if verdicts().in_probe:  # asked by another probe: no part of a clip
             return self._known(given)
         if self._clip != verdicts().clips:
             self._used, self._clip = {}, verdicts().clips
@@ -88,12 +87,14 @@ class Probed:
 
     def _known(self, given: tuple[Any, ...]) -> bool:
         answer = verdicts().answer(self._question(given))
-        return self._ask(*given) if answer is None else answer == self._way
+        return self.ask(*given) if answer is None else answer == self._way
 
     @torch.inference_mode()
-    def _ask(self, *given: Any) -> bool:
+    def ask(self, *given: Any) -> bool:
+        """The answer, by the probe."""
         question = self._question(given)
-        with verdicts().asking(question):
+        settled = {self._way: True, TORCHS_OWN: False}.get(verdicts().settled.get(question, ""))
+        with verdicts().probing(settled):
             taken, why = _answer(self._probe, given)
         verdicts().known[question] = self._name(taken)
         logger.info("%s: %s%s", question, self._name(taken), why)
@@ -140,9 +141,8 @@ def is_quick(
 ) -> bool:
     """Whether a route takes at most `lag` times as long as another, or, where a recipe settled that, whether it was
     chosen."""
-    settled = verdicts().settled.get(verdicts().asked)
-    if settled is not None:
-        return settled != TORCHS_OWN
+    if verdicts().settled_here is not None:
+        return verdicts().settled_here
     our_seconds, other_seconds = least_seconds((route, other), operands)
     return our_seconds <= lag * other_seconds
 

@@ -115,8 +115,9 @@ def _read(order: Order, args: Namespace, content_filter: ContentFilter | None) -
     config = open_checkpoint(order.checkpoint, order.variant).config
     recorded = controls_to_record(order.controls, order.recipe and order.recipe.controls, args)
     controls = read_controls(order.controls, image, order.settings, config.variant)
-    if controls.end is not None:
-        require_clean(content_filter, controls.end[None], order.controls.end.path)
+    for name, shown in (("end", controls.end), ("continued", controls.continued)):
+        if shown is not None:
+            require_clean(content_filter, np.reshape(shown, (-1, *shown.shape[-3:])), order.controls.files[name].path)
     return _Read(image, source, checkpoint, config, controls, recorded.for_variant(config.variant))
 
 

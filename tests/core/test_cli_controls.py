@@ -603,17 +603,28 @@ def reddish(frames):
     return [bool(frame[..., 0].mean() > 0.9 and frame[..., 1:].mean() < 0.1) for frame in frames]
 
 
-def test_the_content_filter_sees_the_end_picture(animate, folder, loaded, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [("--frames 2 --end {}/end.png", "end.png"), ("--window 2 --frames 2 --continue {}/far.png", "far.png")],
+)
+def test_the_content_filter_sees_the_end_picture_and_what_is_continued(
+    animate, folder, loaded, monkeypatch, capsys, flags, name
+):
     monkeypatch.setitem(sys.modules, "my_checkers", sys.modules[__name__])
-    checked = "--frames 2 --end {}/end.png --content-filter my_checkers:reddish"
+    checked = f"{flags} --content-filter my_checkers:reddish"
+    assert animate("far/", "--frames 1") == 0
+    (folder / "far" / "frame_0000.png").rename(folder / "far.png")
+    shutil.rmtree(folder / "far")
     assert animate("fine.gif", checked) == 0
-    Image.new("RGB", (70, 90), "red").save(folder / "end.png")
+    with Image.open(folder / name) as picture:
+        size = picture.size
+    Image.new("RGB", size, "red").save(folder / name)
     before = contents(folder)
     monkeypatch.setattr(render, "load_checkpoint", lambda *_, **__: pytest.fail("weights were read"))
     capsys.readouterr()
     assert animate("clip.gif", checked) == 2
     err = capsys.readouterr().err
-    assert re.fullmatch(r"error: .*end\.png is refused by the content filter my_checkers:reddish[^\n]*\n", err)
+    assert re.fullmatch(rf"error: .*{name} is refused by the content filter my_checkers:reddish[^\n]*\n", err)
     assert contents(folder) == before
 
 

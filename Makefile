@@ -6,7 +6,7 @@ VENV := .venv
 AUDIT := .venv-audit
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
-# Tests compute on one thread each, so two processes take half the time; each may need 4 GB.
+# Tests compute on one thread each, so two processes take half the time; each takes up to 2.3 GB.
 WORKERS ?= 2
 PARALLEL := $(PYTEST) -q -n $(WORKERS) --dist worksteal
 FETCH := $(RUN) -m tools.fetch_comfyui

@@ -869,7 +869,8 @@ def write(frames, path, *rest):
     with replacing(Path(path)) as scratch:
         scratch.touch()
         print("writing", flush=True)
-        time.sleep(600)
+        while True:  # in short naps: one that begins just after a signal came is not woken by it
+            time.sleep(0.1)
 render.write_clip = write
 raise SystemExit(main({argv}))
 """

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -28,20 +28,19 @@ Recorded = tuple[tuple[str, str], ...]
 class Verdicts:
     """The verdicts of a process, which makes one clip at a time: answers by question.
 
-    known: all that were given. used: by this clip. settled: by the recipe of an earlier one. clips: counts them, so
-    that each use of an answer is noted once a clip.
+    known: all that were given. used: by this clip. settled: by the recipe of an earlier one. made: what those who ask
+    keep for this clip, each under keys of its own.
     """
 
     known: dict[str, str] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
     settled: dict[str, str] = field(default_factory=dict)
-    clips: int = 0
+    made: dict[Hashable, Any] = field(default_factory=dict)
     _probes: threading.local = field(default_factory=threading.local)
 
     def begin(self, settled: Recorded = ()) -> None:
         """Begin a clip, whose recipe may have settled some verdicts."""
-        self.used, self.settled = {}, dict(settled)
-        self.clips += 1
+        self.used, self.made, self.settled = {}, {}, dict(settled)
 
     def answer(self, question: str) -> str | None:
         """An answer that was given, unless a recipe says otherwise."""
@@ -90,7 +89,12 @@ def machine(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    lines = (line.partition(":") for line in processor().splitlines())
+    names = (value.strip() for name, _, value in lines if name.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def processor() -> str:
+    """What the system says of the processor: on Linux in many lines."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text(errors="replace") if info.is_file() else platform.processor()

@@ -56,9 +56,10 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path, configuration: Mapping[str, Any]) -> State | None:
     """The state at `path`, or None if there is none. Raises CheckpointError for a damaged file, and for another
     configuration, listing the differences."""
-    if not path.exists():
+    checked = check_state(path, configuration)
+    if checked is None:
         return None
-    step, found = check_state(path, configuration)
+    step, found = checked
     tensors, _ = load_tensors(path)
     parts = {part: _under(tensors, part) for part in _PARTS}
     return State(step=step, configuration=found, losses=tensors["losses"], **parts)

@@ -62,9 +62,9 @@ def batch(args: Namespace) -> None:
     ray = _ray()
     tasks = _tasks(args)
     order = order_from_flags(Namespace(**_flags(args), image=str(tasks[0].picture)))
-    _check(order)
+    variant = _checked_variant(order)
     with _output_folder(Path(args.output)):
-        left = _unfinished(tasks, order, args)
+        left = _unfinished(tasks, order, variant, args)
     print(f"{len(tasks)} pictures, {len(tasks) - len(left)} have their clips already")
     if not left:
         return
@@ -77,12 +77,14 @@ def batch(args: Namespace) -> None:
         raise InputError(f"{len(pool.failed)} of {len(left)} pictures gave no clip, the first being {first}: {reason}")
 
 
-def _check(order: Order) -> None:
-    """Raise InputError for what every picture would be refused for, before workers are started."""
+def _checked_variant(order: Order) -> Variant:
+    """The checkpoint's variant. Raises InputError for what every picture would be refused for, before workers are
+    started."""
     order.check_settings()
     variant = open_checkpoint(order.checkpoint, order.variant).config.variant
     blank = np.zeros((variant.height, variant.width, 3), np.float32)
     Shot.of(variant, blank, order.settings, read_controls(order.controls, blank, order.settings, variant))
+    return variant
 
 
 @dataclass(slots=True)
@@ -252,13 +254,12 @@ def _lines(source: Path) -> list[str]:
     return text.splitlines()
 
 
-def _unfinished(tasks: Sequence[Task], order: Order, args: Namespace) -> list[Task]:
+def _unfinished(tasks: Sequence[Task], order: Order, variant: Variant, args: Namespace) -> list[Task]:
     """The tasks without a clip. Raises OutputError if a clip's path is taken by anything not made from this order."""
     check_output(tasks[0].output, order.playback_fps)
     left = [task for task in tasks if not task.output.exists()]
     finished = [task for task in tasks if task.output.exists()]
     if finished:
-        variant = open_checkpoint(order.checkpoint, order.variant).config.variant
         checkpoint = sha256_of(Path(order.checkpoint))
         for task in finished:
             _require_same(task, order, variant, checkpoint, args)

@@ -65,7 +65,7 @@ def _add_animate(commands: argparse._SubParsersAction) -> None:
     _add_picture_flags(command.add_argument_group("picture"))
     _add_motion_flags(command.add_argument_group("clip"))
     controls = command.add_argument_group("controls")
-    _add_control_files(controls)
+    _add_picture_controls(controls)
     _add_controls(controls)
     _add_sampling_flags(command.add_argument_group("sampling"))
     _add_provenance_flags(command)
@@ -162,7 +162,7 @@ def _add_motion_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--seed", "of all noise (default: 0)", int, "N")
 
 
-def _add_control_files(group: argparse._ArgumentGroup) -> None:
+def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--end", "picture to end on; takes twice as long", _path, "PICTURE")
     text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
     _flag(group, "--brush", text, _path, "PICTURE")

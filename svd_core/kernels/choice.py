@@ -145,8 +145,6 @@ class Choices:
     ) -> None:
         self.incapable = cache(incapable)
         self.made: dict[_Key, Choice] = {}
-        self._used: dict[_Key, Choice] = {}
-        self._clips = 0
         self._seconds = seconds
 
     def form(self, operation: Operation, args: tuple[Any, ...]) -> Form:
@@ -154,13 +152,12 @@ class Choices:
         if _unfit(args, operation.alike) or operation.refusal(*args):
             return operation.reference
         key = _Key(operation.name, args[0].device, args[0].dtype, operation.shape_class(*args))
-        if self._clips != verdicts().clips:
-            self._used, self._clips = {}, verdicts().clips
-        if key not in self._used:
+        for_this_clip = verdicts().made
+        if (self, key) not in for_this_clip:
             if key not in self.made and _capturing(args[0].device):
                 return operation.reference  # a probe synchronises the device, which graph capture forbids
-            self._used[key] = self._chosen(key, operation, args)
-        return _on_device(self._used[key], args[0].device)
+            for_this_clip[self, key] = self._chosen(key, operation, args)
+        return _on_device(for_this_clip[self, key], args[0].device)
 
     def _chosen(self, key: _Key, operation: Operation, args: tuple[Any, ...]) -> Choice:
         """The choice made before, unless a recipe says otherwise, or a new one."""

@@ -6,10 +6,8 @@ also contains, does (docs/LOG.md, 2026-11-25).
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...kernels import needs_gradient
+from ...verdicts import processor
 from .probe import MAY_LAG, drawn, is_plain, is_quick, probed
 
 PROBE_SHAPE = (960, 640, 640)
@@ -69,9 +68,7 @@ def _is_foreign_to_mkl() -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    info = Path("/proc/cpuinfo")
-    maker = info.read_text(errors="replace") if info.is_file() else platform.processor()
-    return "AuthenticAMD" in maker
+    return "AuthenticAMD" in processor()
 
 
 def _probe_agrees() -> bool:

@@ -72,18 +72,15 @@ class Probed:
     def __init__(self, probe: Callable[..., bool], layers: str, way: str) -> None:
         update_wrapper(self, probe)
         self._probe, self._layers, self._way = probe, layers, way
-        self._used: dict[tuple[Any, ...], bool] = {}
-        self._clip = 0
 
     def __call__(self, *given: Any) -> bool:
         if verdicts().in_probe:  # asked by another probe: no part of a clip
             return self._known(given)
-        if self._clip != verdicts().clips:
-            self._used, self._clip = {}, verdicts().clips
-        if given not in self._used:
-            self._used[given] = self._known(given)
-            verdicts().used[self._question(given)] = self._name(self._used[given])
-        return self._used[given]
+        made, key = verdicts().made, (self, given)
+        if key not in made:
+            made[key] = self._known(given)
+            verdicts().used[self._question(given)] = self._name(made[key])
+        return made[key]
 
     def _known(self, given: tuple[Any, ...]) -> bool:
         answer = verdicts().answer(self._question(given))
@@ -125,7 +122,7 @@ def _answer(probe: Callable[..., bool], given: Sequence[Any]) -> tuple[bool, str
 
 
 def replaces(
-    route: Callable[..., Tensor], other: Callable[..., Tensor], operands: Sequence[Tensor], lag: float = 1.0
+    route: Callable[..., Tensor], other: Callable[..., Tensor], operands: Sequence[Tensor], lag: float
 ) -> bool:
     """Whether a route has at most twice the error of another against float64, and takes at most `lag` times as long.
     Torch's own sums cannot be the standard: some are one long chain and less accurate."""

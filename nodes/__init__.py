@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .camera import StableVideoCamera
 from .checkpoint import StableVideoCheckpointLoader
 from .clips import StableVideoMotionMeter, StableVideoSeedScout, StableVideoSweep
 from .conditioning import StableVideoConditioning
@@ -52,6 +53,7 @@ class StableVideoExtension(ComfyExtension):
             StableVideoUnstick,
             StableVideoCurves,
             StableVideoShortcuts,
+            StableVideoCamera,
         ]
 
 

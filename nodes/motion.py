@@ -418,6 +418,11 @@ def _curve_inputs(setting: CurvedSetting) -> list[io.Input]:
 def one_clip(model: ModelPatcher, latent: dict[str, Any]) -> int:
     """Number of frames of the one clip in a LATENT. Raises InputError for several clips or the wrong model."""
     require_video_model(model)
+    return frames_of_one_clip(latent)
+
+
+def frames_of_one_clip(latent: dict[str, Any]) -> int:
+    """Number of frames of the one clip in a LATENT. Raises InputError for several clips."""
     samples = latent["samples"]
     require_latents(samples)
     frames = latent.get("num_video_frames", samples.shape[0])

@@ -146,6 +146,15 @@ def require_still(image: Tensor, samples: Tensor) -> np.ndarray:
     return flattened(image[:1])[0].cpu().numpy()
 
 
+def require_one_view(positive: list) -> None:
+    """Raise InputError if positive shows each frame a picture of its own, which new noise would replace."""
+    if any(len(held.get("concat_latent_image", ())) > 1 for _, held in positive):
+        raise InputError(
+            "augmentation is swept and positive shows a camera's views: sweep another setting, or connect positive "
+            "before Stable Video Camera"
+        )
+
+
 # Sweeps
 
 
@@ -199,6 +208,7 @@ class Cells:
         if "augmentation" in {axis.setting for axis in (x, y) if axis is not None}:
             if self.image is None:
                 raise InputError("augmentation is swept and there is no picture to put noise on: connect image")
+            require_one_view(self.inputs.positive)
             require_still(self.image, self.inputs.latent["samples"])
 
     def renderer(self, x: Axis, y: Axis | None) -> Callable[[Choice], np.ndarray]:

@@ -73,8 +73,8 @@ class Conditioning:
     """Conditioning of one forward pass, one row for each of B clips (or of N frames, after `repeat_frames`).
 
     context (B, L, D) is the still's embedding, L = 1 in released models; first (B, 4, h, w) the still's latent,
-    unscaled (without the factor 0.18215); vector (B, V) the embedded micro-conditioning, or (B, T, V) if it changes
-    from frame to frame. Raises InputError if ranks or rows disagree.
+    unscaled (without the factor 0.18215), or (B, T, 4, h, w) if each frame is shown its own; vector (B, V) the embedded
+    micro-conditioning, or (B, T, V) if it changes from frame to frame. Raises InputError if ranks or rows disagree.
     """
 
     context: Tensor
@@ -83,8 +83,8 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         shapes = [tuple(tensor.shape) for tensor in (self.context, self.first, self.vector)]
-        ranks = tuple(len(shape) for shape in shapes)
-        if ranks not in ((3, 4, 2), (3, 4, 3)) or len({shape[0] for shape in shapes}) != 1:
+        context, first, vector = (len(shape) for shape in shapes)
+        if context != 3 or first not in (4, 5) or vector not in (2, 3) or len({shape[0] for shape in shapes}) != 1:
             given = "conditioning of shapes {}, {}, {}".format(*shapes)
             raise InputError(f"{given}: give context (B, L, D), first (B, 4, h, w), vector (B, V) or (B, T, V)")
 
@@ -104,25 +104,25 @@ class Conditioning:
     def repeat_frames(self, num_frames: int) -> Conditioning:
         """B rows -> N = B * T rows, frame-major: all frames of the first clip, then those of the next.
 
-        Raises InputError if the vector has one row per frame and their number is not num_frames.
+        Raises InputError if first or vector has one row per frame and their number is not num_frames.
         """
-        context, first = (tensor.repeat_interleave(num_frames, dim=0) for tensor in (self.context, self.first))
-        return Conditioning(context, first, self._vector_of_frames(num_frames))
-
-    def _vector_of_frames(self, num_frames: int) -> Tensor:
-        """The vector repeated or flattened to one row per frame, (B * T, V)."""
-        if self.vector.ndim == 2:
-            return self.vector.repeat_interleave(num_frames, dim=0)
-        if self.vector.shape[1] != num_frames:
-            raise InputError(
-                f"motion settings for {self.vector.shape[1]} frames and a clip of {num_frames}: give one value a frame"
-            )
-        return self.vector.flatten(0, 1)
+        context = self.context.repeat_interleave(num_frames, dim=0)
+        first = _by_frame(self.first, 4, num_frames, "views of the still")
+        return Conditioning(context, first, _by_frame(self.vector, 2, num_frames, "motion settings"))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
         """All three tensors moved to a device, converted to a dtype, or both."""
         tensors = (self.context, self.first, self.vector)
         return Conditioning(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
+
+
+def _by_frame(rows: Tensor, rank: int, num_frames: int, name: str) -> Tensor:
+    """Rows of a clip each, of this rank, repeated for its frames; or rows of each frame (B, T, ...), flattened."""
+    if rows.ndim == rank:
+        return rows.repeat_interleave(num_frames, dim=0)
+    if rows.shape[1] != num_frames:
+        raise InputError(f"{name} for {rows.shape[1]} frames and a clip of {num_frames}: give one for each frame")
+    return rows.flatten(0, 1)
 
 
 def seeded_generator(seed: int) -> torch.Generator:

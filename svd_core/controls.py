@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .motion import MAX_FEATHER, PerFrame
+from .motion import MAX_FEATHER, CameraMove, PerFrame
 from .settings import is_number, is_whole
 
 
@@ -27,8 +27,9 @@ class Controls:
     blending (TRF). window: frames per window for clips longer than the model's own, made one window after the other; 0
     is the model's number. fused: instead blend windows that share `overlap` frames (0: half a window) at every step.
     colour_hold: 0 to 1, how firmly windows keep the first frame's colours. continued: a clip (T, H, W, 3) in [0, 1] to
-    continue, whose last frame (or last `overlap` frames if fused) begins the new one. unstick: strength 0 to 1.
-    guidance, motion_bucket, augmentation: curves.
+    continue, whose last frame (or last `overlap` frames if fused) begins the new one. unstick: strength 0 to 1. camera:
+    how the picture is panned, zoomed and turned; depth: map (H, W) in [0, 1] at the clip's size, 1 is near, so that
+    near things pass faster. guidance, motion_bucket, augmentation: curves.
     """
 
     brush: Any | None = None
@@ -42,6 +43,8 @@ class Controls:
     colour_hold: float = 1.0
     continued: np.ndarray | None = None
     unstick: float = 0.0
+    camera: CameraMove | None = None
+    depth: Any | None = None
     guidance: PerFrame | None = None
     motion_bucket: PerFrame | None = None
     augmentation: PerFrame | None = None
@@ -60,6 +63,21 @@ class Controls:
             raise InputError("sequential is a way to reach an end: give an end picture or loop, or leave it out")
         if not 0 <= self.colour_hold <= 1:
             raise InputError(f"colour hold {self.colour_hold} is outside 0 to 1: 1 is usual")
+        self._check_camera()
+
+    def _check_camera(self) -> None:
+        if self.camera is None:
+            if self.depth is not None:
+                raise InputError("a depth map is about how the camera passes things, and there is none: give a camera")
+            return
+        if not isinstance(self.camera, CameraMove):
+            raise InputError(f"camera {self.camera!r} is no CameraMove: give one")
+        others = {"a brush": self.brush, "an end": self.bounded or None, "windows": self.window}
+        held = [name for name, value in others.items() if value is not None]
+        if held:
+            raise InputError(
+                f"a camera leaves its picture, and {held[0]} would hold the clip to it: choose one of them"
+            )
 
     def _check_numbers(self) -> None:
         for name in ("feather", "overlap", "window"):

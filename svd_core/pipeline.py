@@ -6,7 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from .model.storage import stored_as
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
-from .motion import Wrap
+from .motion import CameraMove, Wrap, view_latents
 from .planning import Job, Plan, plan_or_leanest, plan_render
 from .render import Render
 from .sampling import (
@@ -97,6 +97,27 @@ class StableVideo:
         """Encode pictures (n, 3, H, W) in [-1, 1], one by one -> latents (n, 4, h, w) in sampler units, on the CPU;
         `budget` as in `condition`."""
         return torch.cat([self._encode(one, budget).cpu() for one in pixels.split(1)]) * LATENT_SCALE
+
+    @torch.no_grad()
+    def with_camera(
+        self,
+        cond: Conditioning,
+        pixels: Tensor,
+        move: CameraMove,
+        num_frames: int,
+        *,
+        depth: Tensor | None = None,
+        budget: int | None = None,
+    ) -> Conditioning:
+        """The conditioning of one still, pixels (1, 3, H, W) in [-1, 1], with a view of it for each frame, as a moving
+        camera would see it; `first` becomes (1, T, 4, h, w). depth (H, W) in [0, 1], 1 near: near things pass faster.
+        `budget` as in `condition`. Raises InputError for other shapes."""
+        _check_stills(pixels, "pixels")
+        if pixels.shape[0] != 1 or cond.first.ndim != 4 or cond.rows != 1:
+            given = f"{len(pixels)} stills and conditioning {tuple(cond.first.shape)}"
+            raise InputError(f"{given}: a camera takes one still (1, 3, H, W) and what `condition` gave for it")
+        encode = partial(self._encode, budget=budget)
+        return replace(cond, first=view_latents(cond.first, pixels.float().cpu(), move, num_frames, encode, depth))
 
     def _encode(self, pixels: Tensor, budget: int | None) -> Tensor:
         """The unscaled latents of pixels from the host, in float32 on the device."""

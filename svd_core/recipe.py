@@ -16,6 +16,7 @@ from typing import Literal
 from . import __version__
 from .config import Variant
 from .errors import InputError
+from .motion import CameraMove
 from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
 from .verdicts import Recorded
@@ -67,11 +68,13 @@ class RecordedControls:
     unstick: float = 0.0
     motion_bucket: Points | None = None
     augmentation: Points | None = None
+    camera: CameraMove | None = None
+    depth: Source | None = None
 
     @property
     def files(self) -> dict[str, Source]:
         """The files that were given, by the control that they are for."""
-        named = {"brush": self.brush, "end": self.end, "continued": self.continued}
+        named = {"brush": self.brush, "end": self.end, "continued": self.continued, "depth": self.depth}
         return {name: source for name, source in named.items() if source is not None}
 
     def for_variant(self, variant: Variant) -> RecordedControls:

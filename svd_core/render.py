@@ -104,7 +104,7 @@ class Render:
     def _condition(self, noise: Noise) -> Conditioned:
         shot = self.shot
         self.report(Progress("condition", 0, 1))
-        cond = with_curves(self._seen(shot.still, noise), *shot.curves)
+        cond = with_curves(self._filmed(self._seen(shot.still, noise)), *shot.curves)
         end = None if shot.end is None else self._seen(shot.end, noise)
         still = self._encoded(shot.still if shot.holds_still else None)
         last = self._encoded(shot.end if shot.controls.sequential else None)
@@ -116,6 +116,14 @@ class Render:
         chosen = self.shot.settings
         micro = (chosen.fps, chosen.motion_bucket, chosen.augmentation)
         return self.svd.condition(pixels, *micro, noise.still, budget=self.encoding)
+
+    def _filmed(self, cond: Conditioning) -> Conditioning:
+        """The conditioning with the camera's view of the still for each frame, if there is a camera."""
+        shot, move = self.shot, self.shot.controls.camera
+        if move is None:
+            return cond
+        more = {"depth": shot.depth, "budget": self.encoding}
+        return self.svd.with_camera(cond, shot.still, move, shot.settings.frames, **more)
 
     def _encoded(self, pixels: Tensor | None) -> Tensor | None:
         return None if pixels is None else self.svd.encode_latents(pixels, budget=self.encoding)

@@ -15,7 +15,16 @@ from .config import ModelConfig, Variant
 from .controls import Controls
 from .errors import InputError
 from .media import as_image, default_size, fit_image, round_size
-from .motion import Brush, Windows, check_curves, curve_values, lowered_sigmas, require_loop, unstuck
+from .motion import (
+    Brush,
+    Windows,
+    check_curves,
+    check_depth,
+    curve_values,
+    lowered_sigmas,
+    require_loop,
+    unstuck,
+)
 from .planning import Job
 from .sampling import SamplingPlan, plan_sampling
 from .settings import Settings
@@ -26,8 +35,9 @@ class Shot:
     """One clip to make.
 
     picture (H, W, 3) in [0, 1]: the fitted still. end (1, 3, H, W) in [-1, 1]: the picture to end on. given
-    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. curves:
-    motion bucket and augmentation by frame, (T,) each. fit_report: how the picture was fitted, in words.
+    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. depth (H, W)
+    in [0, 1]: how near what the camera passes is. curves: motion bucket and augmentation by frame, (T,) each.
+    fit_report: how the picture was fitted, in words.
     """
 
     settings: Settings
@@ -38,6 +48,7 @@ class Shot:
     given: Tensor | None
     windows: Windows | None
     brush: Brush | None
+    depth: Tensor | None
     curves: tuple[Tensor | None, Tensor | None]
     fit_report: str
 
@@ -56,6 +67,7 @@ class Shot:
             given=_given_pixels(controls, settings, windows),
             windows=windows,
             brush=_brush(controls, settings),
+            depth=_depth(controls, settings),
             curves=tuple(_curve(curve, settings.frames) for curve in (controls.motion_bucket, controls.augmentation)),
             fit_report=fit_report,
         )
@@ -145,6 +157,14 @@ def _brush(controls: Controls, settings: Settings) -> Brush | None:
     brush = Brush(torch.as_tensor(mask, device="cpu"))
     brush.check(settings.frames, settings.height, settings.width)
     return brush
+
+
+def _depth(controls: Controls, settings: Settings) -> Tensor | None:
+    if controls.depth is None:
+        return None
+    depth = torch.as_tensor(_array("the depth map", controls.depth, np.float32), device="cpu")
+    check_depth(depth, settings.height, settings.width)
+    return depth
 
 
 def _curve(curve: Any | None, frames: int) -> Tensor | None:

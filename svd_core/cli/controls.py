@@ -16,17 +16,19 @@ from ..controls import Controls
 from ..errors import InputError
 from ..media import fit_image, load_image
 from ..media.reading import read_last_frames
-from ..motion import Windows
+from ..motion import CameraMove, Windows
 from ..recipe import FRAME_FILES, RecordedControls, Source
 from ..settings import Fit, Settings, check_count
 from ..shot import clip_size
 from .files import recorded_path, source_to_record
 
-FILES = {"brush": "--brush", "end": "--end", "continued": "--continue"}
+FILES = {"brush": "--brush", "end": "--end", "continued": "--continue", "depth": "--depth"}
 """Controls that are read from a file, and their flags."""
 
 _CURVES = ("motion_bucket", "augmentation")
-_PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.name not in (*FILES, *_CURVES)]
+_CAMERA = ("zoom", "roll", "ease")
+_MADE = (*FILES, *_CURVES, "camera")
+_PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.name not in _MADE]
 _ABOUT = {"feather": "brush", "colour_hold": "window"}
 """Flags that do nothing without another."""
 
@@ -44,7 +46,16 @@ def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
     plain = {name: given[name] for name in _PLAIN if name in given}
     curves = {name: given.get(f"{name}_points") for name in _CURVES}
     files = {name: Source.of(given[name], FRAME_FILES) for name in FILES if name in given}
-    return RecordedControls(**plain, **curves, **files)
+    return RecordedControls(**plain, **curves, **files, camera=_camera(given))
+
+
+def _camera(given: Mapping[str, Any]) -> CameraMove | None:
+    """The camera among the flags; None without any. Raises InputError for --ease alone."""
+    moves = {name: given[name] for name in _CAMERA if name in given}
+    moves |= dict(zip(("pan_x", "pan_y"), given.get("pan", ()), strict=False))
+    if moves.keys() == {"ease"}:
+        raise InputError("--ease is about --pan, --zoom or --roll, and none was given: give one, or leave it out")
+    return CameraMove(**moves) if moves else None
 
 
 def check_controls(chosen: RecordedControls) -> None:
@@ -80,9 +91,10 @@ def controls_to_record(chosen: RecordedControls, made: RecordedControls | None, 
 def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Settings, variant: Variant) -> Controls:
     """The controls with their files read, and fitted as the picture (H, W, 3) is. Raises InputError."""
     width, height = clip_size(picture, settings, variant)
-    fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES)}
-    if chosen.brush is not None:
-        fields["brush"] = _mask(chosen.brush.path, picture, (width, height), settings.fit)
+    fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES, "camera")}
+    for name in ("brush", "depth"):
+        if getattr(chosen, name) is not None:
+            fields[name] = _mask(getattr(chosen, name).path, picture, (width, height), settings.fit)
     if chosen.end is not None:
         end = load_image(chosen.end.path, settings.background)
         fields["end"] = fit_image(end, width, height, settings.fit, settings.background).image
@@ -92,8 +104,8 @@ def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Setti
 
 
 def _mask(path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
-    """A mask (H, W) of the clip's size, from one of the picture's or of the clip's. Transparent parts and what a padded
-    picture leaves free stand still."""
+    """A mask or depth map (H, W) of the clip's size, from one of the picture's or of the clip's. Transparent parts and
+    what a padded picture leaves free are black: still, or far."""
     mask = load_image(path, _BLACK)
     if mask.shape[:2] not in (picture.shape[:2], size[::-1]):
         painted, needed = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, picture))

@@ -167,6 +167,8 @@ def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
     text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
     _flag(group, "--brush", text, _path, "PICTURE")
     _flag(group, "--feather", "pixels over which a --brush fades in (default: 4, at most 256)", int, "N")
+    text = "map of the picture, white is near: near things pass the camera faster"
+    _flag(group, "--depth", text, _path, "PICTURE")
     text = "clip of the same size to go on from, with --window; its last frame begins the new one"
     _flag(group, "--continue", text, _path, "CLIP", dest="continued")
 
@@ -182,9 +184,18 @@ def _add_controls(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--overlap", "frames that --fused windows share (default: 0, half a window)", int, "N")
     _flag(group, "--colour-hold", "0 to 1: how firmly windows keep the first colours (default: 1)", float, "X")
     _flag(group, "--unstick", "0 to 1: against clips that do not move, 0.5 is usual (default: 0)", float, "X")
+    _add_camera_flags(group)
     text = "over the frames, in place of {}: position:value,..., positions 0 to 1"
     for name in ("--motion-bucket", "--augmentation"):
         _flag(group, f"{name}-points", text.format(name), _points, "LIST")
+
+
+def _add_camera_flags(group: argparse._ArgumentGroup) -> None:
+    text = "move the camera right and down, -1 to 1: 0.2 0 goes a fifth of the picture's width to the right"
+    _flag(group, "--pan", text, float, ("X", "Y"), nargs=2)
+    _flag(group, "--zoom", "0.25 to 4: how much closer the camera is at the end, 1.2 is usual", float, "X")
+    _flag(group, "--roll", "-180 to 180: degrees that the camera turns clockwise", float, "DEGREES")
+    _flag(group, "--ease", "start and end the camera's way gently", action="store_true")
 
 
 def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:

@@ -10,6 +10,9 @@ from .brush import MAX_FEATHER as MAX_FEATHER
 from .brush import Brush as Brush
 from .brush import Brushed as Brushed
 from .brush import composite as composite
+from .camera import CameraMove as CameraMove
+from .camera import check_depth as check_depth
+from .camera import view_latents as view_latents
 from .curves import PerFrame as PerFrame
 from .curves import check_curves as check_curves
 from .curves import curve_values as curve_values

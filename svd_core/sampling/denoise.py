@@ -71,8 +71,8 @@ class Denoiser:
 def check_size(x: Tensor, conditioning: Conditioning) -> None:
     """Raise InputError unless x is (N, 4, h, w) with the size of the conditioning's still."""
     given, still = tuple(x.shape), tuple(conditioning.first.shape)
-    if x.ndim != 4 or given[1:] != still[1:]:
-        needed = "(N, {}, {}, {})".format(*still[1:])
+    if x.ndim != 4 or given[1:] != still[-3:]:
+        needed = "(N, {}, {}, {})".format(*still[-3:])
         raise InputError(f"noise or latents of shape {given} for a still whose latent is {still}: give {needed}")
 
 

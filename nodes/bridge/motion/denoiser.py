@@ -73,13 +73,22 @@ def _is_pictured(role: str, own: Conditioning) -> bool:
 
 
 def read_conditioning(entry: dict[str, Any], clip_frames: int) -> Conditioning:
-    """An entry of a run's conditioning as prepared by ComfyUI, one row per clip."""
+    """An entry of a run's conditioning as prepared by ComfyUI, one row per clip; `first` has one row per frame if its
+    frames differ, as a camera's views do."""
     made = entry["model_conds"]
     context, first, vector = (made[name].cond for name in ("c_crossattn", "c_concat", "y"))
-    first = first[::clip_frames]
+    first = _stills(first, clip_frames)
     rows = [each if len(each) in (1, len(first)) else each[::clip_frames] for each in (context, vector)]
     context, vector = (each.expand(len(first), *each.shape[1:]) for each in rows)
     return Conditioning(context, first, vector)
+
+
+def _stills(shown: Tensor, clip_frames: int) -> Tensor:
+    """What the frames of a run are shown: (B, 4, h, w), or (B, T, 4, h, w) if the frames of a clip differ."""
+    stills = shown[::clip_frames]
+    if len(shown) % clip_frames or torch.equal(shown, stills.repeat_interleave(clip_frames, dim=0)):
+        return stills
+    return shown.unflatten(0, (-1, clip_frames))
 
 
 def write_conditioning(

@@ -66,12 +66,21 @@ class BetweenMethod:
     order = 1
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        require_no_camera(host, "In-Between and Loop hold")
         if self.end is None or self.sequential:
             require_one_start(host)
         start = host.conditioning
         end = start if self.end is None else self.end
         held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE) if self.sequential else None
         return Between(denoise, end, held, loop=self.end is None)
+
+
+def require_no_camera(host: HostDenoiser, held: str) -> None:
+    """Raise InputError if positive shows each frame its own view of the picture; `held` says who minds."""
+    if host.conditioning.first.ndim > 4:
+        raise InputError(
+            f"{held} the clip to its picture, and Stable Video Camera leaves it: put only one of them in the workflow"
+        )
 
 
 def require_one_start(host: HostDenoiser) -> None:
@@ -98,6 +107,7 @@ class LongTakeMethod:
     order = 2
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        require_no_camera(host, "Long Take holds")
         colour = Statistics.of(host.conditioning.first * LATENT_SCALE)
         device = host.executor.class_obj.model_patcher.load_device
         return LongTake(denoise, self.windows, device, colour, self.colour_hold, self.continued)
@@ -112,6 +122,7 @@ class BrushMethod:
     order = 3
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
+        require_no_camera(host, "Motion Brush holds")
         sigmas = host.options["transformer_options"]["sample_sigmas"]
         levels = sigmas[sigmas > 0]
         return Brushed(denoise, self.brush.cells(), self.still, float(levels[-1]), float(levels[0]))

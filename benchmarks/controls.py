@@ -26,8 +26,19 @@ from svd_core.demo import DEMO_MODEL
 from svd_core.live_bytes import LiveBytes
 from svd_core.loading import load_checkpoint
 from svd_core.measure import flow_magnitude, optical_flow, psnr
+from svd_core.measure import measure as measured
 from svd_core.model.vae import VideoVAE
-from svd_core.motion import ClipDenoiser, LongTake, Statistics, Windows, Wrap, sample_in_turns, seam_score, unstuck
+from svd_core.motion import (
+    CameraMove,
+    ClipDenoiser,
+    LongTake,
+    Statistics,
+    Windows,
+    Wrap,
+    sample_in_turns,
+    seam_score,
+    unstuck,
+)
 from svd_core.motion.loop import frame_steps
 from svd_core.pipeline import StableVideo
 from svd_core.sampling import constant_guidance, edm_sigmas, noisy_start
@@ -331,6 +342,37 @@ def curves(bench: Bench) -> Iterable[Figure]:
         )
 
 
+CAMERA: tuple[tuple[str, str, CameraMove], ...] = (
+    ("pan", "pan_x", CameraMove(pan_x=0.25)),
+    ("zoom", "zoom", CameraMove(zoom=1.4)),
+    ("roll", "roll", CameraMove(roll=15)),
+)
+"""A move, the reading of the motion meter that it shows in, and how far it goes."""
+
+
+def camera(bench: Bench) -> Iterable[Figure]:
+    """How far the clip's camera follows: 1 is as far as in the still itself, moved and measured likewise. The camera of
+    the plain clip is taken off; what moves against the camera is compared with the plain clip's."""
+    scenes = [bench.scene(number) for number in range(bench.scenes)]
+    plain = [measured(bench.render(scene)) for scene in scenes]
+    for name, reading, move in CAMERA:
+        follows, moving = [], []
+        for scene, before in zip(scenes, plain, strict=True):
+            clip, asked = measured(bench.render(scene, camera=move)), measured(moved_still(scene, move))
+            follows.append(float(getattr(clip, reading).mean() - getattr(before, reading).mean()))
+            follows[-1] /= float(getattr(asked, reading).mean())
+            moving.append(float(clip.subject.mean() / before.subject.mean()))
+        detail = f"{_each(follows)}; bar set by us after a look at other scenes"
+        yield Figure(f"camera: {name} followed", float(np.median(follows)), "of the way", least=0.6, detail=detail)
+        yield Figure(f"camera: subjects under a {name}", float(np.median(moving)), "times", detail=_each(moving))
+
+
+def moved_still(scene: Scene, move: CameraMove) -> np.ndarray:
+    """The scene's still as the camera alone shows it, (T, H, W, 3) in [0, 1]."""
+    views = [move.view(as_pixels(scene.still), share)[0] for share in move.progress(len(scene.frames))]
+    return ((torch.stack(views).movedim(1, -1) + 1) / 2).numpy()
+
+
 PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "long_take": long_take,
     "guided_take": guided_take,
@@ -339,6 +381,7 @@ PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "loop": loop,
     "curves": curves,
     "brush": brush,
+    "camera": camera,
     "memory": memory,
 }
 """Longest first, so that processes share them evenly."""

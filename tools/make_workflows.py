@@ -406,6 +406,35 @@ def long_take() -> Graph:
     return graph
 
 
+def camera() -> Graph:
+    graph = Graph(
+        "camera",
+        "Camera",
+        "## Camera\n\nThe camera travels over the picture while the model moves what is in it: here to the right and a "
+        "little closer. **pan** is in widths and heights of the picture, **zoom** how much larger its middle is at the "
+        "end, **roll** in degrees.\n\nWhat comes into view is invented from the picture's mirrored edge, so keep ways "
+        "short, or zoom in as you go. With a **depth** map near things pass faster.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    filmed = graph.add(
+        "StableVideoCamera",
+        2,
+        CONTROL,
+        positive=conditioning["positive"],
+        vae=loader["VAE"],
+        latent=conditioning["latent"],
+        image=fitted["image"],
+        pan_x=0.15,
+        zoom=1.2,
+    )
+    conds = {"positive": filmed["positive"], "negative": conditioning["negative"]}
+    sampled = _sample(graph, loader, conds, conditioning["latent"], column=3)
+    _finish(graph, loader, sampled["latent"], "camera", column=4)
+    return graph
+
+
 def unstick() -> Graph:
     graph = Graph(
         "unstick",
@@ -458,6 +487,7 @@ WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (in_between, Card("in-between")),
     (loop, Card("loop")),
     (long_take, Card("long take")),
+    (camera, Card("camera")),
     (unstick, Card("un-stick")),
     (curves, Card("curves")),
 )
@@ -502,7 +532,7 @@ def _controlled(graph: Graph, loader: Node, control: Node, conditioning: Node, p
 def _sample(
     graph: Graph,
     loader: Node | Mapping[str, Output],
-    conditioning: Node,
+    conditioning: Node | Mapping[str, Output],
     latent: Output,
     *,
     column: int = 2,

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 import svd_core
 from svd_core.config import VARIANTS
 from svd_core.demo import DEMO_MODEL
+from svd_core.motion import CameraMove
 from svd_core.sampling import (
     align_your_steps_sigmas,
     constant_guidance,
@@ -116,6 +117,20 @@ def long_take_panels() -> list[Panel]:
     made = {
         name: model().render(still(), chosen, svd_core.Controls(window=0, fused=fused)).frames
         for name, fused in (("in turns", False), ("fusion", True))
+    }
+    return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]
+
+
+def camera_panels() -> list[Panel]:
+    """The same clip under three ways of the camera."""
+    chosen = Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
+    moves = {
+        "pan_x 0.25": CameraMove(pan_x=0.25),
+        "zoom 1.4": CameraMove(zoom=1.4),
+        "roll 15": CameraMove(roll=15),
+    }
+    made = {
+        name: model().render(still(), chosen, svd_core.Controls(camera=move)).frames for name, move in moves.items()
     }
     return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]
 
@@ -273,6 +288,7 @@ PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
     "seed": lambda: row(clips("seed", (SEED, 1, 2))),
     "steps": lambda: row(clips("steps", (3, 8, 16))),
     "guidance": lambda: row(guidance_panels()),
+    "camera": lambda: row(camera_panels()),
     "long_take": lambda: row(long_take_panels()),
     "fit": lambda: row(fit_panels(), scale=1),
     "unfit": lambda: row(unfit_panels(), scale=1),

@@ -60,6 +60,7 @@ OUR_NODES = (
     "StableVideoUnstick",
     "StableVideoCurves",
     "StableVideoShortcuts",
+    "StableVideoCamera",
 )
 """Node ids that saved workflows depend on."""
 

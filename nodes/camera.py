@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
+import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -75,7 +78,7 @@ class StableVideoCamera(io.ComfyNode):
         first = one_still(positive, latent["samples"])
         move = CameraMove(pan_x, pan_y, zoom, roll, ease)
         pixels = flattened(image).cpu().movedim(-1, 1) * 2 - 1
-        views = view_latents(first, pixels, move, frames, _encoder(vae), nearness)[0]
+        views = view_latents(first, pixels, move, frames, _encoder(vae, frames), nearness)[0]
         return io.NodeOutput([[context, {**held, "concat_latent_image": views}] for context, held in positive])
 
 
@@ -137,6 +140,14 @@ def one_still(positive: list, samples: Tensor) -> Tensor:
     return first.float().cpu()
 
 
-def _encoder(vae: VAE) -> Any:
-    """Pixels (1, 3, H, W) in [-1, 1] -> unscaled latents on the CPU, one picture at a time."""
-    return lambda pixels: vae.encode((pixels.movedim(1, -1) + 1) / 2).float().cpu()
+def _encoder(vae: VAE, views: int) -> Callable[[Tensor], Tensor]:
+    """Pixels (1, 3, H, W) in [-1, 1] -> unscaled latents on the CPU. Shows progress, and can be interrupted."""
+    bar = comfy.utils.ProgressBar(views)
+
+    def encode(pixels: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        latent = vae.encode((pixels.movedim(1, -1) + 1) / 2).float().cpu()
+        bar.update(1)
+        return latent
+
+    return encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -108,15 +109,22 @@ class StableVideo:
         *,
         depth: Tensor | None = None,
         budget: int | None = None,
+        callback: ProgressFn = silent,
     ) -> Conditioning:
         """The conditioning of one still, pixels (1, 3, H, W) in [-1, 1], with a view of it for each frame, as a moving
         camera would see it; `first` becomes (1, T, 4, h, w). depth (H, W) in [0, 1], 1 near: near things pass faster.
-        `budget` as in `condition`. Raises InputError for other shapes."""
+        `budget` as in `condition`; callback hears of each view that is encoded. Raises InputError for other shapes."""
         _check_stills(pixels, "pixels")
         if pixels.shape[0] != 1 or cond.first.ndim != 4 or cond.rows != 1:
             given = f"{len(pixels)} stills and conditioning {tuple(cond.first.shape)}"
             raise InputError(f"{given}: a camera takes one still (1, 3, H, W) and what `condition` gave for it")
-        encode = partial(self._encode, budget=budget)
+        encoded = itertools.count(1)
+
+        def encode(view: Tensor) -> Tensor:
+            latent = self._encode(view, budget)
+            callback(Progress("condition", next(encoded), num_frames))
+            return latent
+
         return replace(cond, first=view_latents(cond.first, pixels.float().cpu(), move, num_frames, encode, depth))
 
     def _encode(self, pixels: Tensor, budget: int | None) -> Tensor:

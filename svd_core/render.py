@@ -103,13 +103,13 @@ class Render:
 
     def _condition(self, noise: Noise) -> Conditioned:
         shot = self.shot
-        self.report(Progress("condition", 0, 1))
+        self.report(Progress("condition", 0, shot.views))
         cond = with_curves(self._filmed(self._seen(shot.still, noise)), *shot.curves)
         end = None if shot.end is None else self._seen(shot.end, noise)
         still = self._encoded(shot.still if shot.holds_still else None)
         last = self._encoded(shot.end if shot.controls.sequential else None)
         conditioned = Conditioned(cond, end, still, last, self._encoded(shot.given))
-        self.report(Progress("condition", 1, 1))
+        self.report(Progress("condition", shot.views, shot.views))
         return conditioned
 
     def _seen(self, pixels: Tensor, noise: Noise) -> Conditioning:
@@ -122,7 +122,7 @@ class Render:
         shot, move = self.shot, self.shot.controls.camera
         if move is None:
             return cond
-        more = {"depth": shot.depth, "budget": self.encoding}
+        more = {"depth": shot.depth, "budget": self.encoding, "callback": self.report}
         return self.svd.with_camera(cond, shot.still, move, shot.settings.frames, **more)
 
     def _encoded(self, pixels: Tensor | None) -> Tensor | None:

@@ -104,6 +104,12 @@ class Shot:
         return self.settings.frames - self.controls.loop, self.settings.height, self.settings.width
 
     @property
+    def views(self) -> int:
+        """How many different views of its picture the clip is shown."""
+        moves = self.controls.camera is not None and self.controls.camera.moves
+        return self.settings.frames if moves else 1
+
+    @property
     def holds_still(self) -> bool:
         """Whether a method works with the picture's own latent."""
         return bool(self.controls.unstick > 0 or self.controls.sequential or self.windows or self.brush)

@@ -15,7 +15,7 @@ from torch import nn
 import svd_core
 from svd_core.checkpoint import open_checkpoint
 from svd_core.errors import CheckpointError, InputError, OutputError
-from training import cli
+from training import cli, stages
 from training.autoencoder import ImageObjective, image_config
 from training.cli import main
 from training.data import open_source
@@ -23,7 +23,7 @@ from training.distributed import ALONE
 from training.export import MEBIBYTE, export, official_tensors
 from training.initialise import new_clip_vision, new_unet, new_vae
 from training.lock import held
-from training.loop import Machine, Place, contiguous_norms
+from training.loop import Machine, Place, Run, contiguous_norms
 from training.plot import SIZE, plot_losses, running_mean
 from training.randomness import generator_for
 from training.recipe import DEMO, Noise, Recipe, read_recipe, with_settings
@@ -214,6 +214,27 @@ def test_a_second_video_run_is_refused_before_it_encodes(recipe, trained, tmp_pa
     with held(tmp_path, "video"), pytest.raises(InputError, match=r"another run trains the stage video in .*: wait"):
         train_video(recipe, source, tmp_path, Machine(), ALONE)
     assert not (tmp_path / "latents").exists()
+
+
+def test_no_video_run_slips_in_between_encoding_and_training(recipe, trained, tmp_path, monkeypatch):
+    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    moments = []
+
+    def slip_in(called, name):
+        def refused(*given):
+            with pytest.raises(InputError, match="another run trains the stage video"):
+                train_video(recipe, source, tmp_path, Machine(), ALONE)
+            moments.append(name)
+            return called(*given)
+
+        return refused
+
+    for name in ("check_state", "cached_shards", "CachedSamples"):
+        monkeypatch.setattr(stages, name, slip_in(getattr(stages, name), name))
+    monkeypatch.setattr(Run, "train", slip_in(Run.train, "train"))
+    assert train_video(recipe, source, tmp_path, Machine(stop_after=1), ALONE).step == 1
+    assert moments == ["check_state", "cached_shards", "CachedSamples", "train"]
 
 
 def test_a_run_whose_recipe_stated_other_clips_is_exported_by_the_one_put_right(recipe, tmp_path):

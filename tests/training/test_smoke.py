@@ -49,6 +49,16 @@ def trained(recipe, tmp_path_factory):
     return folder, {name: run.losses for name, run in runs.items()}
 
 
+AUTOENCODER = "autoencoder.safetensors"
+
+
+def go_on_from(trained, folder, *names):
+    """Link what a run left under these names into another folder."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).symlink_to(trained[0] / name)
+
+
 @pytest.mark.parametrize(("stage", "factor"), [("autoencoder", 0.4), ("temporal", 0.7), ("video", 0.85)])
 def test_each_stage_lowers_its_loss(trained, stage, factor):
     losses = trained[1][stage]
@@ -156,7 +166,7 @@ def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_p
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     other = with_settings(recipe, ["seed=8", "autoencoder.optimisation.steps=1"])
     STAGES["autoencoder"](other, source, tmp_path, Machine(), ALONE)
-    (tmp_path / "latents").symlink_to(trained[0] / "latents")
+    go_on_from(trained, tmp_path, "latents")
     with pytest.raises(CheckpointError, match=r"was encoded from other clips, .* or by another autoencoder: remove"):
         train_video(other, source, tmp_path, Machine(), ALONE)
 
@@ -169,8 +179,7 @@ def test_another_recipe_for_a_begun_run_is_refused_before_clips_are_encoded(reci
 
 
 def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
-    for name in ("autoencoder.safetensors", "latents"):
-        (tmp_path / name).symlink_to(trained[0] / name)
+    go_on_from(trained, tmp_path, AUTOENCODER, "latents")
     more = with_settings(recipe, ["video.cached_clips=5"])
     with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* another number of them"):
         train_video(more, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
@@ -180,8 +189,7 @@ def test_samples_of_the_posterior_are_trained_on_and_drawn_again_when_resumed(re
     sampled = with_settings(recipe, ["video.noise.posterior=sample", "video.optimisation.steps=4"])
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     for name, stops in (("whole", [None]), ("parts", [2, None])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+        go_on_from(trained, tmp_path / name, AUTOENCODER)
         for stop in stops:
             train_video(sampled, source, tmp_path / name, Machine(stop_after=stop), ALONE)
     whole, parts = (_tensors(Place(tmp_path / name, "video").state) for name in ("whole", "parts"))
@@ -193,8 +201,7 @@ def test_samples_of_the_posterior_are_trained_on_and_drawn_again_when_resumed(re
 
 
 def test_encoded_clips_without_a_variance_are_refused_where_samples_are_wanted(recipe, trained, tmp_path):
-    for name in ("autoencoder.safetensors", "latents"):
-        (tmp_path / name).symlink_to(trained[0] / name)
+    go_on_from(trained, tmp_path, AUTOENCODER, "latents")
     sampled = with_settings(recipe, ["video.noise.posterior=sample"])
     with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* for another posterior .*: remove"):
         train_video(sampled, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
@@ -209,7 +216,7 @@ def test_runs_on_the_mean_are_described_as_before_there_was_a_choice(recipe, tra
 
 
 def test_a_second_video_run_is_refused_before_it_encodes(recipe, trained, tmp_path):
-    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    go_on_from(trained, tmp_path, AUTOENCODER)
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     with held(tmp_path, "video"), pytest.raises(InputError, match=r"another run trains the stage video in .*: wait"):
         train_video(recipe, source, tmp_path, Machine(), ALONE)
@@ -217,7 +224,7 @@ def test_a_second_video_run_is_refused_before_it_encodes(recipe, trained, tmp_pa
 
 
 def test_no_video_run_slips_in_between_encoding_and_training(recipe, trained, tmp_path, monkeypatch):
-    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    go_on_from(trained, tmp_path, AUTOENCODER)
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     moments = []
 
@@ -258,7 +265,7 @@ def test_every_encoded_clip_is_drawn_as_often():
 
 
 def test_clips_drawn_anew_train_too(recipe, trained, tmp_path):
-    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    go_on_from(trained, tmp_path, AUTOENCODER)
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     fresh = with_settings(
         recipe, ["video.cached_clips=0", "video.optimisation.steps=2", "video.optimisation.bf16=true"]

@@ -336,9 +336,25 @@ class StableVideo:
         for controls that do not fit the clip, if possible before any network runs.
         """
         shot = Shot.of(self.config.variant, image, settings, controls)
+        limits = {"chunk": chunk, "budget": budget, "memory": memory}
+        return self.render_shot(shot, **limits, callback=callback, joint=joint, split=split)
+
+    def render_shot(
+        self,
+        shot: Shot,
+        *,
+        chunk: int | None = None,
+        budget: int | None = None,
+        memory: int | None = None,
+        callback: ProgressFn | None = None,
+        joint: bool | None = None,
+        split: GuidanceSplit | None = None,
+    ) -> Clip:
+        """`render` of a picture that is fitted and checked already; the shot must be one of this model's variant.
+        Raises InputError for a chunk, budget or memory that it cannot be rendered in."""
         plan = self._planned(shot.job(self.config, **self._place), memory)
         encoding, budget = _bounds(plan, memory, budget)
-        self.check_decode(shot.size, chunk, budget, controls.loop)
+        self.check_decode(shot.size, chunk, budget, shot.controls.loop)
         how = {"joint": joint, "split": split}
         return Render(self, shot, plan, encoding, callback or silent, how).clip(chunk, budget)
 

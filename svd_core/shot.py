@@ -77,10 +77,7 @@ class Shot:
     def check(self) -> None:
         """Raise InputError for curves out of range, and an end that the clip cannot reach, or not by the sampler."""
         check_curves(*self.curves)
-        if self.controls.loop:
-            require_loop(self.settings.frames)
-        if self.end is not None and self.settings.frames < 2:
-            raise InputError("a clip of 1 frame has no end beside its start: ask for at least 2 frames")
+        _check_length(self.controls, self.settings.frames)
         if self.controls.sequential and (self.settings.sampler != "euler" or self.settings.churn):
             raise InputError(
                 f"sequential takes Euler steps of its own, and sampler {self.settings.sampler} with churn "
@@ -89,9 +86,7 @@ class Shot:
 
     def job(self, config: ModelConfig, **place: Any) -> Job:
         """The shot as the memory planner sees it; `place` are the fields of `Job` on device and weights."""
-        window = self.windows.length if self.windows else None
-        how = {"window": window, "both_ends": self.controls.bounded, "loop": self.controls.loop}
-        return Job.of(config, self.settings, **how, **place)
+        return job_of(config, self.settings, self.controls, **place)
 
     @property
     def still(self) -> Tensor:
@@ -113,6 +108,15 @@ class Shot:
     def holds_still(self) -> bool:
         """Whether a method works with the picture's own latent."""
         return bool(self.controls.unstick > 0 or self.controls.sequential or self.windows or self.brush)
+
+
+def job_of(config: ModelConfig, settings: Settings, controls: Controls, **place: Any) -> Job:
+    """A clip of resolved settings as the memory planner sees it; `place` as in `Shot.job`. What the controls' pictures
+    and clips hold does not matter. Raises InputError for windows and ends that do not fit the clip's length."""
+    windows = _windows(controls, config.variant.frames, settings.frames)
+    _check_length(controls, settings.frames)
+    window = windows.length if windows else None
+    return Job.of(config, settings, window=window, both_ends=controls.bounded, loop=controls.loop, **place)
 
 
 def fit_picture(image: Any, settings: Settings, variant: Variant) -> tuple[np.ndarray, Settings, str]:
@@ -154,6 +158,14 @@ def _windows(controls: Controls, trained: int, frames: int) -> Windows | None:
     windows = Windows.of(controls.window or trained, controls.fused, controls.overlap)
     windows.starts(frames)
     return windows
+
+
+def _check_length(controls: Controls, frames: int) -> None:
+    """Raise InputError for a clip that is too short to come to its end."""
+    if controls.loop:
+        require_loop(frames)
+    if controls.end is not None and frames < 2:
+        raise InputError("a clip of 1 frame has no end beside its start: ask for at least 2 frames")
 
 
 def _brush(controls: Controls, settings: Settings) -> Brush | None:

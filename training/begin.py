@@ -22,8 +22,10 @@ from svd_core.errors import CheckpointError, InputError
 
 from .autoencoder import image_config
 from .checkpoint import digest_of, load_tensors, require_same
+from .distributed import ALONE
 from .export import RECIPE_KEY, STAGES_KEY
 from .initialise import new_vae
+from .loop import Place, alone
 from .randomness import generator_for
 from .recipe import Recipe
 from .stages import Kept, autoencoder_is, save_kept, temporal_is
@@ -36,10 +38,9 @@ def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Pa
     """Fill `folder` from the files of `export` and `export_frame_decoder`.
 
     Raises CheckpointError if these files were not written by training, or differ from the recipe in the networks or
-    the first two stages; InputError if the folder already holds a run.
+    the first two stages; InputError if the folder already holds a run, or another process begins one there.
     """
-    if any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
+    _require_new(folder)
     history = _history(checkpoint, read_header(checkpoint).metadata)
     require_same(checkpoint, _decisive(history["recipe"]), _decisive(json.loads(recipe.to_json())))
     trained = open_checkpoint(checkpoint)
@@ -51,10 +52,18 @@ def begin_from(checkpoint: Path, frame_decoder: Path, recipe: Recipe, folder: Pa
         "clip_vision": trained.clip_vision_weights(dtype=torch.float32),
     }
     first = {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
-    # Saved first: without it, the folder would look like a run from random weights.
-    save_start(folder, Start(first, history))
-    _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
-    _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal_is(recipe, digest_of(image)))
+    with alone(Place(folder, "autoencoder"), ALONE):
+        _require_new(folder)  # still
+        # Saved first: without it, the folder would look like a run from random weights.
+        save_start(folder, Start(first, history))
+        _save_finished(folder, "autoencoder", image, recipe.autoencoder.optimisation.steps, autoencoder_is(recipe))
+        temporal = temporal_is(recipe, digest_of(image))
+        _save_finished(folder, "temporal", vae, recipe.temporal.optimisation.steps, temporal)
+
+
+def _require_new(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds a run already: give a new folder, or remove that one")
 
 
 def _history(checkpoint: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Place:
 
 class Run:
     """One stage in training. `objective(batch)` is the loss to minimise; its parameters that require gradients are
-    trained. `configuration` is everything that decides the weights, and identifies the run."""
+    trained. `configuration` is everything that decides the weights, and identifies the run. Made and trained inside one
+    `alone`, or another process could save a state after this one has read its own."""
 
     def __init__(
         self,
@@ -103,12 +104,11 @@ class Run:
         """Train to the end, or to `machine.stop_after`. `keep` writes the weights for the next stage, using `averaged`.
 
         Raises StableVideoError if the loss or the weights are no longer finite, OutputError if the folder cannot be
-        written, InputError if another process trains this stage there.
+        written.
         """
-        make_folder(self.place.state)
         last = min(self.optimisation.steps, machine.stop_after or self.optimisation.steps)
         batches = self._batches(last, machine)
-        with alone(self.place, self.group), _bar(self, last) as bar, _telling(self):
+        with _bar(self, last) as bar, _telling(self):
             for batch in batches:
                 self.losses.append(self._update([batch, *(next(batches) for _ in range(self._rounds - 1))]))
                 self.step += 1
@@ -208,7 +208,10 @@ class Run:
 
 @contextlib.contextmanager
 def alone(place: Place, group: Group) -> Iterator[None]:
-    """Context that keeps other runs from a stage's files, entered by all processes of the group together."""
+    """Context that keeps other runs from a stage's files, entered by all processes of the group together. Makes the
+    folder. Raises OutputError if it cannot be written, InputError if another run holds the stage."""
+    if group.leads:
+        make_folder(place.state)
     with held(place.folder, place.name) if group.leads else contextlib.nullcontext():
         group.wait()
         yield

@@ -33,7 +33,7 @@ from .checkpoint import as_half, save_tensors
 from .data import ClipFolder
 from .distributed import Group
 from .limits import check_noise, check_optimisation
-from .loop import Machine, Place, Run, describe
+from .loop import Machine, Place, Run, alone, describe
 from .randomness import generator_for
 from .recipe import Noise, Optimisation
 from .video import VideoObjective, VideoSamples
@@ -146,8 +146,9 @@ def train_lora(
     """Train on a checkpoint that `svd_core` opens and write `lora.safetensors` to the folder. Raises CheckpointError if
     the checkpoint cannot be opened, InputError for values out of range."""
     config.check()
-    run, added = lora_run(path, clips, config, folder, group)
-    run.train(machine, lambda run: _keep(run, added, config))
+    with alone(Place(folder, "lora"), group):
+        run, added = lora_run(path, clips, config, folder, group)
+        run.train(machine, lambda run: _keep(run, added, config))
     return run
 
 

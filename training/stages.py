@@ -57,13 +57,9 @@ class Kept:
 def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
     """Train stage 1 on single frames, and rescale the autoencoder's latents to unit variance in sampler units. Raises
     CheckpointError in a folder set up by `begin_from`, which already has its autoencoder."""
-    if read_start(folder) is not None:
-        raise CheckpointError(f"{folder} was begun from a trained model, whose autoencoder it keeps: give a new folder")
-    stage = recipe.autoencoder
+    stage, place = recipe.autoencoder, Place(folder, "autoencoder")
     vae = new_vae(image_config(recipe.model.vae), generator_for(recipe.seed, "weights", "autoencoder"))
     samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=False)
-    place = Place(folder, "autoencoder")
-    run = Run(ImageObjective(vae, stage), samples, stage.optimisation, autoencoder_is(recipe), place, group)
 
     def keep(run: Run) -> None:
         with run.averaged() as objective:
@@ -71,31 +67,37 @@ def train_autoencoder(recipe: Recipe, source: ClipSource, folder: Path, machine:
             stills = (samples[number]["pixels"].to(group.device) for number in range(CLIPS_FOR_SCALE))
             _keep(run, rescale_latents(vae.config, vae.state_dict(), latent_rms(vae, stills)))
 
-    run.train(machine, keep)
+    with alone(place, group):
+        if read_start(folder) is not None:
+            raise CheckpointError(
+                f"{folder} was begun from a trained model, whose autoencoder it keeps: give a new folder"
+            )
+        run = Run(ImageObjective(vae, stage), samples, stage.optimisation, autoencoder_is(recipe), place, group)
+        run.train(machine, keep)
     return run
 
 
 def train_temporal(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
     """Train stage 2 from stage 1's autoencoder. Raises CheckpointError if that is not finished."""
-    stage = recipe.temporal
+    stage, place = recipe.temporal, Place(folder, "temporal")
     image, digest = finished_autoencoder(recipe, folder)
     vae = new_vae(recipe.model.vae, generator_for(recipe.seed, "weights", "temporal"))
     samples = FrameSamples(source, stage.frames, recipe.seed, consecutive=True)
-    configuration = temporal_is(recipe, digest)
     objective = TemporalObjective(copy_spatial(image, vae), stage)
-    run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "temporal"), group)
 
     def keep(run: Run) -> None:
         with run.averaged() as objective:
             _keep(run, objective.vae.state_dict())
 
-    run.train(machine, keep)
+    with alone(place, group):
+        run = Run(objective, samples, stage.optimisation, temporal_is(recipe, digest), place, group)
+        run.train(machine, keep)
     return run
 
 
 def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machine, group: Group) -> Run:
     """Train stage 3 on latents of stage 1's encoder. Raises CheckpointError if that is not finished."""
-    stage = recipe.video
+    stage, place = recipe.video, Place(folder, "video")
     vae, digest = finished_autoencoder(recipe, folder)
     vae = vae.to(group.device).eval()
     unet, clip_vision = new_video_networks(recipe)
@@ -103,11 +105,12 @@ def train_video(recipe: Recipe, source: ClipSource, folder: Path, machine: Machi
     if start is not None:
         start.fill(unet=unet, clip_vision=clip_vision)
     configuration = video_is(recipe, digest, start)
-    check_state(Place(folder, "video").state, configuration)  # refuses another recipe before clips are encoded for it
-    samples = _video_samples(recipe, with_rockets(source, stage.rockets), vae, digest, folder, group)
     objective = VideoObjective(unet, clip_vision, vae)
-    run = Run(objective, samples, stage.optimisation, configuration, Place(folder, "video"), group)
-    run.train(machine, _keep_video)
+    with alone(place, group):
+        check_state(place.state, configuration)  # refuses another recipe before clips are encoded for it
+        samples = _video_samples(recipe, with_rockets(source, stage.rockets), vae, digest, folder, group)
+        run = Run(objective, samples, stage.optimisation, configuration, place, group)
+        run.train(machine, _keep_video)
     return run
 
 
@@ -121,8 +124,7 @@ def _video_samples(
     posterior = stage.noise.posterior
     said = {} if posterior == _UNSAID else {"posterior": posterior}
     clips = _hash_of(_based_on(autoencoder_is(recipe), digest, "clips", rockets=stage.rockets, **said))
-    with alone(Place(folder, "video"), group):
-        shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, posterior, clips, group)
+    shards = cached_shards(folder / "latents", source, vae, stage.cached_clips, posterior, clips, group)
     return CachedSamples(shards, *drawn)
 
 

@@ -20,7 +20,9 @@ from ..planning import Job, plan_render
 from ..recipe import DType, Recipe, RecordedControls, Source
 from ..sampling import GuidanceSplit, split_guidance
 from ..settings import Settings
+from ..shot import job_of
 from ..verdicts import verdicts
+from .controls import check_controls, controls_from_flags
 from .files import refuse_overwriting
 from .latents import load_latents
 from .notes import note
@@ -53,8 +55,19 @@ def plan(args: Namespace) -> None:
     frames = getattr(args, "frames", None)
     settings = Settings(frames=frames, width=width, height=height).for_variant(config.variant)
     dtype = getattr(args, "dtype", "float16")
-    report = plan_render(Job(config, settings.frames, width, height, DTYPES[dtype]), args.memory).report()
-    print(f"clip:     {settings.frames} frames of {width}x{height}, {dtype}\n{report}")
+    controls = check_controls(controls_from_flags(vars(args)))
+    job = job_of(config, settings, controls, dtype=DTYPES[dtype])
+    report = plan_render(job, args.memory).report()
+    print(f"clip:     {job.frames} frames of {width}x{height}{_way(job)}, {dtype}\n{report}")
+
+
+def _way(job: Job) -> str:
+    """In words, how a planned clip is more than one pass from its picture."""
+    if job.loop:
+        return " as a loop, which drops the last"
+    if job.both_ends:
+        return " to an end picture"
+    return f" in windows of {job.window}" if job.window else ""
 
 
 def decode(args: Namespace) -> None:

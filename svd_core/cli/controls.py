@@ -58,11 +58,13 @@ def _camera(given: Mapping[str, Any]) -> CameraMove | None:
     return CameraMove(**moves) if moves else None
 
 
-def check_controls(chosen: RecordedControls) -> None:
-    """Raise InputError for controls that exclude each other, whatever their files hold."""
-    Controls(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
+def check_controls(chosen: RecordedControls) -> Controls:
+    """The controls with the names of their files in place of what these hold. Raises InputError for controls that
+    exclude each other, whatever their files hold."""
+    controls = Controls(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
     for name in _CURVES:
         check_count(f"{name}_points", getattr(chosen, name))
+    return controls
 
 
 def controls_from_recipe(recorded: RecordedControls, args: Namespace) -> RecordedControls:

@@ -121,6 +121,9 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     _flag(command, "--frames", "length of the clip (default: the model's)", int, "N")
     _flag(command, "--size", "of the clip (default: 1024x576)", _size, "WxH")
     _flag(command, "--dtype", "of the networks (default: float16)", choices=get_args(DType))
+    controls = command.add_argument_group("controls")
+    _add_end_flag(controls)
+    _add_length_controls(controls)
 
 
 def _add_watermark(commands: argparse._SubParsersAction) -> None:
@@ -162,8 +165,12 @@ def _add_motion_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--seed", "of all noise (default: 0)", int, "N")
 
 
-def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
+def _add_end_flag(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--end", "picture to end on; takes twice as long", _path, "PICTURE")
+
+
+def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
+    _add_end_flag(group)
     text = "painted on the picture: white moves freely, black keeps its pixels, grey moves little"
     _flag(group, "--brush", text, _path, "PICTURE")
     _flag(group, "--feather", "pixels over which a --brush fades in (default: 4, at most 256)", int, "N")
@@ -173,7 +180,7 @@ def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--continue", text, _path, "CLIP", dest="continued")
 
 
-def _add_controls(group: argparse._ArgumentGroup) -> None:
+def _add_length_controls(group: argparse._ArgumentGroup) -> None:
     text = "come back to the picture, without a cut: one frame less, and twice as long to make"
     _flag(group, "--loop", text, action="store_true")
     text = "reach the end of --end or --loop by steps from either side in turn, not by blending"
@@ -182,6 +189,10 @@ def _add_controls(group: argparse._ArgumentGroup) -> None:
     text = "blend the windows where they overlap, at every step, instead of making one after the other"
     _flag(group, "--fused", text, action="store_true")
     _flag(group, "--overlap", "frames that --fused windows share (default: 0, half a window)", int, "N")
+
+
+def _add_controls(group: argparse._ArgumentGroup) -> None:
+    _add_length_controls(group)
     _flag(group, "--colour-hold", "0 to 1: how firmly windows keep the first colours (default: 1)", float, "X")
     _flag(group, "--unstick", "0 to 1: against clips that do not move, 0.5 is usual (default: 0)", float, "X")
     _add_camera_flags(group)

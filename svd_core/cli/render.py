@@ -81,7 +81,7 @@ def render_order(
     mark = will_mark(shot.settings.width, shot.settings.height, order.recipe, args)
     with progress() as callback:
         how = limits | _guidance_options(order, split)
-        clip = svd.render(read.image, order.settings, read.controls, **how, callback=callback)
+        clip = svd.render_shot(shot, **how, callback=callback)
     if split is not None and not split.leads:
         return
     require_clean(content_filter, clip.frames, f"the clip of {order.image}")

@@ -10,6 +10,7 @@ frame.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..errors import InputError
 from ..sampling.samplers import Callback, NoiseSampler, seeded_noise
-from .denoiser import ClipDenoiser
+from .denoiser import Around, ClipDenoiser
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,13 +32,15 @@ class Between:
     end: the conditioning of the picture that the clip ends on; its vector is ignored, so both directions share the
     motion settings. held: latents (B, 4, h, w) of both pictures, sampler units, that replace the first and the last
     frame; with None the model predicts them, and they match their neighbours better. loop: both pictures are the same,
-    so ends that are not held are made equal. Raises InputError if the two pictures differ in size.
+    so ends that are not held are made equal. around: entered for each pass from the end, in which frames are reversed,
+    with their numbers. Raises InputError if the two pictures differ in size.
     """
 
     denoise: ClipDenoiser
     end: Conditioning
     held: tuple[Tensor, Tensor] | None = None
     loop: bool = False
+    around: Around = nullcontext
 
     def __post_init__(self) -> None:
         if self.held is not None and self.held[0].shape != self.held[1].shape:
@@ -70,7 +73,8 @@ class Between:
 
     def _predicted_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         self._check(x)
-        return self._reversed(self.denoise.with_conditioning(self._from_end)(self._reversed(x), sigma))
+        with self.around(self._reversed(torch.arange(len(x))).tolist()):
+            return self._reversed(self.denoise.with_conditioning(self._from_end)(self._reversed(x), sigma))
 
     def _from_end(self, cond: Conditioning) -> Conditioning:
         vector = cond.vector.flip(1) if cond.vector.ndim == 3 else cond.vector

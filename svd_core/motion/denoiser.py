@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
@@ -28,3 +29,7 @@ class ClipDenoiser(Protocol):
 
 Wrap = Callable[[ClipDenoiser], ClipDenoiser]
 """A method's wrapper: denoiser -> denoiser."""
+
+Around = Callable[[Sequence[int]], AbstractContextManager[object]]
+"""What a host enters around a pass through the network that does not see the rows of x as they come: it is given their
+numbers, in the order of the pass."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ from ..config import LATENT_SCALE
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
 from ..sampling.schedule import SIGMA_MIN
-from .denoiser import ClipDenoiser
+from .denoiser import Around, ClipDenoiser
 
 SHIFTS = 11.326
 """Cycles of the windows' start per unit of log sigma: seven golden ratios, which avoids repeating patterns."""
@@ -142,7 +143,8 @@ class LongTake:
 
     device: where windows are processed; x may be elsewhere. colour: statistics imposed on all frames; None leaves
     colours free. colour_hold: how firmly, from 0 to 1. continued: latents (K, 4, h, w), sampler units, of existing
-    frames that begin the clip. Raises InputError for a clip shorter than a window, and for several clips.
+    frames that begin the clip. around: entered for each window with the numbers of its frames. Raises InputError for a
+    clip shorter than a window, and for several clips.
     """
 
     denoise: ClipDenoiser
@@ -152,6 +154,7 @@ class LongTake:
     colour_hold: float = 1.0
     continued: Tensor | None = None
     only: Part | None = None
+    around: Around = nullcontext
 
     def __post_init__(self) -> None:
         if self.continued is not None and len(self.continued) >= self.windows.length:
@@ -194,7 +197,8 @@ class LongTake:
             return Conditioning(cond.context, first, _vector_in(cond.vector, part.frames, part.total))
 
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
-        denoised = self.denoise.with_conditioning(change)(x.to(self.device), sigma)
+        with self.around(range(part.frames.start, part.frames.stop)):
+            denoised = self.denoise.with_conditioning(change)(x.to(self.device), sigma)
         if self.colour is not None:
             denoised = self.colour.impose(denoised, self.colour_hold)
         if self.continued is not None and part.frames.start < len(self.continued):

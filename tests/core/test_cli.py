@@ -34,14 +34,14 @@ from safetensors.torch import load_file, save_file
 from synthetic import TINY, write_checkpoint
 
 import svd_core
-from svd_core import __version__
+from svd_core import __version__, shot
 from svd_core.cli import advice, commands, interrupts, latents, main, render
 from svd_core.cli.progress import Bars
 from svd_core.clip import Clip, Progress
 from svd_core.demo import DEMO_MODEL, DEMO_NOTE
 from svd_core.errors import InputError
 from svd_core.loading import load_checkpoint
-from svd_core.media import load_image, read_recipe, write_clip
+from svd_core.media import fit_image, load_image, read_recipe, write_clip
 from svd_core.media.metadata import TEXT_KEY
 from svd_core.recipe import Source
 from svd_core.sampling import sigmas_for
@@ -97,12 +97,11 @@ class Recorder:
         self.variant_note = "" if options["variant"] else self.variant_note
         return self
 
-    def render(self, image, settings, controls, *, callback, **limits):
-        self.image, self.settings, self.limits = image, settings, limits
+    def render_shot(self, shot, *, callback, **limits):
+        self.image, self.settings, self.limits = shot.picture, shot.settings, limits
         self.threads = torch.get_num_threads()
         callback(Progress("sample", 1, 1))
-        resolved = settings.for_variant(TINY.variant)
-        return Clip(np.zeros((2, 64, 64, 3), np.float32), torch.zeros(2, 4, 8, 8), resolved, (700.0, 0.0), "kept")
+        return Clip(np.zeros((2, 64, 64, 3), np.float32), torch.zeros(2, 4, 8, 8), shot.settings, (700.0, 0.0), "kept")
 
 
 def recorded(monkeypatch, folder, *flags):
@@ -134,6 +133,14 @@ def test_animate_writes_what_the_pipeline_renders(tmp_path, capsys):
     asked = r" \(100x70 was asked for; sides are multiples of 64\)"
     assert re.fullmatch(rf".*/still\.png: 150x100 cropped to 128x64, 25 % of the height lost{asked}", fitted)
     assert re.fullmatch(r".*/clip: 128x64, 3 frames, \d+\.\d s", done)
+
+
+def test_a_picture_is_fitted_once(tmp_path, monkeypatch):
+    scene(tmp_path)
+    fitted = []
+    monkeypatch.setattr(shot, "fit_image", lambda *given: fitted.append(given) or fit_image(*given))
+    assert animate(tmp_path, "clip.gif") == 0
+    assert len(fitted) == 1
 
 
 def test_a_recipe_holds_everything_that_decided_the_clip(tmp_path):
@@ -451,7 +458,7 @@ def test_every_flag_reaches_the_pipeline(tmp_path, monkeypatch):
 
 def test_without_flags_the_variant_decides_and_the_exact_decoder_runs(tmp_path, monkeypatch):
     found = recorded(monkeypatch, tmp_path)
-    assert found.settings == Settings()
+    assert found.settings == Settings(width=64, height=64).for_variant(TINY.variant)
     assert found.limits == {"chunk": None, "budget": None, "memory": None}
     assert found.opened[1]["dtype"] == torch.float32
 

@@ -526,10 +526,18 @@ def test_an_output_that_would_overwrite_a_control_s_file_is_refused(folder, chec
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("control", ["loop", "window", "unstick", "motion-bucket-points"])
-def test_decode_and_plan_know_no_controls(capsys, control):
-    for command in (["decode", "l.safetensors", "--output", "clip.gif"], ["plan", "--memory", "8GiB"]):
-        assert f"unrecognized arguments: --{control}" in refusal(capsys, [*command, f"--{control}"])
+DECODE, PLAN = "decode l.safetensors --output clip.gif", "plan --memory 8GiB"
+
+
+@pytest.mark.parametrize("command", [DECODE, PLAN])
+@pytest.mark.parametrize("control", ["--unstick", "--brush", "--continue", "--colour-hold", "--motion-bucket-points"])
+def test_decode_and_plan_know_no_controls_of_what_moves(capsys, command, control):
+    assert f"unrecognized arguments: {control}" in refusal(capsys, [*command.split(), control])
+
+
+@pytest.mark.parametrize("control", ["--loop", "--end", "--sequential", "--window", "--fused", "--overlap"])
+def test_decode_knows_no_controls_of_length(capsys, control):
+    assert f"unrecognized arguments: {control}" in refusal(capsys, [*DECODE.split(), control])
 
 
 # Latents

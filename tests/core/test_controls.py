@@ -14,6 +14,7 @@ from benchmarks.controls import colour_drift, spread
 from svd_core import Controls
 from svd_core.errors import InputError
 from svd_core.settings import Settings
+from svd_core.shot import Shot
 
 FRAMES, STEPS, WIDTH, HEIGHT = 4, 2, 128, 64
 GIVEN = Settings(frames=FRAMES, width=WIDTH, height=HEIGHT)
@@ -276,3 +277,12 @@ def test_an_end_picture_is_measured_upright(render):
     lying.getexif()[ExifTags.Base.Orientation] = 6
     clip, _ = render(end=lying)
     assert clip.frames.shape[1:3] == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("controls", [{}, {"loop": True, "unstick": 0.5}, {"window": 2}])
+def test_a_shot_renders_as_its_parts_do_and_is_left_as_it_was(svd, render, pictures, controls):
+    shot = Shot.of(svd.config.variant, pictures[0], GIVEN, Controls(**controls))
+    expected, _ = render(**controls)
+    for made in (svd.render_shot(shot), svd.render_shot(shot, chunk=1, memory=2**34)):
+        assert torch.equal(made.latents, expected.latents) and (made.frames == expected.frames).all()
+        assert (made.settings, made.fit_report) == (expected.settings, expected.fit_report)

@@ -1,5 +1,6 @@
 """In-between: the model is asked from both ends, and both ends are reached."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_backward_model_sees_the_clip_in_reverse_and_the_end_picture():
     assert torch.equal(Between(inner, conditioning(2.0)).backward(x, 1.0), x)
     [(_, told)] = inner.asked
     assert told.context.mean() == 2.0
+
+
+def test_a_host_is_told_that_frames_are_reversed_in_each_clip():
+    told, x = [], torch.zeros(2 * FRAMES, 4, 2, 4)
+    model = replace(between(clips=2), around=lambda frames: nullcontext(told.append(frames)))
+    model.forward(x, 1.0)
+    model(x, 1.0)
+    assert told == [[4, 3, 2, 1, 0, 9, 8, 7, 6, 5]]
 
 
 def test_two_model_calls_for_one_and_two_a_step_in_turns():

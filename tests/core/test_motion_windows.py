@@ -1,5 +1,6 @@
 """Long Take: windows cover the clip, agree where they overlap, and follow one another; fused, and in turns."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -80,6 +81,14 @@ def test_settings_for_the_whole_clip_are_cut_into_windows():
     seen = [given.vector[0, :, 0].tolist() for _, given in take.denoise.asked]
     starts = take.windows.starts(TOTAL, take.windows.shift(1.0))
     assert seen == [list(range(start, start + LENGTH)) for start in starts]
+
+
+def test_a_host_is_told_the_frames_of_each_window():
+    told = []
+    take = long_take(around=lambda frames: nullcontext(told.append(list(frames))))
+    take(torch.zeros(TOTAL, 4, 2, 4), 1.0)
+    starts = take.windows.starts(TOTAL, take.windows.shift(1.0))
+    assert told == [list(range(start, start + LENGTH)) for start in starts]
 
 
 def test_colours_are_held_to_the_first_frame():

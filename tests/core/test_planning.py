@@ -5,13 +5,14 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from synthetic import TINY, write_checkpoint
 
 import svd_core.decode.plan as decode_plans
 import svd_core.model.vae as vae_module
 from benchmarks.device_bytes import device_bytes
 from svd_core import planning
-from svd_core.cli import main
+from svd_core.cli import commands, main
 from svd_core.config import UNetConfig
 from svd_core.errors import InputError
 from svd_core.model import transformer
@@ -192,12 +193,40 @@ def test_the_command_prints_the_plan(tmp_path, capsys, file):
 
 
 @pytest.mark.parametrize(
+    ("flags", "job", "said"),
+    [
+        ("--loop", {"loop": True, "both_ends": True}, " as a loop, which drops the last"),
+        ("--loop --sequential", {"loop": True, "both_ends": True}, " as a loop, which drops the last"),
+        ("--end {}/end.png", {"both_ends": True}, " to an end picture"),
+        ("--window 5", {"window": 5}, " in windows of 5"),
+        ("--window 0 --fused --overlap 2", {"window": TINY.variant.frames}, " in windows of 3"),
+    ],
+)
+def test_the_command_plans_what_controls_ask_for(tmp_path, monkeypatch, capsys, flags, job, said):
+    Image.new("RGB", (64, 64)).save(tmp_path / "end.png")
+    planned = []
+    monkeypatch.setattr(commands, "plan_render", lambda *given: planned.append(given) or plan_render(*given))
+    which = ["--checkpoint", str(write_checkpoint(tmp_path / "tiny.safetensors")), "--memory", "24GiB"]
+    clip = ["--frames", str(FRAMES), "--size", f"{WIDTH}x{HEIGHT}", "--dtype", "float32"]
+    assert main(["plan", *which, *clip, *flags.format(tmp_path).split()]) == 0
+    assert planned == [(Job(TINY, FRAMES, WIDTH, HEIGHT, torch.float32, **job), 24 * GIB)]
+    first, report = capsys.readouterr().out.split("\n", 1)
+    assert first == f"clip:     8 frames of 256x128{said}, float32"
+    assert report == plan_render(*planned[0]).report() + "\n"
+
+
+@pytest.mark.parametrize(
     ("flags", "reason"),
     [
         ("--memory lots", "'lots' is not a size in bytes"),
         ("--frames 2", "--memory"),
         ("--memory 1MiB --frames 2 --size 128x64", "give at least"),
         ("--memory 8GiB --frames 0", "frames"),
+        ("--memory 8GiB --loop --frames 3", "a loop of 3 frames cannot leave the picture and come back"),
+        ("--memory 8GiB --loop --window 0", "an end is not known to windows that look forward only"),
+        ("--memory 8GiB --window 9 --frames 8", "windows of 9 frames are longer than the clip of 8"),
+        ("--memory 8GiB --overlap 2", "fused and overlap are about windows"),
+        ("--memory 8GiB --end missing.png", "missing.png cannot be read"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(capsys, flags, reason):

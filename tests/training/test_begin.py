@@ -14,6 +14,7 @@ from training.cli import main
 from training.data import open_source
 from training.distributed import ALONE
 from training.export import RECIPE_KEY, STAGES_KEY, export, export_frame_decoder
+from training.lock import held
 from training.loop import Machine
 from training.recipe import Recipe, with_settings
 from training.stages import STAGES, read_kept, train_video
@@ -140,6 +141,21 @@ def test_other_files_and_folders_in_use_are_refused(recipe, exported, tmp_path):
     with pytest.raises(CheckpointError, match="lack a fitting decoder"):
         begin_from(model, tmp_path / "other" / "decoder.safetensors", recipe, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_begins_in_the_folder_meanwhile_is_left_alone(recipe, exported, tmp_path, monkeypatch):
+    model, decoder, _ = exported
+    with held(tmp_path, "autoencoder"), pytest.raises(InputError, match="another run trains the stage autoencoder"):
+        begin_from(model, decoder, recipe, tmp_path)
+
+    def slow(*given):
+        save_tensors(tmp_path / "autoencoder.safetensors", {"a": torch.zeros(1)}, {})
+        return load_tensors(*given)
+
+    monkeypatch.setattr(begin, "load_tensors", slow)
+    with pytest.raises(InputError, match="holds a run already"):
+        begin_from(model, decoder, recipe, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["autoencoder.safetensors"]
 
 
 def test_the_command_says_how_to_go_on(recipe, exported, tmp_path, capsys):

@@ -13,11 +13,12 @@ from weights import randomise
 from svd_core.config import ModelConfig, UNetConfig
 from svd_core.errors import CheckpointError, InputError
 from svd_core.model.unet import VideoUNet
-from training import cli
+from training import cli, lora
 from training.checkpoint import load_tensors
 from training.cli import main
 from training.data import open_folder
 from training.distributed import ALONE
+from training.lock import held
 from training.loop import Machine
 from training.lora import LoRAConfig, add_lora, checkpoint_blocks, lora_run, lora_tensors, targets, train_lora
 from training.memory import GIBIBYTE, in_words, requirement
@@ -213,6 +214,12 @@ def assert_same(first, second):
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name]), name
+
+
+def test_a_second_run_is_refused_before_the_checkpoint_is_read(released, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora, "load_modules", lambda *_, **__: pytest.fail("the checkpoint was read"))
+    with held(tmp_path, "lora"), pytest.raises(InputError, match=r"another run trains the stage lora in .*: wait"):
+        train_lora(released, open_folder(clips, frames=3), LORA, tmp_path, Machine(), ALONE)
 
 
 def test_another_checkpoint_or_rank_is_refused_with_the_difference(released, clips, tmp_path):

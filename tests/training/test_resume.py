@@ -255,35 +255,54 @@ def test_a_result_that_is_not_finite_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_run_in_the_folder_is_refused(tmp_path):
-    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
-    with held(tmp_path, "quadratic"), held(tmp_path, "other"):
-        with pytest.raises(InputError, match=r"another run trains the stage quadratic in .*: wait for it"):
-            run.train(Machine(), lambda run: None)
-        assert run.step == 0
-    run.train(Machine(), lambda run: None)
-    assert run.step == 2, "the lock ended with its holder"
+def test_a_second_run_in_the_folder_is_refused(recipe, tmp_path):
+    with held(tmp_path, "autoencoder"), held(tmp_path, "other"):
+        with pytest.raises(InputError, match=r"another run trains the stage autoencoder in .*: wait for it"):
+            train(recipe, tmp_path)
+        assert not bits(tmp_path)
+    assert train(recipe, tmp_path, stop_after=1).step == 1, "the lock ended with its holder"
 
 
-def test_a_file_system_without_locks_is_borne(tmp_path, monkeypatch):
+def test_the_lock_is_held_from_the_reading_of_the_state_to_the_last_saving(recipe, tmp_path, monkeypatch):
+    """A second run that read the state before the first one saved would go on from too early a step."""
+    entered, calls = [], []
+
+    def once(*given):
+        entered.append(given)
+        return held(*given)
+
+    for name in ("load_state", "plot_losses", "save_state"):
+        called = getattr(loop, name)
+
+        def refused_meanwhile(*given, name=name, called=called):
+            with pytest.raises(InputError, match="another run trains"), held(tmp_path, "autoencoder"):
+                pass
+            calls.append(name)
+            return called(*given)
+
+        monkeypatch.setattr(loop, name, refused_meanwhile)
+    monkeypatch.setattr(loop, "held", once)
+    train(recipe, tmp_path, stop_after=1)
+    assert calls == ["load_state", "plot_losses", "save_state"]
+    assert entered == [(tmp_path, "autoencoder")]
+
+
+def test_a_file_system_without_locks_is_borne(recipe, tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", unsupported)
-    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
-    run.train(Machine(), lambda run: None)
-    assert run.step == 2
+    assert train(recipe, tmp_path, stop_after=1).step == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(recipe, tmp_path, monkeypatch):
     def refused(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    run = quadratic_run(tmp_path, Optimisation(steps=2, batch=1))
+    monkeypatch.setattr(Run, "train", lambda *_: pytest.fail("steps were made"))
     monkeypatch.setattr(lock.tempfile, "TemporaryFile", refused)
     with pytest.raises(OutputError, match=r"cannot be written .Read-only file system.: choose another folder"):
-        run.train(Machine(), lambda run: None)
-    assert run.step == 0
+        train(recipe, tmp_path)
 
 
 def test_an_interrupt_says_from_where_the_run_goes_on(tmp_path):
@@ -307,12 +326,11 @@ def test_what_a_worker_refuses_is_one_line(tmp_path):
         run.train(Machine(workers=1), lambda run: None)
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_the_first_step(tmp_path):
+def test_a_folder_that_cannot_be_made_is_said_before_the_first_step(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "train", lambda *_: pytest.fail("steps were made"))
     (tmp_path / "file").write_text("")
-    run = quadratic_run(tmp_path / "file", Optimisation(steps=2, batch=1))
     with pytest.raises(OutputError, match="cannot be written"):
-        run.train(Machine(), lambda run: None)
-    assert run.step == 0
+        train(recipe, tmp_path / "file")
 
 
 def test_averaged_weights_are_lent_and_taken_back(tmp_path):

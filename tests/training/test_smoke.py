@@ -15,7 +15,7 @@ from torch import nn
 import svd_core
 from svd_core.checkpoint import open_checkpoint
 from svd_core.errors import CheckpointError, InputError, OutputError
-from training import cli
+from training import cli, stages
 from training.autoencoder import ImageObjective, image_config
 from training.cli import main
 from training.data import open_source
@@ -23,7 +23,7 @@ from training.distributed import ALONE
 from training.export import MEBIBYTE, export, official_tensors
 from training.initialise import new_clip_vision, new_unet, new_vae
 from training.lock import held
-from training.loop import Machine, Place, contiguous_norms
+from training.loop import Machine, Place, Run, contiguous_norms
 from training.plot import SIZE, plot_losses, running_mean
 from training.randomness import generator_for
 from training.recipe import DEMO, Noise, Recipe, read_recipe, with_settings
@@ -47,6 +47,16 @@ def trained(recipe, tmp_path_factory):
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     runs = {name: train(recipe, source, folder, Machine(), ALONE) for name, train in STAGES.items()}
     return folder, {name: run.losses for name, run in runs.items()}
+
+
+AUTOENCODER = "autoencoder.safetensors"
+
+
+def go_on_from(trained, folder, *names):
+    """Link what a run left under these names into another folder."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).symlink_to(trained[0] / name)
 
 
 @pytest.mark.parametrize(("stage", "factor"), [("autoencoder", 0.4), ("temporal", 0.7), ("video", 0.85)])
@@ -156,7 +166,7 @@ def test_encoded_clips_of_another_autoencoder_are_refused(recipe, trained, tmp_p
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     other = with_settings(recipe, ["seed=8", "autoencoder.optimisation.steps=1"])
     STAGES["autoencoder"](other, source, tmp_path, Machine(), ALONE)
-    (tmp_path / "latents").symlink_to(trained[0] / "latents")
+    go_on_from(trained, tmp_path, "latents")
     with pytest.raises(CheckpointError, match=r"was encoded from other clips, .* or by another autoencoder: remove"):
         train_video(other, source, tmp_path, Machine(), ALONE)
 
@@ -169,8 +179,7 @@ def test_another_recipe_for_a_begun_run_is_refused_before_clips_are_encoded(reci
 
 
 def test_encoded_clips_of_another_number_are_refused(recipe, trained, tmp_path):
-    for name in ("autoencoder.safetensors", "latents"):
-        (tmp_path / name).symlink_to(trained[0] / name)
+    go_on_from(trained, tmp_path, AUTOENCODER, "latents")
     more = with_settings(recipe, ["video.cached_clips=5"])
     with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* another number of them"):
         train_video(more, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
@@ -180,8 +189,7 @@ def test_samples_of_the_posterior_are_trained_on_and_drawn_again_when_resumed(re
     sampled = with_settings(recipe, ["video.noise.posterior=sample", "video.optimisation.steps=4"])
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     for name, stops in (("whole", [None]), ("parts", [2, None])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+        go_on_from(trained, tmp_path / name, AUTOENCODER)
         for stop in stops:
             train_video(sampled, source, tmp_path / name, Machine(stop_after=stop), ALONE)
     whole, parts = (_tensors(Place(tmp_path / name, "video").state) for name in ("whole", "parts"))
@@ -193,8 +201,7 @@ def test_samples_of_the_posterior_are_trained_on_and_drawn_again_when_resumed(re
 
 
 def test_encoded_clips_without_a_variance_are_refused_where_samples_are_wanted(recipe, trained, tmp_path):
-    for name in ("autoencoder.safetensors", "latents"):
-        (tmp_path / name).symlink_to(trained[0] / name)
+    go_on_from(trained, tmp_path, AUTOENCODER, "latents")
     sampled = with_settings(recipe, ["video.noise.posterior=sample"])
     with pytest.raises(CheckpointError, match=r"0000.safetensors was encoded from .* for another posterior .*: remove"):
         train_video(sampled, open_source(recipe.data, recipe.seed, pytest.fail), tmp_path, Machine(), ALONE)
@@ -209,11 +216,32 @@ def test_runs_on_the_mean_are_described_as_before_there_was_a_choice(recipe, tra
 
 
 def test_a_second_video_run_is_refused_before_it_encodes(recipe, trained, tmp_path):
-    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    go_on_from(trained, tmp_path, AUTOENCODER)
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     with held(tmp_path, "video"), pytest.raises(InputError, match=r"another run trains the stage video in .*: wait"):
         train_video(recipe, source, tmp_path, Machine(), ALONE)
     assert not (tmp_path / "latents").exists()
+
+
+def test_no_video_run_slips_in_between_encoding_and_training(recipe, trained, tmp_path, monkeypatch):
+    go_on_from(trained, tmp_path, AUTOENCODER)
+    source = open_source(recipe.data, recipe.seed, pytest.fail)
+    moments = []
+
+    def slip_in(called, name):
+        def refused(*given):
+            with pytest.raises(InputError, match="another run trains the stage video"):
+                train_video(recipe, source, tmp_path, Machine(), ALONE)
+            moments.append(name)
+            return called(*given)
+
+        return refused
+
+    for name in ("check_state", "cached_shards", "CachedSamples"):
+        monkeypatch.setattr(stages, name, slip_in(getattr(stages, name), name))
+    monkeypatch.setattr(Run, "train", slip_in(Run.train, "train"))
+    assert train_video(recipe, source, tmp_path, Machine(stop_after=1), ALONE).step == 1
+    assert moments == ["check_state", "cached_shards", "CachedSamples", "train"]
 
 
 def test_a_run_whose_recipe_stated_other_clips_is_exported_by_the_one_put_right(recipe, tmp_path):
@@ -237,7 +265,7 @@ def test_every_encoded_clip_is_drawn_as_often():
 
 
 def test_clips_drawn_anew_train_too(recipe, trained, tmp_path):
-    (tmp_path / "autoencoder.safetensors").symlink_to(trained[0] / "autoencoder.safetensors")
+    go_on_from(trained, tmp_path, AUTOENCODER)
     source = open_source(recipe.data, recipe.seed, pytest.fail)
     fresh = with_settings(
         recipe, ["video.cached_clips=0", "video.optimisation.steps=2", "video.optimisation.bf16=true"]

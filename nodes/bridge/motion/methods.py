@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from ....svd_core.motion import (
     with_curves,
 )
 from .denoiser import HostDenoiser, read_conditioning
+from .hints import hints_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +74,7 @@ class BetweenMethod:
         start = host.conditioning
         end = start if self.end is None else self.end
         held = (start.first * LATENT_SCALE, end.first.to(start.first) * LATENT_SCALE) if self.sequential else None
-        return Between(denoise, end, held, loop=self.end is None)
+        return Between(denoise, end, held, loop=self.end is None, around=partial(hints_of, host.executor.class_obj))
 
 
 def require_no_camera(host: HostDenoiser, held: str) -> None:
@@ -109,8 +111,9 @@ class LongTakeMethod:
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
         require_no_camera(host, "Long Take holds")
         colour = Statistics.of(host.conditioning.first * LATENT_SCALE)
-        device = host.executor.class_obj.model_patcher.load_device
-        return LongTake(denoise, self.windows, device, colour, self.colour_hold, self.continued)
+        guider = host.executor.class_obj
+        device, around = guider.model_patcher.load_device, partial(hints_of, guider)
+        return LongTake(denoise, self.windows, device, colour, self.colour_hold, self.continued, around=around)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

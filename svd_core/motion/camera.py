@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
@@ -25,8 +25,8 @@ MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
 PARALLAX = 0.6
 """How much further than the middle the nearest point moves, and how much less the farthest."""
 
-ROUNDS = 6
-"""Fixed-point rounds that find which point of the still a pixel of a view shows when points move by their depth."""
+LEVELS = 17
+"""Levels of nearness at which a ray looks for what it meets; between two it goes on in a straight line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,40 +68,73 @@ class CameraMove:
 
     def view(self, pixels: Tensor, share: float, depth: Tensor | None = None) -> Tensor:
         """What the camera sees of pixels (1, C, H, W) in [-1, 1] after this share of its way. Beyond the picture's
-        edges it is mirrored. depth (H, W), 1 near and 0 far: near points pass faster."""
+        edges it is mirrored. depth (H, W), 1 near and 0 far: near points pass faster, and what comes out from behind
+        them is filled smoothly from what is around it, far before near."""
         height, width = pixels.shape[-2:]
-        points = _shown_points(self, share, height, width, depth)
-        grid = torch.stack([2 * points[0] / width, 2 * points[1] / height], dim=-1)[None]
-        seen = grid_sample(pixels.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-        return seen.clamp(-1, 1)
+        way = _Way.of(self, share, height, width)
+        if depth is None:
+            return _sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
+        nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
+        view = _sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
+        return _filled(view, torch.where(hidden, 0.0, (2 - nearness) ** 4)[None, None])
 
 
-def _shown_points(move: CameraMove, share: float, height: int, width: int, depth: Tensor | None) -> Tensor:
-    """The point of the still that each pixel of a view shows: (2, H, W), pixels right and down from the middle."""
-    turned = _turned(_places(height, width), math.radians(move.roll * share))
-    pan = torch.tensor([move.pan_x * width, move.pan_y * height], **FLOAT32)[:, None, None] * share
-    travel = pan + (move.zoom**-share - 1) * turned
-    shown = turned + travel
-    if depth is None:
-        return shown
-    nearness = (1 + PARALLAX * (2 * depth.float() - 1))[None, None]
-    for _ in range(ROUNDS):
-        grid = torch.stack([2 * shown[0] / width, 2 * shown[1] / height], dim=-1)[None]
-        there = grid_sample(nearness, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-        shown = turned + there[0] * travel
-    return shown
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """Where the camera is on its way: turned (2, H, W), each pixel's place from the picture's middle turned with the
+    camera; pan (2, 1, 1) in pixels; zoom, the magnification. Points of nearness 1 move as far as it says."""
+
+    turned: Tensor
+    pan: Tensor
+    zoom: float
+
+    @classmethod
+    def of(cls, move: CameraMove, share: float, height: int, width: int) -> _Way:
+        y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
+        x, y, angle = x + (0.5 - width / 2), y + (0.5 - height / 2), math.radians(move.roll * share)
+        turned = [math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y]
+        pan = torch.tensor([move.pan_x * width, move.pan_y * height], **FLOAT32)[:, None, None]
+        return cls(torch.stack(turned), share * pan, move.zoom**share)
+
+    def shown(self, nearness: Tensor | float) -> Tensor:
+        """The point of the still that each pixel shows if what it meets there is this near: (2, H, W), from the
+        middle."""
+        return self.turned * self.zoom**-nearness + self.pan * nearness
 
 
-def _places(height: int, width: int) -> Tensor:
-    """(2, H, W): each pixel's centre, right and down from the picture's middle."""
-    y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
-    return torch.stack([x + (0.5 - width / 2), y + (0.5 - height / 2)])
+def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
+    """How near the first point is that each pixel's ray meets, and whether none is there because the ray went behind
+    one: (H, W) each. Rays go through levels from near to far (relief mapping, Policarpo et al. 2005)."""
+    levels = torch.linspace(1 + PARALLAX, 1 - PARALLAX, LEVELS).tolist()
+    met, open_ray = torch.zeros_like(nearness), torch.ones_like(nearness, dtype=torch.bool)
+    hidden, before = torch.zeros_like(open_ray), torch.zeros_like(nearness)
+    step = levels[0] - levels[1]
+    for level in levels:
+        behind = _sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
+        now = open_ray & ((behind >= 0) | (level == levels[-1]))
+        met[now] = (level + step * behind / (behind - before).clamp(min=1e-6)).clamp(max=level + step)[now]
+        hidden |= now & (behind > 2 * step)
+        open_ray &= ~now
+        before = behind.clamp(max=0)
+    return met, hidden
 
 
-def _turned(places: Tensor, angle: float) -> Tensor:
-    """Places turned clockwise, as seen with y down."""
-    x, y = places
-    return torch.stack([math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y])
+def _sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
+    """A picture (1, C, H, W) at points (2, h, w) in pixels from its middle, mirrored beyond its edges."""
+    height, width = picture.shape[-2:]
+    grid = torch.stack([2 * points[0] / width, 2 * points[1] / height], dim=-1)[None]
+    return grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def _filled(picture: Tensor, weight: Tensor) -> Tensor:
+    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
+    ever smaller pictures, as far as holes reach."""
+    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+        return picture
+    share = avg_pool2d(weight, 2, ceil_mode=True)
+    smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)
+    around = interpolate(_filled(smaller, share), picture.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(weight > 0, picture, around)
 
 
 def view_latents(

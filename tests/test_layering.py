@@ -28,7 +28,7 @@ ARROWS = {
     "sampling": BASE | {"conditioning"},
     "measure": BASE | {"conditioning", "sampling"},
     "motion": BASE | {"conditioning", "sampling"},
-    "recipe": BASE | {"verdicts"},
+    "recipe": BASE | {"motion", "verdicts"},
     "media": BASE | {"recipe"},
     "kernels": BASE | {"verdicts"},
     "device_memory": {"errors"},

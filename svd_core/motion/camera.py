@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
+from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from ..settings import is_number
+from ..settings import is_whole
 
 MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
 
@@ -53,9 +55,12 @@ class CameraMove:
             raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
 
     def _check(self, name: str, least: float, most: float, usual: str) -> None:
-        value = getattr(self, name)
-        if not is_number(value) or not least <= value <= most:
-            raise InputError(f"camera {name} {value!r} is no number from {least:g} to {most:g}: {usual}")
+        """Keep the value as a Python float, which a recipe can store."""
+        given = getattr(self, name)
+        value = given.item() if getattr(given, "ndim", None) == 0 else given
+        if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+            raise InputError(f"camera {name} {given!r:.40} is no number from {least:g} to {most:g}: {usual}")
+        object.__setattr__(self, name, float(value))
 
     @property
     def moves(self) -> bool:
@@ -151,8 +156,9 @@ def view_latents(
     the augmentation added to the latent is added to every view's, and frame 0 has `first` itself. encode: pixels ->
     unscaled latents, called T times for a moving camera. depth as in `CameraMove.view`.
 
-    Raises InputError for a still or depth of another size.
+    Raises InputError for a still or depth of another size, what is no `CameraMove`, and a number of frames below 1.
     """
+    _check_shot(first, pixels, move, frames)
     check_depth(depth, *pixels.shape[-2:])
     added = first - encode(pixels).to(first) if move.moves and frames > 1 else None
     views = [
@@ -162,10 +168,26 @@ def view_latents(
     return torch.stack(views, dim=1)
 
 
+def _check_shot(first: Tensor, pixels: Tensor, move: CameraMove, frames: int) -> None:
+    if not isinstance(move, CameraMove):
+        raise InputError(f"camera {move!r:.40} is no CameraMove: give one")
+    if isinstance(frames, bool) or not is_whole(frames) or frames < 1:
+        raise InputError(f"a camera over {frames!r:.40} frames: give a whole number of 1 or more")
+    height, width = pixels.shape[-2:]
+    cells = tuple(PIXELS_PER_LATENT * side for side in first.shape[-2:])
+    if cells != (height, width):
+        raise InputError(
+            f"the still is {width}x{height} and its conditioning for {cells[1]}x{cells[0]} pixels: give the still that "
+            "was conditioned on"
+        )
+
+
 def check_depth(depth: Tensor | None, height: int, width: int) -> None:
-    """Raise InputError unless a depth map is (H, W) of the picture's size with values in 0 to 1."""
+    """Raise InputError unless a depth map is a tensor (H, W) of the picture's size with values in 0 to 1."""
     if depth is None:
         return
+    if not isinstance(depth, Tensor):
+        raise InputError(f"the depth map is of class {type(depth).__name__} and no tensor: give one of shape (H, W)")
     if tuple(depth.shape) != (height, width):
         given = "x".join(str(side) for side in reversed(depth.shape))
         raise InputError(f"the depth map is {given} and the clip {width}x{height}: make it from the fitted picture")

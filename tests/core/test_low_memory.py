@@ -23,6 +23,7 @@ from svd_core.cli import main
 from svd_core.controls import Controls
 from svd_core.errors import InputError
 from svd_core.loading import load_checkpoint
+from svd_core.motion import CameraMove
 from svd_core.planning import META, Job, plan_render, sample_bytes
 from svd_core.sampling import SAMPLERS, SteppingDown
 from svd_core.settings import Settings
@@ -112,6 +113,10 @@ CONTROLLED = {
     "an end in turns": ({"end": picture(128, 64), "sequential": True}, {"both_ends": True}),
     "a brush": ({"brush": np.eye(64, 128, dtype=np.float32), "unstick": 0.5}, {}),
     "windows, fused": ({"window": 3, "fused": True, "overlap": 1}, {"window": 3}),
+    "a camera": (
+        {"camera": CameraMove(0.2, -0.1, 1.2, 5), "depth": np.eye(64, 128, dtype=np.float32), "unstick": 0.5},
+        {},
+    ),
     "windows in turns": ({"window": 3, "continued": picture(128, 64)[None]}, {"window": 3}),
 }
 """Controls, and how they show in a plan."""

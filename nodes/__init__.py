@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .camera import StableVideoCamera
 from .checkpoint import StableVideoCheckpointLoader
 from .clips import StableVideoMotionMeter, StableVideoSeedScout, StableVideoSweep
 from .conditioning import StableVideoConditioning
@@ -22,6 +21,7 @@ from .provenance import StableVideoContentFilter, StableVideoWatermark, StableVi
 from .replacements import register_replacements
 from .sampling import StableVideoGuider, StableVideoSampler, StableVideoSigmas
 from .shortcuts import StableVideoShortcuts
+from .views import StableVideoCamera, StableVideoDrag
 
 
 class StableVideoExtension(ComfyExtension):
@@ -54,6 +54,7 @@ class StableVideoExtension(ComfyExtension):
             StableVideoCurves,
             StableVideoShortcuts,
             StableVideoCamera,
+            StableVideoDrag,
         ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .motion import MAX_FEATHER, CameraMove, PerFrame
+from .motion import MAX_FEATHER, CameraMove, ObjectMove, PerFrame
 from .settings import is_number, is_whole
 
 
@@ -27,9 +27,10 @@ class Controls:
     blending (TRF). window: frames per window for clips longer than the model's own, made one window after the other; 0
     is the model's number. fused: instead blend windows that share `overlap` frames (0: half a window) at every step.
     colour_hold: 0 to 1, how firmly windows keep the first frame's colours. continued: a clip (T, H, W, 3) in [0, 1] to
-    continue, whose last frame (or last `overlap` frames if fused) begins the new one. unstick: strength 0 to 1. camera:
-    how the picture is panned, zoomed and turned; depth: map (H, W) in [0, 1] at the clip's size, 1 is near, so that
-    near things pass faster. guidance, motion_bucket, augmentation: curves.
+    continue, whose last frame (or last `overlap` frames if fused) begins the new one. unstick: strength 0 to 1.
+    camera: how the picture is panned, zoomed and turned. depth: map (H, W) in [0, 1] at the clip's size, 1 is near, so
+    that near things pass faster. drag: mask (H, W) in [0, 1] of a thing that travels by drag_move. guidance,
+    motion_bucket, augmentation: curves.
     """
 
     brush: Any | None = None
@@ -45,6 +46,8 @@ class Controls:
     unstick: float = 0.0
     camera: CameraMove | None = None
     depth: Any | None = None
+    drag: Any | None = None
+    drag_move: ObjectMove | None = None
     guidance: PerFrame | None = None
     motion_bucket: PerFrame | None = None
     augmentation: PerFrame | None = None
@@ -63,21 +66,23 @@ class Controls:
             raise InputError("sequential is a way to reach an end: give an end picture or loop, or leave it out")
         if not 0 <= self.colour_hold <= 1:
             raise InputError(f"colour hold {self.colour_hold} is outside 0 to 1: 1 is usual")
-        self._check_camera()
+        self._check_views()
 
-    def _check_camera(self) -> None:
-        if self.camera is None:
-            if self.depth is not None:
-                raise InputError("a depth map is about how the camera passes things, and there is none: give a camera")
-            return
-        if not isinstance(self.camera, CameraMove):
-            raise InputError(f"camera {self.camera!r} is no CameraMove: give one")
+    def _check_views(self) -> None:
+        if self.depth is not None and self.camera is None:
+            raise InputError("a depth map is about how the camera passes things, and there is none: give a camera")
+        if (self.drag is None) != (self.drag_move is None):
+            raise InputError("a drag takes the mask of a thing and where it goes: give both drag and drag_move")
+        if self.depth is not None and self.drag is not None:
+            raise InputError("a depth map says where things are, and a drag moves one of them: leave out either")
+        for name, move, kind in (("camera", self.camera, CameraMove), ("drag_move", self.drag_move, ObjectMove)):
+            if not isinstance(move, kind | None):
+                raise InputError(f"{name} {move!r:.40} is no {kind.__name__}: give one")
+        moved = "a camera leaves" if self.camera is not None else "a drag changes" if self.drag is not None else ""
         others = {"a brush": self.brush, "an end": self.bounded or None, "windows": self.window}
         held = [name for name, value in others.items() if value is not None]
-        if held:
-            raise InputError(
-                f"a camera leaves its picture, and {held[0]} would hold the clip to it: choose one of them"
-            )
+        if moved and held:
+            raise InputError(f"{moved} its picture, and {held[0]} would hold the clip to it: choose one of them")
 
     def _check_numbers(self) -> None:
         for name in ("feather", "overlap", "window"):

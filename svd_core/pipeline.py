@@ -27,7 +27,7 @@ from .model.storage import stored_as
 from .model.unet import VideoUNet
 from .model.vae import VideoVAE
 from .model.weights import visiting
-from .motion import CameraMove, Wrap, view_latents
+from .motion import Wrap, view_latents
 from .planning import Job, Plan, plan_or_leanest, plan_render
 from .render import Render
 from .sampling import (
@@ -100,32 +100,24 @@ class StableVideo:
         return torch.cat([self._encode(one, budget).cpu() for one in pixels.split(1)]) * LATENT_SCALE
 
     @torch.no_grad()
-    def with_camera(
-        self,
-        cond: Conditioning,
-        pixels: Tensor,
-        move: CameraMove,
-        num_frames: int,
-        *,
-        depth: Tensor | None = None,
-        budget: int | None = None,
-        callback: ProgressFn = silent,
+    def with_views(
+        self, cond: Conditioning, views: Tensor, *, budget: int | None = None, callback: ProgressFn = silent
     ) -> Conditioning:
-        """The conditioning of one still, pixels (1, 3, H, W) in [-1, 1], with a view of it for each frame, as a moving
-        camera would see it; `first` becomes (1, T, 4, h, w). depth (H, W) in [0, 1], 1 near: near things pass faster.
+        """The conditioning of one still with a picture of its own for each frame: views (T, 3, H, W) in [-1, 1], the
+        first of which is the still, as `motion.filmed` and `motion.dragged` make them; `first` becomes (1, T, 4, h, w).
         `budget` as in `condition`; callback hears of each view that is encoded. Raises InputError for other shapes."""
-        _check_stills(pixels, "pixels")
-        if pixels.shape[0] != 1 or cond.first.ndim != 4 or cond.rows != 1:
-            given = f"{len(pixels)} stills and conditioning {tuple(cond.first.shape)}"
-            raise InputError(f"{given}: a camera takes one still (1, 3, H, W) and what `condition` gave for it")
+        _check_stills(views, "views")
+        if views.ndim != 4 or cond.first.ndim != 4 or cond.rows != 1:
+            given = f"views {tuple(views.shape)} and conditioning {tuple(cond.first.shape)}"
+            raise InputError(f"{given}: give views (T, 3, H, W), and what `condition` gave for one still")
         encoded = itertools.count(1)
 
         def encode(view: Tensor) -> Tensor:
             latent = self._encode(view, budget)
-            callback(Progress("condition", next(encoded), num_frames))
+            callback(Progress("condition", next(encoded), len(views)))
             return latent
 
-        return replace(cond, first=view_latents(cond.first, pixels.float().cpu(), move, num_frames, encode, depth))
+        return replace(cond, first=view_latents(cond.first, views.float().cpu(), encode))
 
     def _encode(self, pixels: Tensor, budget: int | None) -> Tensor:
         """The unscaled latents of pixels from the host, in float32 on the device."""

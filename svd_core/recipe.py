@@ -16,7 +16,7 @@ from typing import Literal
 from . import __version__
 from .config import Variant
 from .errors import InputError
-from .motion import CameraMove
+from .motion import CameraMove, ObjectMove
 from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
 from .verdicts import Recorded
@@ -70,11 +70,13 @@ class RecordedControls:
     augmentation: Points | None = None
     camera: CameraMove | None = None
     depth: Source | None = None
+    drag: Source | None = None
+    drag_move: ObjectMove | None = None
 
     @property
     def files(self) -> dict[str, Source]:
         """The files that were given, by the control that they are for."""
-        named = {"brush": self.brush, "end": self.end, "continued": self.continued, "depth": self.depth}
+        named = {name: getattr(self, name) for name in ("brush", "end", "continued", "depth", "drag")}
         return {name: source for name, source in named.items() if source is not None}
 
     def for_variant(self, variant: Variant) -> RecordedControls:

@@ -103,13 +103,14 @@ class Render:
 
     def _condition(self, noise: Noise) -> Conditioned:
         shot = self.shot
-        self.report(Progress("condition", 0, shot.views))
-        cond = with_curves(self._filmed(self._seen(shot.still, noise)), *shot.curves)
+        parts = 1 if shot.views is None else len(shot.views)
+        self.report(Progress("condition", 0, parts))
+        cond = with_curves(self._shown(self._seen(shot.still, noise)), *shot.curves)
         end = None if shot.end is None else self._seen(shot.end, noise)
         still = self._encoded(shot.still if shot.holds_still else None)
         last = self._encoded(shot.end if shot.controls.sequential else None)
         conditioned = Conditioned(cond, end, still, last, self._encoded(shot.given))
-        self.report(Progress("condition", shot.views, shot.views))
+        self.report(Progress("condition", parts, parts))
         return conditioned
 
     def _seen(self, pixels: Tensor, noise: Noise) -> Conditioning:
@@ -117,13 +118,12 @@ class Render:
         micro = (chosen.fps, chosen.motion_bucket, chosen.augmentation)
         return self.svd.condition(pixels, *micro, noise.still, budget=self.encoding)
 
-    def _filmed(self, cond: Conditioning) -> Conditioning:
-        """The conditioning with the camera's view of the still for each frame, if there is a camera."""
-        shot, move = self.shot, self.shot.controls.camera
-        if move is None:
+    def _shown(self, cond: Conditioning) -> Conditioning:
+        """The conditioning with a view of the still for each frame, if anything moves it."""
+        views = self.shot.views
+        if views is None:
             return cond
-        more = {"depth": shot.depth, "budget": self.encoding, "callback": self.report}
-        return self.svd.with_camera(cond, shot.still, move, shot.settings.frames, **more)
+        return self.svd.with_views(cond, views, budget=self.encoding, callback=self.report)
 
     def _encoded(self, pixels: Tensor | None) -> Tensor | None:
         return None if pixels is None else self.svd.encode_latents(pixels, budget=self.encoding)

@@ -19,8 +19,9 @@ from .motion import (
     Brush,
     Windows,
     check_curves,
-    check_depth,
     curve_values,
+    dragged,
+    filmed,
     lowered_sigmas,
     require_loop,
     unstuck,
@@ -35,9 +36,9 @@ class Shot:
     """One clip to make.
 
     picture (H, W, 3) in [0, 1]: the fitted still. end (1, 3, H, W) in [-1, 1]: the picture to end on. given
-    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. depth (H, W)
-    in [0, 1]: how near what the camera passes is. curves: motion bucket and augmentation by frame, (T,) each.
-    fit_report: how the picture was fitted, in words.
+    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. views
+    (T, 3, H, W): what each frame is shown if not the still in all. curves: motion bucket and augmentation by frame,
+    (T,) each. fit_report: how the picture was fitted, in words.
     """
 
     settings: Settings
@@ -48,7 +49,7 @@ class Shot:
     given: Tensor | None
     windows: Windows | None
     brush: Brush | None
-    depth: Tensor | None
+    views: Tensor | None
     curves: tuple[Tensor | None, Tensor | None]
     fit_report: str
 
@@ -67,7 +68,7 @@ class Shot:
             given=_given_pixels(controls, settings, windows),
             windows=windows,
             brush=_brush(controls, settings),
-            depth=_depth(controls, settings),
+            views=_views(as_pixels(picture), controls, settings),
             curves=tuple(_curve(curve, settings.frames) for curve in (controls.motion_bucket, controls.augmentation)),
             fit_report=fit_report,
         )
@@ -97,12 +98,6 @@ class Shot:
     def size(self) -> tuple[int, int, int]:
         """(T, H, W) of the finished clip: a loop drops its last frame, which repeats the first."""
         return self.settings.frames - self.controls.loop, self.settings.height, self.settings.width
-
-    @property
-    def views(self) -> int:
-        """How many different views of its picture the clip is shown."""
-        moves = self.controls.camera is not None and self.controls.camera.moves
-        return self.settings.frames if moves else 1
 
     @property
     def holds_still(self) -> bool:
@@ -177,12 +172,17 @@ def _brush(controls: Controls, settings: Settings) -> Brush | None:
     return brush
 
 
-def _depth(controls: Controls, settings: Settings) -> Tensor | None:
-    if controls.depth is None:
-        return None
-    depth = torch.as_tensor(_array("the depth map", controls.depth, np.float32), device="cpu")
-    check_depth(depth, settings.height, settings.width)
-    return depth
+def _views(still: Tensor, controls: Controls, settings: Settings) -> Tensor | None:
+    """What each frame is shown, (T, 3, H, W) in [-1, 1]; None where that is the still (1, 3, H, W) in all."""
+    frames, views = settings.frames, still
+    if controls.drag is not None:
+        mask = torch.as_tensor(_array("the drag's mask", controls.drag, np.float32), device="cpu")
+        views = dragged(views, mask, controls.drag_move, frames)
+    if controls.camera is not None:
+        near = controls.depth
+        depth = None if near is None else torch.as_tensor(_array("the depth map", near, np.float32), device="cpu")
+        views = filmed(views, controls.camera, frames, depth)
+    return None if views is still else views
 
 
 def _curve(curve: Any | None, frames: int) -> Tensor | None:

@@ -16,18 +16,18 @@ from ..controls import Controls
 from ..errors import InputError
 from ..media import fit_image, load_image
 from ..media.reading import read_last_frames
-from ..motion import CameraMove, Windows
+from ..motion import CameraMove, ObjectMove, Windows
 from ..recipe import FRAME_FILES, RecordedControls, Source
 from ..settings import Fit, Settings, check_count
 from ..shot import clip_size
 from .files import recorded_path, source_to_record
 
-FILES = {"brush": "--brush", "end": "--end", "continued": "--continue", "depth": "--depth"}
+FILES = {"brush": "--brush", "end": "--end", "continued": "--continue", "depth": "--depth", "drag": "--drag"}
 """Controls that are read from a file, and their flags."""
 
 _CURVES = ("motion_bucket", "augmentation")
-_CAMERA = ("zoom", "roll", "ease")
-_MADE = (*FILES, *_CURVES, "camera")
+_MOVES = ("camera", "drag_move")
+_MADE = (*FILES, *_CURVES, *_MOVES)
 _PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.name not in _MADE]
 _ABOUT = {"feather": "brush", "colour_hold": "window"}
 """Flags that do nothing without another."""
@@ -46,16 +46,27 @@ def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
     plain = {name: given[name] for name in _PLAIN if name in given}
     curves = {name: given.get(f"{name}_points") for name in _CURVES}
     files = {name: Source.of(given[name], FRAME_FILES) for name in FILES if name in given}
-    return RecordedControls(**plain, **curves, **files, camera=_camera(given))
+    return RecordedControls(**plain, **curves, **files, camera=_camera(given), drag_move=_drag_move(given))
 
 
 def _camera(given: Mapping[str, Any]) -> CameraMove | None:
-    """The camera among the flags; None without any. Raises InputError for --ease alone."""
-    moves = {name: given[name] for name in _CAMERA if name in given}
+    """The camera among the flags; None without any. Raises InputError for --ease without anything that moves."""
+    moves = {name: given[name] for name in ("zoom", "roll") if name in given}
     moves |= dict(zip(("pan_x", "pan_y"), given.get("pan", ()), strict=False))
-    if moves.keys() == {"ease"}:
-        raise InputError("--ease is about --pan, --zoom or --roll, and none was given: give one, or leave it out")
-    return CameraMove(**moves) if moves else None
+    if "ease" in given and not moves and "drag" not in given:
+        raise InputError("--ease is about --pan, --zoom, --roll or --drag, and none was given: give one")
+    return CameraMove(**moves, ease=given.get("ease", False)) if moves else None
+
+
+def _drag_move(given: Mapping[str, Any]) -> ObjectMove | None:
+    """Where the thing of --drag goes; None without it. Raises InputError for a way without a thing."""
+    moves = {name: given[f"drag_{name}"] for name in ("scale", "turn") if f"drag_{name}" in given}
+    moves |= dict(zip(("right", "down"), given.get("drag_by", ()), strict=False))
+    if moves and "drag" not in given:
+        raise InputError("--drag-by, --drag-scale and --drag-turn move what --drag shows, which was not given: give it")
+    if "drag" in given and not moves:
+        raise InputError("--drag says what moves and not where to: give --drag-by, --drag-scale or --drag-turn")
+    return ObjectMove(**moves, ease=given.get("ease", False)) if moves else None
 
 
 def check_controls(chosen: RecordedControls) -> Controls:
@@ -93,8 +104,8 @@ def controls_to_record(chosen: RecordedControls, made: RecordedControls | None, 
 def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Settings, variant: Variant) -> Controls:
     """The controls with their files read, and fitted as the picture (H, W, 3) is. Raises InputError."""
     width, height = clip_size(picture, settings, variant)
-    fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES, "camera")}
-    for name in ("brush", "depth"):
+    fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES, *_MOVES)}
+    for name in ("brush", "depth", "drag"):
         if getattr(chosen, name) is not None:
             fields[name] = _mask(getattr(chosen, name).path, picture, (width, height), settings.fit)
     if chosen.end is not None:

@@ -176,6 +176,10 @@ def _add_picture_controls(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--feather", "pixels over which a --brush fades in (default: 4, at most 256)", int, "N")
     text = "map of the picture, white is near: near things pass the camera faster"
     _flag(group, "--depth", text, _path, "PICTURE")
+    _flag(group, "--drag", "painted on the picture: what is white travels by the next three", _path, "PICTURE")
+    _flag(group, "--drag-by", "its way right and down, -1 to 1 of the picture", float, ("X", "Y"), nargs=2)
+    _flag(group, "--drag-scale", "0.25 to 4: how much larger it is at the end", float, "X")
+    _flag(group, "--drag-turn", "-360 to 360: degrees that it turns clockwise", float, "DEGREES")
     text = "clip of the same size to go on from, with --window; its last frame begins the new one"
     _flag(group, "--continue", text, _path, "CLIP", dest="continued")
 
@@ -206,7 +210,7 @@ def _add_camera_flags(group: argparse._ArgumentGroup) -> None:
     _flag(group, "--pan", text, float, ("X", "Y"), nargs=2)
     _flag(group, "--zoom", "0.25 to 4: how much closer the camera is at the end, 1.2 is usual", float, "X")
     _flag(group, "--roll", "-180 to 180: degrees that the camera turns clockwise", float, "DEGREES")
-    _flag(group, "--ease", "start and end the camera's way gently", action="store_true")
+    _flag(group, "--ease", "start and end the way of the camera, or of what is dragged, gently", action="store_true")
 
 
 def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:

@@ -1,28 +1,26 @@
-"""Camera: the picture panned, zoomed and turned along the clip, while the model moves what is in it.
-
-The network copies appearance from the still's latent at the same place in each frame. Released models are shown one
-still in every frame; here each frame is shown its own view of that still, as the camera would see it there, so motion
-that the model adds is relative to the camera's. No training and no model call; works on any model conditioned like SVD.
-Class: approximate, as views are no pictures that the model was trained to hold still against.
-"""
+"""Camera: the picture panned, zoomed and turned along the clip, while the model moves what is in it (`views.py`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
-from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from ..settings import is_whole
+from .views import by_frame, checked_number, filled, sampled, shares_of_way
 
 MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
+
+_SHARE = (-MAX_PAN, MAX_PAN, "0.2 is a fifth of the picture")
+_RANGES = {
+    "pan_x": _SHARE,
+    "pan_y": _SHARE,
+    "zoom": (1 / MAX_ZOOM, MAX_ZOOM, "1.2 comes closer, 0.8 goes back"),
+    "roll": (-MAX_ROLL, MAX_ROLL, "degrees, 5 is a slight turn"),
+}
 
 PARALLAX = 0.6
 """How much further than the middle the nearest point moves, and how much less the farthest."""
@@ -47,20 +45,10 @@ class CameraMove:
     ease: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("pan_x", "pan_y"):
-            self._check(name, -MAX_PAN, MAX_PAN, "0.2 is a fifth of the picture")
-        self._check("zoom", 1 / MAX_ZOOM, MAX_ZOOM, "1.2 comes closer, 0.8 goes back")
-        self._check("roll", -MAX_ROLL, MAX_ROLL, "degrees, 5 is a slight turn")
+        for name, (least, most, usual) in _RANGES.items():
+            object.__setattr__(self, name, checked_number(f"camera {name}", getattr(self, name), least, most, usual))
         if not isinstance(self.ease, bool):
             raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
-
-    def _check(self, name: str, least: float, most: float, usual: str) -> None:
-        """Keep the value as a Python float, which a recipe can store."""
-        given = getattr(self, name)
-        value = given.item() if getattr(given, "ndim", None) == 0 else given
-        if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
-            raise InputError(f"camera {name} {given!r:.40} is no number from {least:g} to {most:g}: {usual}")
-        object.__setattr__(self, name, float(value))
 
     @property
     def moves(self) -> bool:
@@ -68,8 +56,7 @@ class CameraMove:
 
     def progress(self, frames: int) -> list[float]:
         """The share of the way that is behind the camera at each frame: 0 at the first, 1 at the last."""
-        times = [frame / max(1, frames - 1) for frame in range(frames)]
-        return [time * time * (3 - 2 * time) for time in times] if self.ease else times
+        return shares_of_way(frames, self.ease)
 
     def view(self, pixels: Tensor, share: float, depth: Tensor | None = None) -> Tensor:
         """What the camera sees of pixels (1, C, H, W) in [-1, 1] after this share of its way. Beyond the picture's
@@ -78,10 +65,10 @@ class CameraMove:
         height, width = pixels.shape[-2:]
         way = _Way.of(self, share, height, width)
         if depth is None:
-            return _sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
+            return sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
         nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
-        view = _sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
-        return _filled(view, torch.where(hidden, 0.0, (2 - nearness) ** 4)[None, None])
+        view = sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
+        return filled(view, torch.where(hidden, 0.0, (2 - nearness) ** 4)[None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +102,7 @@ def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
     hidden, before = torch.zeros_like(open_ray), torch.zeros_like(nearness)
     step = levels[0] - levels[1]
     for level in levels:
-        behind = _sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
+        behind = sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
         now = open_ray & ((behind >= 0) | (level == levels[-1]))
         met[now] = (level + step * behind / (behind - before).clamp(min=1e-6)).clamp(max=level + step)[now]
         hidden |= now & (behind > 2 * step)
@@ -124,72 +111,37 @@ def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
     return met, hidden
 
 
-def _sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
-    """A picture (1, C, H, W) at points (2, h, w) in pixels from its middle, mirrored beyond its edges."""
-    height, width = picture.shape[-2:]
-    grid = torch.stack([2 * points[0] / width, 2 * points[1] / height], dim=-1)[None]
-    return grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False)
+def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None = None) -> Tensor:
+    """What the camera sees at each frame: (T, 3, H, W), from a still (1, 3, H, W) or from T pictures, which move
+    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W).
 
-
-def _filled(picture: Tensor, weight: Tensor) -> Tensor:
-    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
-    ever smaller pictures, as far as holes reach."""
-    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
-        return picture
-    share = avg_pool2d(weight, 2, ceil_mode=True)
-    smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)
-    around = interpolate(_filled(smaller, share), picture.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, picture, around)
-
-
-def view_latents(
-    first: Tensor,
-    pixels: Tensor,
-    move: CameraMove,
-    frames: int,
-    encode: Callable[[Tensor], Tensor],
-    depth: Tensor | None = None,
-) -> Tensor:
-    """The latents that a clip's frames are shown: (1, T, 4, h, w), unscaled.
-
-    first (1, 4, h, w) is the conditioning's, of the still pixels (1, 3, H, W) in [-1, 1] with its augmentation; what
-    the augmentation added to the latent is added to every view's, and frame 0 has `first` itself. encode: pixels ->
-    unscaled latents, called T times for a moving camera. depth as in `CameraMove.view`.
-
-    Raises InputError for a still or depth of another size, what is no `CameraMove`, and a number of frames below 1.
+    Raises InputError for a depth of another size or number, and what is no `CameraMove`.
     """
-    _check_shot(first, pixels, move, frames)
-    check_depth(depth, *pixels.shape[-2:])
-    added = first - encode(pixels).to(first) if move.moves and frames > 1 else None
-    views = [
-        first if share == 0 or added is None else encode(move.view(pixels, share, depth)).to(first) + added
-        for share in move.progress(frames)
-    ]
-    return torch.stack(views, dim=1)
-
-
-def _check_shot(first: Tensor, pixels: Tensor, move: CameraMove, frames: int) -> None:
     if not isinstance(move, CameraMove):
         raise InputError(f"camera {move!r:.40} is no CameraMove: give one")
-    if isinstance(frames, bool) or not is_whole(frames) or frames < 1:
-        raise InputError(f"a camera over {frames!r:.40} frames: give a whole number of 1 or more")
-    height, width = pixels.shape[-2:]
-    cells = tuple(PIXELS_PER_LATENT * side for side in first.shape[-2:])
-    if cells != (height, width):
-        raise InputError(
-            f"the still is {width}x{height} and its conditioning for {cells[1]}x{cells[0]} pixels: give the still that "
-            "was conditioned on"
-        )
+    check_depth(depth, len(pixels), *pixels.shape[-2:])
+    depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
+    pictures = by_frame(pixels, frames, "pictures")
+    shares = move.progress(frames) if move.moves else [0.0] * frames
+    views = [
+        picture[None] if share == 0 else move.view(picture[None], share, near)
+        for picture, share, near in zip(pictures, shares, depths, strict=True)
+    ]
+    return torch.cat(views)
 
 
-def check_depth(depth: Tensor | None, height: int, width: int) -> None:
-    """Raise InputError unless a depth map is a tensor (H, W) of the picture's size with values in 0 to 1."""
+def check_depth(depth: Tensor | None, pictures: int, height: int, width: int) -> None:
+    """Raise InputError unless a depth map is a tensor of the pictures' size and number, (H, W) for one, with values in
+    0 to 1."""
     if depth is None:
         return
     if not isinstance(depth, Tensor):
         raise InputError(f"the depth map is of class {type(depth).__name__} and no tensor: give one of shape (H, W)")
-    if tuple(depth.shape) != (height, width):
+    if tuple(depth.shape[-2:]) != (height, width) or depth.ndim not in (2, 3):
         given = "x".join(str(side) for side in reversed(depth.shape))
         raise InputError(f"the depth map is {given} and the clip {width}x{height}: make it from the fitted picture")
+    count = depth.shape[0] if depth.ndim == 3 else 1
+    if count != pictures:
+        raise InputError(f"{count} depth maps for {pictures} pictures: give the depth of each picture")
     if not bool(((depth >= 0) & (depth <= 1)).all()):
         raise InputError("the depth map holds values outside 0 to 1: 1 is near, 0 is far")

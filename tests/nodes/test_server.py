@@ -61,6 +61,7 @@ OUR_NODES = (
     "StableVideoCurves",
     "StableVideoShortcuts",
     "StableVideoCamera",
+    "StableVideoDrag",
 )
 """Node ids that saved workflows depend on."""
 

@@ -1,0 +1,106 @@
+"""Drag: a painted thing travels along a way of its own, while the model moves it and all else (`views.py`).
+
+Each frame is shown the still with that thing further along; what it leaves behind is filled from around it. Directed
+motion of the kind that DragNUWA (arXiv 2308.08089) and motion brushes train for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from ..errors import InputError
+from ..sampling.guidance import FLOAT32
+from .views import by_frame, checked_number, filled, sampled, shares_of_way
+
+MAX_WAY, MAX_SCALE, MAX_TURN = 1.0, 4.0, 360.0
+
+_SHARE = (-MAX_WAY, MAX_WAY, "0.2 is a fifth of the picture")
+_RANGES = {
+    "right": _SHARE,
+    "down": _SHARE,
+    "scale": (1 / MAX_SCALE, MAX_SCALE, "1.5 grows as what comes closer does"),
+    "turn": (-MAX_TURN, MAX_TURN, "degrees, 45 is an eighth of a turn"),
+}
+
+EDGE = 2
+"""Pixels around a painted thing that still show some of it, and are filled with what is around them when it leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMove:
+    """Where a thing is at the end of the clip; it starts where it is, and moves evenly, or gently at both ends.
+
+    right, down: -1 to 1, its way as a share of the picture's width and height. scale: 0.25 to 4, how much larger it is
+    at the end. turn: -360 to 360, degrees clockwise. Raises InputError for what is out of range.
+    """
+
+    right: float = 0.0
+    down: float = 0.0
+    scale: float = 1.0
+    turn: float = 0.0
+    ease: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (least, most, usual) in _RANGES.items():
+            object.__setattr__(self, name, checked_number(f"drag {name}", getattr(self, name), least, most, usual))
+        if not isinstance(self.ease, bool):
+            raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
+
+    @property
+    def moves(self) -> bool:
+        return (self.right, self.down, self.scale, self.turn) != (0, 0, 1, 0)
+
+    def view(self, pixels: Tensor, mask: Tensor, share: float) -> Tensor:
+        """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way."""
+        painted = mask.float()[None, None]
+        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) == 0).float())
+        points = self._shown(mask.float(), share)
+        height, width = mask.shape
+        inside = (points[0].abs() < width / 2) & (points[1].abs() < height / 2)
+        opacity = sampled(painted, points, "bilinear") * inside
+        return torch.lerp(left, sampled(pixels.float(), points, "bicubic").clamp(-1, 1), opacity)
+
+    def _shown(self, mask: Tensor, share: float) -> Tensor:
+        """The point of the still that each pixel shows where it shows the thing: (2, H, W), from the middle."""
+        height, width = mask.shape
+        y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
+        x, y = x + (0.5 - width / 2), y + (0.5 - height / 2)
+        middle = [float((places * mask).sum() / mask.sum()) for places in (x, y)]
+        x, y = x - middle[0] - share * self.right * width, y - middle[1] - share * self.down * height
+        angle, scale = -math.radians(self.turn * share), self.scale**share
+        turned = [math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y]
+        return torch.stack([each / scale + start for each, start in zip(turned, middle, strict=True)])
+
+
+def dragged(pixels: Tensor, mask: Tensor, move: ObjectMove, frames: int) -> Tensor:
+    """The still (1, 3, H, W), or T pictures, in [-1, 1], with what is painted in mask (H, W), 0 to 1, on its way:
+    (T, 3, H, W). Raises InputError for a mask of another size or without paint, and what is no `ObjectMove`."""
+    if not isinstance(move, ObjectMove):
+        raise InputError(f"drag {move!r:.40} is no ObjectMove: give one")
+    check_painted(mask, *pixels.shape[-2:])
+    pictures = by_frame(pixels, frames, "pictures")
+    shares: Sequence[float] = shares_of_way(frames, move.ease) if move.moves else [0.0] * frames
+    views = [
+        picture[None] if share == 0 else move.view(picture[None], mask, share)
+        for picture, share in zip(pictures, shares, strict=True)
+    ]
+    return torch.cat(views)
+
+
+def check_painted(mask: Tensor, height: int, width: int) -> None:
+    """Raise InputError unless a mask is a tensor (H, W) of the picture's size with values in 0 to 1, not all 0."""
+    if not isinstance(mask, Tensor):
+        raise InputError(f"the drag's mask is of class {type(mask).__name__} and no tensor: give one of shape (H, W)")
+    if tuple(mask.shape) != (height, width):
+        given = "x".join(str(side) for side in reversed(mask.shape))
+        raise InputError(f"the drag's mask is {given} and the clip {width}x{height}: paint it on the fitted picture")
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise InputError("the drag's mask holds values outside 0 to 1: 1 is what moves")
+    if not bool((mask > 0).any()):
+        raise InputError("nothing is painted in the drag's mask: paint what moves in white")

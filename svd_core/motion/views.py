@@ -1,0 +1,86 @@
+"""Views: each frame of a clip is shown a picture of its own, such as the still under a moving camera.
+
+The network copies appearance from the still's latent at the same place in each frame. Released models are shown one
+still in every frame; shown a moved one in each, they move along, and what they move themselves comes on top. No
+training and no model call; works on any model conditioned like SVD. Class: approximate, as the model was trained on one
+still for all frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+
+from ..config import PIXELS_PER_LATENT
+from ..errors import InputError
+from ..settings import is_whole
+
+
+def view_latents(first: Tensor, views: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """The latents that a clip's frames are shown: (1, T, 4, h, w), unscaled.
+
+    first (1, 4, h, w) is the conditioning's, of the still with its augmentation; views (T, 3, H, W) in [-1, 1] begin
+    with the still. What the augmentation added to the still's latent is added to every view's, and frames that show the
+    still have `first` itself. encode: pixels (1, 3, H, W) -> unscaled latent, called once for the still and for each
+    other view. Raises InputError for views of another size.
+    """
+    height, width = views.shape[-2:]
+    cells = tuple(PIXELS_PER_LATENT * side for side in first.shape[-2:])
+    if cells != (height, width):
+        raise InputError(
+            f"the still is {width}x{height} and its conditioning for {cells[1]}x{cells[0]} pixels: give the still that "
+            "was conditioned on"
+        )
+    still, *_ = views.split(1)
+    moved = [not torch.equal(view, still) for view in views.split(1)]
+    added = first - encode(still).to(first) if any(moved) else None
+    latents = [
+        encode(view).to(first) + added if moves else first for view, moves in zip(views.split(1), moved, strict=True)
+    ]
+    return torch.stack(latents, dim=1)
+
+
+def by_frame(given: Tensor, frames: int, name: str) -> Tensor:
+    """One for each of `frames`, from one or as many. Raises InputError for another number, or no number of frames."""
+    if isinstance(frames, bool) or not is_whole(frames) or frames < 1:
+        raise InputError(f"{name} for {frames!r:.40} frames: give a whole number of 1 or more")
+    if len(given) not in (1, frames):
+        raise InputError(f"{len(given)} {name} for {frames} frames: give one, or one for each frame")
+    return given.expand(frames, *given.shape[1:])
+
+
+def shares_of_way(frames: int, ease: bool) -> list[float]:
+    """The share of a way that is done at each frame: 0 at the first, 1 at the last; gently at both ends, or evenly."""
+    times = [frame / max(1, frames - 1) for frame in range(frames)]
+    return [time * time * (3 - 2 * time) for time in times] if ease else times
+
+
+def checked_number(name: str, given: Any, least: float, most: float, usual: str) -> float:
+    """The value as a Python float, which a recipe can store. Raises InputError unless it is from least to most."""
+    value = given.item() if getattr(given, "ndim", None) == 0 else given
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{name} {given!r:.40} is no number from {least:g} to {most:g}: {usual}")
+    return float(value)
+
+
+def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
+    """A picture (1, C, H, W) at points (2, h, w) in pixels from its middle, mirrored beyond its edges."""
+    height, width = picture.shape[-2:]
+    grid = torch.stack([2 * points[0] / width, 2 * points[1] / height], dim=-1)[None]
+    return grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def filled(picture: Tensor, weight: Tensor) -> Tensor:
+    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
+    ever smaller pictures, as far as holes reach."""
+    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+        return picture
+    share = avg_pool2d(weight, 2, ceil_mode=True)
+    smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)
+    around = interpolate(filled(smaller, share), picture.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(weight > 0, picture, around)

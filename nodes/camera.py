@@ -15,7 +15,7 @@ from ..svd_core.errors import InputError
 from ..svd_core.motion import CameraMove, check_depth, view_latents
 from ..svd_core.motion.camera import MAX_PAN, MAX_ROLL, MAX_ZOOM
 from .checks import require_vae
-from .conditioning import flattened
+from .conditioning import flattened, require_picture
 from .inputs import checked
 from .motion import frames_of_one_clip, require_one_picture
 from .widgets import vae_input
@@ -74,12 +74,15 @@ class StableVideoCamera(io.ComfyNode):
         require_vae(vae)
         height, width = (PIXELS_PER_LATENT * side for side in latent["samples"].shape[-2:])
         require_one_picture(image, height, width)
+        require_picture(image)
         nearness = None if depth is None else one_depth(depth, height, width)
         first = one_still(positive, latent["samples"])
+        require_length(positive, frames)
         move = CameraMove(pan_x, pan_y, zoom, roll, ease)
         pixels = flattened(image).cpu().movedim(-1, 1) * 2 - 1
         views = view_latents(first, pixels, move, frames, _encoder(vae, frames), nearness)[0]
-        return io.NodeOutput([[context, {**held, "concat_latent_image": views}] for context, held in positive])
+        shown = {"concat_latent_image": views, "num_video_frames": frames}
+        return io.NodeOutput([[context, {**held, **shown}] for context, held in positive])
 
 
 def _way_inputs() -> list[io.Input]:
@@ -138,6 +141,16 @@ def one_still(positive: list, samples: Tensor) -> Tensor:
         )
         raise InputError(f"positive is for {given} pixels and the latent for {needed}: take both from one conditioning")
     return first.float().cpu()
+
+
+def require_length(positive: list, frames: int) -> None:
+    """Raise InputError if an entry of positive is for clips of another length."""
+    for wanted in (held.get("num_video_frames", frames) for _, held in positive):
+        if wanted != frames:
+            raise InputError(
+                f"the latent is for a clip of {frames} frames and positive for {wanted}: take both from one Stable "
+                "Video Conditioning"
+            )
 
 
 def _encoder(vae: VAE, views: int) -> Callable[[Tensor], Tensor]:

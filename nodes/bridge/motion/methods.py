@@ -79,7 +79,8 @@ class BetweenMethod:
 
 def require_no_camera(host: HostDenoiser, held: str) -> None:
     """Raise InputError if positive shows each frame its own view of the picture; `held` says who minds."""
-    if host.conditioning.first.ndim > 4:
+    entries = host.executor.class_obj.conds["positive"]
+    if any(read_conditioning(entry, host.clip_frames).first.ndim > 4 for entry in entries):
         raise InputError(
             f"{held} the clip to its picture, and Stable Video Camera leaves it: put only one of them in the workflow"
         )

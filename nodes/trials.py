@@ -150,8 +150,8 @@ def require_one_view(positive: list) -> None:
     """Raise InputError if positive shows each frame a picture of its own, which new noise would replace."""
     if any(len(held.get("concat_latent_image", ())) > 1 for _, held in positive):
         raise InputError(
-            "augmentation is swept and positive shows a camera's views: sweep another setting, or connect positive "
-            "before Stable Video Camera"
+            "augmentation is swept and positive shows views of Stable Video Camera or Drag: sweep another setting, or "
+            "connect positive before those"
         )
 
 

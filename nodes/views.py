@@ -16,7 +16,7 @@ from ..svd_core.motion import CameraMove, ObjectMove, dragged, filmed, view_late
 from ..svd_core.motion.camera import MAX_PAN, MAX_ROLL, MAX_ZOOM
 from ..svd_core.motion.drag import MAX_SCALE, MAX_TURN, MAX_WAY
 from .checks import require_vae
-from .conditioning import flattened
+from .conditioning import flattened, require_picture
 from .inputs import checked
 from .motion import frames_of_one_clip
 from .widgets import vae_input
@@ -83,8 +83,8 @@ class StableVideoDrag(io.ComfyNode):
             display_name="Stable Video Drag",
             category="video/stable video",
             description=(
-                "Paint a thing and say where it goes; the model draws how. Several follow each other through views, and "
-                "a camera comes last. Takes no more steps, and encodes one view for each frame."
+                "Paint a thing and say where it goes; the model draws how. Several follow each other by views, and a "
+                "camera comes last. Takes no more steps, and encodes one view for each frame."
             ),
             search_aliases=["drag", "trajectory", "move object", "motion direction", "motion brush", "dragnuwa"],
             inputs=[
@@ -203,10 +203,13 @@ def shown(
     frames = frames_of_one_clip(latent)
     require_vae(vae)
     first = one_still(positive, latent["samples"])
+    require_length(positive, frames)
+    require_picture(image)
     require_pictures(image, frames, *(PIXELS_PER_LATENT * side for side in first.shape[-2:]))
     views = moved(flattened(image).cpu().movedim(-1, 1) * 2 - 1, frames)
     latents = view_latents(first, views, _encoder(vae, frames))[0]
-    entries = [[context, {**held, "concat_latent_image": latents}] for context, held in positive]
+    told = {"concat_latent_image": latents, "num_video_frames": frames}
+    entries = [[context, {**held, **told}] for context, held in positive]
     return io.NodeOutput(entries, (views.movedim(1, -1) + 1) / 2)
 
 
@@ -247,6 +250,16 @@ def one_still(positive: list, samples: Tensor) -> Tensor:
         )
         raise InputError(f"positive is for {given} pixels and the latent for {needed}: take both from one conditioning")
     return first.float().cpu()
+
+
+def require_length(positive: list, frames: int) -> None:
+    """Raise InputError if an entry of positive is for clips of another length."""
+    for wanted in (held.get("num_video_frames", frames) for _, held in positive):
+        if wanted != frames:
+            raise InputError(
+                f"the latent is for a clip of {frames} frames and positive for {wanted}: take both from one Stable "
+                "Video Conditioning"
+            )
 
 
 def _encoder(vae: VAE, views: int) -> Callable[[Tensor], Tensor]:

@@ -191,6 +191,11 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
         )
     if "num_video_frames" in positive and first.shape[0] not in (1, latent.shape[0]):
         described = first.shape[0] // clips.num_frames
+        if first.shape[0] % clips.num_frames:
+            raise InputError(
+                f"the latent holds {latent.shape[0]} frames and the conditioning shows {first.shape[0]}: take both "
+                "from the same nodes, and use no other one for length beside Stable Video Camera or Drag"
+            )
         raise InputError(
             f"the latent holds {clips.count} clips and the conditioning {described}: use the latent of the same Stable "
             "Video Conditioning"

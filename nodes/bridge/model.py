@@ -127,6 +127,7 @@ class StableVideoModel(comfy.model_base.SVD_img2vid):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Native conditioning that may also set the length of one clip; ComfyUI treats a batch as one clip."""
         require_numbers(kwargs)
+        require_rows(kwargs)
         conds = super().extra_conds(**kwargs)
         if "num_video_frames" in kwargs:
             conds["num_video_frames"] = comfy.conds.CONDConstant(kwargs["num_video_frames"])
@@ -166,6 +167,17 @@ def require_numbers(conditioning: Mapping[str, Any]) -> None:
             raise InputError(
                 f"the conditioning's {name} is {value!r}, which is no number: connect Stable Video Conditioning"
             )
+
+
+def require_rows(conditioning: Mapping[str, Any]) -> None:
+    """Raise InputError if the conditioning shows each frame a picture of its own, as for several clips or a moving
+    camera, and the run has another number of frames: ComfyUI would spread the pictures over it."""
+    shown, noise = (conditioning.get(name) for name in ("concat_latent_image", "noise"))
+    if "num_video_frames" in conditioning and shown is not None and len(shown) not in (1, len(noise)):
+        raise InputError(
+            f"the conditioning shows {len(shown)} frames and the latent holds {len(noise)}: take both from the same "
+            "nodes, without one that cuts or repeats the latent between"
+        )
 
 
 def make_room(patcher: comfy.model_patcher.ModelPatcher | None, share: float) -> None:

@@ -32,6 +32,13 @@ _PLAIN = [field.name for field in dataclasses.fields(RecordedControls) if field.
 _ABOUT = {"feather": "brush", "colour_hold": "window"}
 """Flags that do nothing without another."""
 
+_PAINTED = {
+    "brush": ("mask", "paint it on the picture"),
+    "drag": ("mask", "paint it on the picture"),
+    "depth": ("depth map", "make it from the picture"),
+}
+"""Controls that are a grey picture over the still, what they are called, and how they get its size."""
+
 _BLACK = (0, 0, 0)
 
 
@@ -50,9 +57,11 @@ def controls_from_flags(given: Mapping[str, Any]) -> RecordedControls:
 
 
 def _camera(given: Mapping[str, Any]) -> CameraMove | None:
-    """The camera among the flags; None without any. Raises InputError for --ease without anything that moves."""
+    """The camera among the flags; None without any. Raises InputError for --ease or --depth without what moves."""
     moves = {name: given[name] for name in ("zoom", "roll") if name in given}
     moves |= dict(zip(("pan_x", "pan_y"), given.get("pan", ()), strict=False))
+    if "depth" in given and not moves:
+        raise InputError("--depth is about --pan, --zoom or --roll, and none was given: give one, or leave it out")
     if "ease" in given and not moves and "drag" not in given:
         raise InputError("--ease is about --pan, --zoom, --roll or --drag, and none was given: give one")
     return CameraMove(**moves, ease=given.get("ease", False)) if moves else None
@@ -105,9 +114,9 @@ def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Setti
     """The controls with their files read, and fitted as the picture (H, W, 3) is. Raises InputError."""
     width, height = clip_size(picture, settings, variant)
     fields = {name: getattr(chosen, name) for name in (*_PLAIN, *_CURVES, *_MOVES)}
-    for name in ("brush", "depth", "drag"):
+    for name in _PAINTED:
         if getattr(chosen, name) is not None:
-            fields[name] = _mask(getattr(chosen, name).path, picture, (width, height), settings.fit)
+            fields[name] = _painted(name, getattr(chosen, name).path, picture, (width, height), settings.fit)
     if chosen.end is not None:
         end = load_image(chosen.end.path, settings.background)
         fields["end"] = fit_image(end, width, height, settings.fit, settings.background).image
@@ -116,13 +125,14 @@ def read_controls(chosen: RecordedControls, picture: np.ndarray, settings: Setti
     return Controls(**fields)
 
 
-def _mask(path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+def _painted(name: str, path: str | Path, picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
     """A mask or depth map (H, W) of the clip's size, from one of the picture's or of the clip's. Transparent parts and
     what a padded picture leaves free are black: still, or far."""
     mask = load_image(path, _BLACK)
     if mask.shape[:2] not in (picture.shape[:2], size[::-1]):
+        called, remedy = _PAINTED[name]
         painted, needed = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, picture))
-        raise InputError(f"mask {path} is {painted} and the picture {needed}: paint it on the picture, at its size")
+        raise InputError(f"{called} {path} is {painted} and the picture {needed}: {remedy}, at its size")
     # Bilinear, because a filter that overshoots would set parts free beside the painted ones.
     return fit_image(mask, *size, fit, _BLACK, Image.Resampling.BILINEAR).image.mean(axis=-1)
 

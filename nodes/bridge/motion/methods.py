@@ -68,7 +68,7 @@ class BetweenMethod:
     order = 1
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
-        require_no_camera(host, "In-Between and Loop hold")
+        require_no_views(host, "In-Between and Loop hold")
         if self.end is None or self.sequential:
             require_one_start(host)
         start = host.conditioning
@@ -77,11 +77,12 @@ class BetweenMethod:
         return Between(denoise, end, held, loop=self.end is None, around=partial(hints_of, host.executor.class_obj))
 
 
-def require_no_camera(host: HostDenoiser, held: str) -> None:
+def require_no_views(host: HostDenoiser, held: str) -> None:
     """Raise InputError if positive shows each frame its own view of the picture; `held` says who minds."""
-    if host.conditioning.first.ndim > 4:
+    entries = host.executor.class_obj.conds["positive"]
+    if any(read_conditioning(entry, host.clip_frames).first.ndim > 4 for entry in entries):
         raise InputError(
-            f"{held} the clip to its picture, and Stable Video Camera leaves it: put only one of them in the workflow"
+            f"{held} the clip to its picture, and Stable Video Camera or Drag moves that: put only one of them in the workflow"
         )
 
 
@@ -109,7 +110,7 @@ class LongTakeMethod:
     order = 2
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
-        require_no_camera(host, "Long Take holds")
+        require_no_views(host, "Long Take holds")
         colour = Statistics.of(host.conditioning.first * LATENT_SCALE)
         guider = host.executor.class_obj
         device, around = guider.model_patcher.load_device, partial(hints_of, guider)
@@ -125,7 +126,7 @@ class BrushMethod:
     order = 3
 
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
-        require_no_camera(host, "Motion Brush holds")
+        require_no_views(host, "Motion Brush holds")
         sigmas = host.options["transformer_options"]["sample_sigmas"]
         levels = sigmas[sigmas > 0]
         return Brushed(denoise, self.brush.cells(), self.still, float(levels[-1]), float(levels[0]))

@@ -82,7 +82,7 @@ def require_no_views(host: HostDenoiser, held: str) -> None:
     entries = host.executor.class_obj.conds["positive"]
     if any(read_conditioning(entry, host.clip_frames).first.ndim > 4 for entry in entries):
         raise InputError(
-            f"{held} the clip to its picture, and Stable Video Camera or Drag moves that: put only one of them in the workflow"
+            f"{held} the clip to its picture, and Stable Video Camera or Drag moves that: use only one of them"
         )
 
 

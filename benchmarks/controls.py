@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import max_pool2d
 
 from svd_core.conditioning import Conditioning
 from svd_core.config import PIXELS_PER_LATENT
@@ -32,9 +33,11 @@ from svd_core.motion import (
     CameraMove,
     ClipDenoiser,
     LongTake,
+    ObjectMove,
     Statistics,
     Windows,
     Wrap,
+    dragged,
     sample_in_turns,
     seam_score,
     unstuck,
@@ -373,6 +376,62 @@ def moved_still(scene: Scene, move: CameraMove) -> np.ndarray:
     return ((torch.stack(views).movedim(1, -1) + 1) / 2).numpy()
 
 
+THING_SHARE = (0.002, 0.1)
+"""Least and most of the picture that what moves in a drawn scene may cover, to be one thing that can be dragged."""
+
+DRAGGED = 0.25
+
+
+def drag(bench: Bench) -> Iterable[Figure]:
+    """How far what is dragged follows: 1 is as far as in the views themselves, measured likewise. In the first scenes
+    in which one thing moves; it is dragged across, towards the picture's middle."""
+    follows, plain, rest = [], [], []
+    for scene, thing in things(bench):
+        right = DRAGGED if float((thing * torch.linspace(-1, 1, thing.shape[1])).sum()) < 0 else -DRAGGED
+        views = dragged(as_pixels(scene.still), thing, ObjectMove(right=right), len(scene.frames))
+        asked = ((views.movedim(1, -1) + 1) / 2).numpy()
+        clip = bench.render(scene, drag=thing, drag_move=ObjectMove(right=right))
+        before = bench.render(scene)
+        way = across(asked, thing, right)
+        follows.append(across(clip, thing, right) / way)
+        plain.append(across(before, thing, right) / way)
+        far = away(thing)
+        rest.append(float(np.linalg.norm(optical_flow(clip), axis=-1)[:, far].mean()))
+        rest[-1] /= float(np.linalg.norm(optical_flow(before), axis=-1)[:, far].mean())
+    detail = f"{_each(follows)}; without a drag {_each(plain)}"
+    yield Figure("drag: the thing followed", float(np.median(follows)), "of the way", detail=detail)
+    yield Figure("drag: flow in other rows over the plain clip's", float(np.median(rest)), "times", detail=_each(rest))
+
+
+def things(bench: Bench) -> Iterable[tuple[Scene, torch.Tensor]]:
+    """The first scenes in which what moves is one small thing, and its mask (H, W) in the still."""
+    found, number = 0, 0
+    while found < bench.scenes:
+        scene = bench.scene(number)
+        number += 1
+        flow = np.linalg.norm(optical_flow(scene.frames[:2])[0], axis=-1)
+        thing = torch.from_numpy((flow > 0.5 * flow.max()).astype(np.float32))
+        thing = max_pool2d(thing[None, None], 3, 1, 1)[0, 0]
+        if THING_SHARE[0] < float(thing.mean()) < THING_SHARE[1]:
+            found += 1
+            yield scene, thing
+
+
+def across(frames: np.ndarray, thing: torch.Tensor, right: float) -> float:
+    """Mean flow, in pixels a step, along the way of a thing (H, W) that goes to the right, measured where it should
+    be."""
+    steps = len(frames) - 1
+    flow, width = optical_flow(frames)[..., 0], frames.shape[2]
+    places = [torch.roll(thing, round(right * width * step / steps), dims=1).numpy() > 0 for step in range(steps)]
+    return float(np.mean([each[place].mean() for each, place in zip(flow, places, strict=True)]) * np.sign(right))
+
+
+def away(thing: torch.Tensor) -> np.ndarray:
+    """Mask (H, W) of the rows in which the thing never is."""
+    rows = (max_pool2d(thing[None, None], (9, 1), 1, (4, 0))[0, 0] > 0).any(dim=1)
+    return (~rows)[:, None].expand_as(thing).numpy()
+
+
 PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "long_take": long_take,
     "guided_take": guided_take,
@@ -382,6 +441,7 @@ PARTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "curves": curves,
     "brush": brush,
     "camera": camera,
+    "drag": drag,
     "memory": memory,
 }
 """Longest first, so that processes share them evenly."""

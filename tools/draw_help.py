@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 import svd_core
 from svd_core.config import VARIANTS
 from svd_core.demo import DEMO_MODEL
-from svd_core.motion import CameraMove
+from svd_core.motion import CameraMove, ObjectMove
 from svd_core.sampling import (
     align_your_steps_sigmas,
     constant_guidance,
@@ -133,6 +133,31 @@ def camera_panels() -> list[Panel]:
         name: model().render(still(), chosen, svd_core.Controls(camera=move)).frames for name, move in moves.items()
     }
     return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]
+
+
+def drag_panels() -> list[Panel]:
+    """The demo picture's rocket sent three ways."""
+    chosen = Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
+    moves = {
+        "right 0.4": ObjectMove(right=0.4),
+        "down -0.25": ObjectMove(down=-0.25),
+        "right 0.1, scale 1.8": ObjectMove(right=0.1, scale=1.8),
+    }
+    return [
+        Panel(
+            name, _in_bytes(model().render(still(), chosen, svd_core.Controls(drag=_rocket(), drag_move=move)).frames)
+        )
+        for name, move in moves.items()
+    ]
+
+
+def _rocket() -> np.ndarray:
+    """Mask (64, 128) of the demo picture's rocket: what is not the sky's colour in its part of the picture."""
+    mask = np.zeros((HEIGHT, WIDTH), np.float32)
+    part = (slice(24, 56), slice(18, 52))
+    picture = np.asarray(still().resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), np.float32)[part] / 255
+    mask[part] = np.abs(picture - np.median(picture.reshape(-1, 3), axis=0)).sum(axis=-1) > 0.35
+    return mask
 
 
 # Fitted pictures by the nodes
@@ -289,6 +314,7 @@ PICTURES: dict[str, Callable[[], list[Image.Image]]] = {
     "steps": lambda: row(clips("steps", (3, 8, 16))),
     "guidance": lambda: row(guidance_panels()),
     "camera": lambda: row(camera_panels()),
+    "drag": lambda: row(drag_panels()),
     "long_take": lambda: row(long_take_panels()),
     "fit": lambda: row(fit_panels(), scale=1),
     "unfit": lambda: row(unfit_panels(), scale=1),

@@ -435,6 +435,41 @@ def camera() -> Graph:
     return graph
 
 
+def drag() -> Graph:
+    graph = Graph(
+        "drag",
+        "Drag",
+        "## Drag\n\nPaint a thing and say where it goes: here the rocket flies up and to the right, and comes a little "
+        "closer. The preview shows **views**, the draft that the clip follows.\n\nPaint your own with ComfyUI's mask "
+        "editor, or send any mask through a **Fit Picture** with the same widgets as the picture's. Several things: "
+        "connect **views** to **image** of another Drag; a **Camera** comes last.\n\n`rocket_mask.png` lies in this "
+        "pack's `workflows/assets`; if **Load Image** does not know it, drop it there.",
+    )
+    loader = _load(graph, SVD)
+    fitted = _fitted(graph, _picture(graph)["IMAGE"])
+    painted = _fitted(graph, _picture(graph, MASK.name)["IMAGE"])
+    mask = graph.add("ImageToMask", 1, MOTION, image=painted["image"], channel="red")
+    conditioning = _condition(graph, loader, fitted["image"], 14)
+    sent = graph.add(
+        "StableVideoDrag",
+        2,
+        CONTROL,
+        positive=conditioning["positive"],
+        vae=loader["VAE"],
+        latent=conditioning["latent"],
+        image=fitted["image"],
+        mask=mask["MASK"],
+        right=0.25,
+        down=-0.15,
+        scale=1.2,
+    )
+    graph.add("PreviewImage", 2, CONTROL, images=sent["views"])
+    conds = {"positive": sent["positive"], "negative": conditioning["negative"]}
+    sampled = _sample(graph, loader, conds, conditioning["latent"], column=3)
+    _finish(graph, loader, sampled["latent"], "drag", column=4)
+    return graph
+
+
 def unstick() -> Graph:
     graph = Graph(
         "unstick",
@@ -488,6 +523,7 @@ WORKFLOWS: tuple[tuple[Callable[[], Graph], Card], ...] = (
     (loop, Card("loop")),
     (long_take, Card("long take")),
     (camera, Card("camera")),
+    (drag, Card("drag")),
     (unstick, Card("un-stick")),
     (curves, Card("curves")),
 )

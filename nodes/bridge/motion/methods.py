@@ -114,4 +114,6 @@ class BrushMethod:
     def wrap(self, denoise: ClipDenoiser, host: HostDenoiser) -> ClipDenoiser:
         sigmas = host.options["transformer_options"]["sample_sigmas"]
         levels = sigmas[sigmas > 0]
+        if not len(levels):
+            raise InputError("every noise level is 0, needed at least one above: connect other sigmas")
         return Brushed(denoise, self.brush.cells(), self.still, float(levels[-1]), float(levels[0]))

@@ -113,7 +113,7 @@ class ClipGuider(comfy.samplers.CFGGuider):
         if bool((weights != 1).any()):
             scales = weights.repeat(clips.count)[:, None, None, None].to(self.model_patcher.load_device)
             options |= {"sampler_cfg_function": _per_frame(scales), "disable_cfg1_optimization": True}
-        if not _shares_branches(options):
+        if not _shares_branches(options, self.model_patcher):
             options["sampler_calc_cond_batch_function"] = _branches_apart
         if clips.count > 1 and not isinstance(self.model_patcher.model, StableVideoModel):
             kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
@@ -150,11 +150,13 @@ def _branches_apart(args: dict[str, Any]) -> list[Tensor]:
     return [alone(place) if cond else torch.zeros_like(x) for place, cond in enumerate(conds)]
 
 
-def _shares_branches(options: dict[str, Any]) -> bool:
-    """Whether something else already controls how branches run: a cache that needs both, or several GPUs."""
+def _shares_branches(options: dict[str, Any], patcher: ModelPatcher) -> bool:
+    """Whether something else already controls how branches run: a cache that needs both, or several GPUs. ComfyUI puts
+    the MODEL's own wrappers into the options only when the run begins."""
     kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
     wrapped = comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
-    return bool(wrapped) or "multigpu_clones" in options or "sampler_calc_cond_batch_function" in options
+    own = patcher.get_all_wrappers(kind)
+    return bool(wrapped or own) or "multigpu_clones" in options or "sampler_calc_cond_batch_function" in options
 
 
 def _clips_apart(num_frames: int) -> Callable[..., Tensor]:
@@ -190,11 +192,11 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
             "Video Conditioning, or fit its picture to the latent's size"
         )
     if "num_video_frames" in positive and first.shape[0] not in (1, latent.shape[0]):
-        described = first.shape[0] // clips.num_frames
-        if first.shape[0] % clips.num_frames:
+        described, rest = divmod(first.shape[0], clips.num_frames)
+        if rest:
             raise InputError(
-                f"the latent holds {latent.shape[0]} frames and the conditioning shows {first.shape[0]}: take both "
-                "from the same nodes, and use no other one for length beside Stable Video Camera or Drag"
+                f"the conditioning holds {first.shape[0]} pictures for {clips.count} clips of {clips.num_frames} "
+                "frames: take positive and latent from the same nodes, without one that cuts or repeats the latent between"
             )
         raise InputError(
             f"the latent holds {clips.count} clips and the conditioning {described}: use the latent of the same Stable "

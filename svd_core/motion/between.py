@@ -119,9 +119,12 @@ def sample_sequential(
     """ViBiDSampler (arXiv 2410.05651, algorithm 1) with Euler steps: go down one level with the forward prediction, add
     noise back to the previous level, go down again with the backward prediction. Two model calls per step.
 
-    Uses the model's own guidance, not the paper's CFG++. Otherwise like the samplers of `svd_core.sampling`.
+    Uses the model's own guidance, not the paper's CFG++. Otherwise like the samplers of `svd_core.sampling`. Raises
+    InputError for levels that rise.
     """
     sigmas, x = sigmas.cpu(), x.float()
+    if bool((sigmas.diff() > 0).any()):
+        raise InputError("the noise levels rise, and in turns only goes down: give falling sigmas, or choose fusion")
     noise = noise_sampler or seeded_noise((((extra_args or {}).get("seed") or 0) + 1) % 2**64, x)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
         level = sigma * x.new_ones(x.shape[0])

@@ -500,6 +500,67 @@ def test_a_sampler_that_cannot_run_in_turns_is_named(longer, loaded, input_error
         guider.sample(torch.zeros(8, 4, 8, 16), torch.zeros(8, 4, 8, 16), Other(), edm_sigmas(2))
 
 
+@pytest.fixture
+def cached():
+    """A model with one of ComfyUI's caches from step to step."""
+
+    def run(model, node="EasyCacheNode", threshold=0.0):
+        made = getattr(importlib.import_module("comfy_extras.nodes_easycache"), node)
+        return made.execute(model, threshold, 0.15, 0.95, False).result[0]
+
+    return run
+
+
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+@pytest.mark.parametrize("after", [False, True])
+def test_each_window_in_turn_has_a_step_cache_of_its_own(longer, cached, sample, loaded, node, after):
+    """At a threshold of 0 nothing is skipped. ComfyUI's caches do not expect a noise level that rises again."""
+    taken = longer(loaded.model if after else cached(loaded.model, node))
+    model = cached(taken["model"], node) if after else taken["model"]
+    plain = sample(**longer(), steps=8)["samples"]
+    assert torch.equal(sample(**{**taken, "model": model}, steps=8)["samples"], plain)
+
+
+def test_each_direction_in_turn_has_a_step_cache_of_its_own(between, cached, sample, loaded):
+    from comfy.patcher_extension import WrappersMP
+
+    model, latent = between(cached(loaded.model), method="in turns")
+    seen = []
+
+    def watch(executor, *args):
+        seen.append(args[-1]["transformer_options"]["easycache"])
+        return executor(*args)
+
+    model.add_wrapper(WrappersMP.CALC_COND_BATCH, watch)
+    sample(model, latent, steps=3)
+    forward, backward = ({id(each) for each in seen[way::2]} for way in (0, 1))
+    assert len(seen) == 6 and len(forward) == len(backward) == 1 and forward != backward
+
+
+@pytest.mark.parametrize(
+    ("control", "sigmas", "message"),
+    [
+        ("brush", [0.0, 0.0], "every noise level is 0, needed at least one above: connect other sigmas"),
+        (
+            "loop",
+            [1.0, 700.0],
+            "the noise levels rise, and in turns only goes down: give falling sigmas, or choose fusion",
+        ),
+    ],
+)
+def test_noise_levels_that_a_control_cannot_follow_are_refused(
+    brushed, call, loaded, conds, input_error, control, sigmas, message
+):
+    import comfy.samplers
+
+    loop = {"model": loaded.model, "latent": conds[2], "method": "in turns"}
+    model, latent = brushed() if control == "brush" else call("StableVideoLoop", **loop)
+    guider = call("StableVideoGuider", model=model, positive=conds[0], negative=conds[1])
+    euler, zeros = comfy.samplers.sampler_object("euler"), torch.zeros_like(latent["samples"])
+    with torch.inference_mode(), pytest.raises(input_error, match=message):
+        guider.sample(zeros + 1, zeros, euler, torch.tensor(sigmas))
+
+
 # Un-stick and Curves
 
 

@@ -394,6 +394,22 @@ def test_steps_left_open_are_the_checkpoints(call, loaded):
     assert len(call("StableVideoSigmas", model=loaded.model)) == 3
 
 
+def test_a_cache_that_needs_both_branches_gets_them_in_one_call(sample, conditioned, loaded):
+    """EasyCache decides by the first branch whether to skip both."""
+    from comfy.patcher_extension import WrappersMP
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    model, asked = EasyCacheNode.execute(loaded.model, 0.0, 0.15, 0.95, False).result[0], []
+
+    def watch(executor, *args):
+        asked.append([cond is not None for cond in args[1]])
+        return executor(*args)
+
+    model.add_wrapper(WrappersMP.CALC_COND_BATCH, watch)
+    sample(conditioned.one, model=model, steps=3)
+    assert asked == [[True, True]] * 3
+
+
 # What is refused, before the model runs
 
 
@@ -409,6 +425,9 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(sample, conditioned,
     refused("latent is for 128x128 pixels and the conditioning for 128x64: use the latent", torch.zeros(3, 4, 16, 16))
     refused("holds 4 frames, which is not a whole number of clips of 3: give 3", torch.zeros(4, 4, 8, 16))
     refused(r"latent is shape \(3, 16, 8, 16\); needed \(frames, 4,", torch.zeros(3, 16, 8, 16))
+    pictures = positive[0][1]["concat_latent_image"].repeat(2, 1, 1, 1)
+    uneven = [[positive[0][0], {**positive[0][1], "concat_latent_image": pictures}]]
+    refused("the conditioning holds 2 pictures for 1 clips of 3 frames: give it one picture", positive=uneven)
     refused("holds 3 clips and the conditioning 2", torch.zeros(9, 4, 8, 16), conditioned.two[0])
     refused("positive holds no picture: connect Stable Video Conditioning", positive=[[torch.zeros(1, 77, 32), {}]])
     narrow = [[positive[0][0][..., :16], positive[0][1]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,9 @@ def _sample_directions(
 class _ByDirection:
     """ComfyUI's model of a run, evaluated in one direction at a time."""
 
-    model: Callable[..., Tensor]
+    model: comfy.samplers.KSamplerX0Inpaint
     extra_args: dict[str, Any]
+    caches: tuple[_StepCache, _StepCache] = field(default_factory=lambda: (_StepCache(), _StepCache()))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self._evaluate("forward", x, sigma)
@@ -71,7 +72,8 @@ class _ByDirection:
         return self._evaluate("backward", x, sigma)
 
     def _evaluate(self, direction: str, x: Tensor, sigma: Tensor) -> Tensor:
-        options = {**self.extra_args["model_options"], ASKED: direction}
+        given = {**self.extra_args["model_options"], ASKED: direction}
+        options = self.caches[direction == "backward"].within(given, self.model)
         return self.model(x, sigma, **{**self.extra_args, "model_options": options})
 
 
@@ -115,7 +117,7 @@ class _OneWindow(comfy.samplers.KSamplerX0Inpaint):
     def __init__(self, whole: comfy.samplers.KSamplerX0Inpaint, part: Part) -> None:
         super().__init__(whole.inner_model, whole.sigmas)
         self.latent_image, self.noise = whole.latent_image[part.frames], whole.noise[part.frames]
-        self.window = part
+        self.window, self.cache = part, _StepCache()
 
     def __call__(
         self,
@@ -126,4 +128,26 @@ class _OneWindow(comfy.samplers.KSamplerX0Inpaint):
         seed: int | None = None,
     ) -> Tensor:
         mask = denoise_mask if denoise_mask is None or len(denoise_mask) == 1 else denoise_mask[self.window.frames]
-        return super().__call__(x, sigma, mask, {**model_options, ASKED: self.window}, seed)
+        options = self.cache.within({**model_options, ASKED: self.window}, self)
+        return super().__call__(x, sigma, mask, options, seed)
+
+
+_STEP_CACHE = "easycache"
+"""Key in `transformer_options` of what ComfyUI's EasyCache or LazyCache keeps from step to step."""
+
+
+@dataclass(slots=True, eq=False)
+class _StepCache:
+    """What EasyCache or LazyCache keeps for one window or direction: they take each call for the next step of one clip,
+    and EasyCache fails where the noise level rises again."""
+
+    own: Any = None
+
+    def within(self, options: dict[str, Any], model: comfy.samplers.KSamplerX0Inpaint) -> dict[str, Any]:
+        """The options of an evaluation with a cache of its own in place of the run's, if that has one."""
+        shared = options.get("transformer_options", {})
+        if _STEP_CACHE not in shared:
+            return options
+        if self.own is None:
+            self.own = shared[_STEP_CACHE].clone().prepare_timesteps(model.inner_model.inner_model.model_sampling)
+        return {**options, "transformer_options": {**shared, _STEP_CACHE: self.own}}

@@ -129,4 +129,6 @@ class BrushMethod:
         require_no_views(host, "Motion Brush holds")
         sigmas = host.options["transformer_options"]["sample_sigmas"]
         levels = sigmas[sigmas > 0]
+        if not len(levels):
+            raise InputError("every noise level is 0, needed at least one above: connect other sigmas")
         return Brushed(denoise, self.brush.cells(), self.still, float(levels[-1]), float(levels[0]))

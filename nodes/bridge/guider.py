@@ -196,7 +196,7 @@ def require_same_clips(positive: dict[str, Any], latent: Tensor, clips: Clips) -
         if rest:
             raise InputError(
                 f"the conditioning holds {first.shape[0]} pictures for {clips.count} clips of {clips.num_frames} "
-                "frames: take positive and latent from the same nodes, without one that cuts or repeats the latent between"
+                "frames: take both from the same nodes, without one that cuts or repeats the latent between"
             )
         raise InputError(
             f"the latent holds {clips.count} clips and the conditioning {described}: use the latent of the same Stable "

@@ -427,7 +427,7 @@ def test_what_does_not_fit_is_refused_before_the_model_runs(sample, conditioned,
     refused(r"latent is shape \(3, 16, 8, 16\); needed \(frames, 4,", torch.zeros(3, 16, 8, 16))
     pictures = positive[0][1]["concat_latent_image"].repeat(2, 1, 1, 1)
     uneven = [[positive[0][0], {**positive[0][1], "concat_latent_image": pictures}]]
-    refused("the conditioning holds 2 pictures for 1 clips of 3 frames: give it one picture", positive=uneven)
+    refused("the conditioning holds 2 pictures for 1 clips of 3 frames: take both from the same nodes", positive=uneven)
     refused("holds 3 clips and the conditioning 2", torch.zeros(9, 4, 8, 16), conditioned.two[0])
     refused("positive holds no picture: connect Stable Video Conditioning", positive=[[torch.zeros(1, 77, 32), {}]])
     narrow = [[positive[0][0][..., :16], positive[0][1]]]

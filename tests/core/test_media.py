@@ -646,6 +646,31 @@ def test_flat_colours_come_back(tmp_path, name, colour):
     assert np.abs(found - np.array(colour)).max() <= 3
 
 
+@pytest.mark.parametrize("colour", [(200, 30, 60), (255, 0, 0), (0, 0, 255)])
+@pytest.mark.parametrize(("matrix", "codec_range"), [(1, 1), (1, 2), (5, 1), (5, 2), (6, 1)])
+def test_a_movie_is_read_by_the_matrix_and_range_of_its_tags(tmp_path, matrix, codec_range, colour):
+    """PyAV before 17 takes every movie for BT.601 in limited range, unless it is asked to change matrix or range."""
+    path = tmp_path / "clip.mp4"
+    luma = {1: (0.2126, 0.7152, 0.0722), 5: (0.299, 0.587, 0.114), 6: (0.299, 0.587, 0.114)}[matrix]
+    with av.open(str(path), "w") as movie:
+        stream = movie.add_stream("libx264", rate=7, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, codec_range
+        planes = planes_of(np.array(colour) / 255, luma, limited=codec_range == 1)
+        movie.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        movie.mux(stream.encode())
+    assert np.abs(read_frames(path, 64 * 64 * 3)[0, 32, 32] * 255 - colour).max() <= 3
+
+
+def planes_of(colour, luma, *, limited):
+    """(96, 64) uint8: a flat 4:2:0 frame of one colour in [0, 1], by the luma coefficients of a matrix."""
+    y = colour @ np.array(luma)
+    chroma = [(colour[channel] - y) / (2 * (1 - luma[channel])) for channel in (2, 0)]
+    levels = [16 + 219 * y, *(128 + 224 * part for part in chroma)]
+    levels = levels if limited else [255 * y, *(128 + 255 * part for part in chroma)]
+    return np.repeat(np.rint(np.clip(levels, 0, 255)), (64, 16, 16)).astype(np.uint8)[:, None].repeat(64, axis=1)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "h264"), ("clip.webm", "vp9")])
 def test_movies_are_tagged_and_timed(tmp_path, name, codec):
     path = write_clip(smooth_clip(), tmp_path / name, 12)
@@ -781,6 +806,20 @@ def test_a_movie_needs_its_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "Codec", missing)
     with pytest.raises(OutputError, match="needs PyAV with libx264: pip install av"):
         check_output(tmp_path / "clip.mp4", 7)
+
+
+def test_a_pyav_that_is_too_old_is_refused_before_a_movie_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "__version__", "13.1.0")
+    with pytest.raises(OutputError, match=r"av 13.1.0 is too old, install 14.2 or newer, or write .webp"):
+        check_output(tmp_path / "clip.mp4", 7)
+    check_output(tmp_path / "clip.webp", 7)
+
+
+def test_a_pyav_that_is_too_old_reads_no_movie(tmp_path, monkeypatch):
+    path = write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.mp4", 7)
+    monkeypatch.setattr(av, "__version__", "14.1.0")
+    with pytest.raises(InputError, match=r"av 14.1.0 is too old, install 14.2 or newer"):
+        read_frames(path, 10**6)
 
 
 @pytest.mark.parametrize(

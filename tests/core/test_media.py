@@ -832,6 +832,37 @@ def test_frames_that_are_no_clip_are_refused(tmp_path, frames):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_clip_whose_file_another_program_has_open_is_written_beside_it(tmp_path, monkeypatch):
+    """As on Windows, where such a file cannot be replaced."""
+    replace = os.replace
+
+    def guarded(source, target):
+        if Path(target).name == "clip.webp":
+            raise PermissionError(13, "Access is denied", target)
+        replace(source, target)
+
+    (tmp_path / "clip.webp").write_bytes(b"old")
+    (tmp_path / "clip-1.webp").write_bytes(b"taken")
+    monkeypatch.setattr(os, "replace", guarded)
+    said = r"clip.webp cannot be replaced \(access is denied\), so it was written as clip-2.webp: close the program"
+    with pytest.raises(OutputError, match=said):
+        write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.webp", 7)
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.webp", "clip-1.webp", "clip-2.webp"}
+    assert (tmp_path / "clip.webp").read_bytes() == b"old"
+    assert frames_in(tmp_path / "clip-2.webp").shape == flat_clip((200, 30, 60)).shape
+
+
+def test_nothing_is_left_where_the_folder_allows_nothing(tmp_path, monkeypatch):
+    def guarded(source, target):
+        raise PermissionError(13, "Permission denied", target)
+
+    (tmp_path / "clip.webp").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", guarded)
+    with pytest.raises(OutputError, match=r"clip.webp cannot be written: permission denied, choose another place"):
+        write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.webp", 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.webp"]
+
+
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
 def test_odd_sizes_are_refused_by_movies(tmp_path, name):
     with pytest.raises(OutputError, match=r"63x64.*even"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ def printable(text: str) -> str:
     if line.isprintable():
         return line
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
+OLDEST = {"torch": (2, 4), "av": (14, 2)}
+"""The first versions with everything that is used here."""
+
+
+def too_old(package: str, version: str) -> str:
+    """Why an installed version of a package of `OLDEST` cannot be used, and what to do; "" if it can."""
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    needed = ".".join(map(str, OLDEST[package]))
+    return "" if found >= OLDEST[package] else f"{package} {version} is too old, install {needed} or newer"
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

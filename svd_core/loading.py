@@ -60,6 +60,8 @@ def _check(weights: str, device: torch.device | str, dtype: torch.dtype) -> None
         raise InputError(f"weights {weights!r} are not known: choose one of {', '.join(STORES)}")
     if weights == "fp8" and str(device).startswith("mps"):
         raise InputError(f"weights fp8 on {device}, which has no floats of 8 bits: choose int8 or whole")
+    if dtype == torch.float64 and str(device).startswith("mps"):
+        raise InputError(f"dtype {dtype} on {device}, which has no such floats: choose float32, or the CPU")
     if dtype not in NETWORK_DTYPES:
         names = ", ".join(map(str, NETWORK_DTYPES))
         raise InputError(f"dtype {dtype!r} is not one that the networks compute in: give one of {names}")

@@ -128,13 +128,15 @@ class StableVideoVAE(comfy.sd.VAE):
 
 
 def fold_quant(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fold the 1x1 `quant_conv` into the preceding `encoder.conv_out`: W' = Q W, b' = Q b + q."""
+    """Fold the 1x1 `quant_conv` into the preceding `encoder.conv_out`: W' = Q W, b' = Q b + q. On the CPU, because
+    Apple's GPUs have no float64."""
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("quant_conv.")}
     weight, bias = tensors["encoder.conv_out.weight"], tensors["encoder.conv_out.bias"]
-    mix = tensors["quant_conv.weight"].double().flatten(1)
-    folded = torch.einsum("oi,ihwk->ohwk", mix, weight.double())
-    kept["encoder.conv_out.weight"] = folded.to(weight.dtype)
-    kept["encoder.conv_out.bias"] = (mix @ bias.double() + tensors["quant_conv.bias"].double()).to(bias.dtype)
+    names = ("quant_conv.weight", "quant_conv.bias", "encoder.conv_out.weight", "encoder.conv_out.bias")
+    mix, shift, wide, short = (tensors[name].cpu().double() for name in names)
+    mix = mix.flatten(1)
+    kept["encoder.conv_out.weight"] = torch.einsum("oi,ihwk->ohwk", mix, wide).to(weight)
+    kept["encoder.conv_out.bias"] = (mix @ short + shift).to(bias)
     return kept
 
 

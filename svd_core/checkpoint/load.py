@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, Variant
-from ..errors import CheckpointError
+from ..errors import CheckpointError, too_old
 from ..model.backend import TORCH, Backend
 from ..model.clip_vision import CLIPVision
 from ..model.layout import laid_out
@@ -101,8 +101,10 @@ def open_checkpoint(path: str | Path, variant: str | Variant | None = None) -> C
     """Open a .safetensors file or a diffusers folder; reads headers only.
 
     `variant` overrides what the file says. Raises CheckpointError for anything that cannot be loaded strictly: another
-    family or format, damage, and missing, unknown, misshapen or non-float tensors.
+    family or format, damage, and missing, unknown, misshapen or non-float tensors; and for a torch that is too old.
     """
+    if old := too_old("torch", torch.__version__):
+        raise CheckpointError(f"{path} cannot be used: {old}")
     source = open_source(path)
     detection = detect(source, variant)
     require_match(source, detection)

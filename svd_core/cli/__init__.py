@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from ..errors import OutputError, StableVideoError, out_of_memory, precision_notices, printable
+from ..errors import InputError, OutputError, StableVideoError, out_of_memory, precision_notices, printable, too_old
 from .interrupts import Interrupts, signal_of
 
 UNUSABLE = 2
@@ -74,7 +74,17 @@ def _warnings_as_notes() -> AbstractContextManager[None]:
 
 
 def _import_libraries() -> None:
-    from . import commands as commands
+    """Raises InputError if a package is missing, or PyTorch too old to import the rest with."""
+    try:
+        import torch
+
+        if old := too_old("torch", torch.__version__):
+            raise InputError(f"this cannot run: {old}")
+        from . import commands as commands
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the package {error.name} is missing from {sys.executable}: pip install it, or run the Python that has it"
+        ) from error
 
 
 def _flush() -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from ..errors import InputError
+from ..errors import InputError, too_old
 from .pictures import DECODE_ERRORS
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
 
 MOVIES = {".mp4": "mp4", ".mov": "mp4", ".webm": "matroska", ".mkv": "matroska"}
@@ -27,6 +28,9 @@ PICTURE = ".png"
 
 LONGEST_NAME = 255
 """Most characters of a file's name on usual systems."""
+
+_BT601, _BT709, _FULL_RANGE = 5, 1, 2
+"""FFmpeg's codes for two matrices and for luma of 0-255."""
 
 DAMAGE = (*DECODE_ERRORS, Image.DecompressionBombError)
 """What Pillow, and PyAV through `opened`, raise on files that they cannot read."""
@@ -64,9 +68,11 @@ def opened_as(path: Path, container: str) -> Iterator[InputContainer]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """Open a movie with the container of its suffix; FFmpeg's errors become OSErrors."""
+    """Open a movie with the container of its suffix; FFmpeg's errors become OSErrors, and an old PyAV is one."""
     import av
 
+    if old := too_old("av", av.__version__):
+        raise OSError(old)
     try:
         with opened_as(path, MOVIES[path.suffix.lower()]) as movie:
             yield movie
@@ -160,4 +166,15 @@ def _movie(path: Path) -> Iterator[np.ndarray]:
     with opened(path) as movie:
         for frame in movie.decode(video=0):
             turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, from the phone's orientation
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+            yield np.ascontiguousarray(np.rot90(_in_rgb(frame), turns))
+
+
+def _in_rgb(frame: VideoFrame) -> np.ndarray:
+    """A movie's frame by the matrix and range of its tags -> (H, W, 3) uint8.
+
+    Before 17, PyAV heeds the tags only where matrix or range change. RGB has full range and no matrix, so that any
+    other one will do.
+    """
+    other = _BT709 if frame.colorspace == _BT601 else _BT601
+    tagged = {"src_colorspace": frame.colorspace, "src_color_range": frame.color_range}
+    return frame.reformat(format="rgb24", **tagged, dst_colorspace=other, dst_color_range=_FULL_RANGE).to_ndarray()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import OutputError
+from ..errors import OutputError, too_old
 from ..recipe import MAX_PLAYBACK_FPS, Recipe
 from .metadata import FRAME_NAME, MOVIE_KEY, exif, png_info
 from .whole import is_empty, reason_of, replacing
@@ -219,6 +219,8 @@ def _check_codec(target: Path, movie: _Movie) -> None:
         av.Codec(movie.codec, "w")
     except (ImportError, ValueError) as error:
         raise OutputError(f"output {target} needs PyAV with {movie.codec}: pip install av, or write .webp") from error
+    if old := too_old("av", av.__version__):
+        raise OutputError(f"output {target} cannot be written: {old}, or write .webp")
 
 
 def _folder(target: Path) -> Path:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from ..errors import OutputError
@@ -30,7 +31,7 @@ def replacing(target: Path) -> Iterator[Path]:
     If the target is an existing folder, or a link to one, it is kept and filled with the new folder's files, because it
     may be a mount point or a shell's current folder. It must be empty. A process that is killed meanwhile leaves the
     target intact, and a hidden scratch folder, which the first write there an hour later removes. Raises OutputError on
-    system errors.
+    system errors, and if an existing file cannot be replaced: the new one is then beside it, under a name of its own.
     """
     try:
         there = target.is_dir()
@@ -42,9 +43,26 @@ def replacing(target: Path) -> Iterator[Path]:
             if new.is_dir() and target.is_dir():
                 _fill(target.resolve(), new)
             else:
-                os.replace(new, target)
+                _put(new, target)
     except OSError as error:
         raise OutputError(f"output {target} cannot be written: {reason_of(error)}, choose another place") from error
+
+
+def _put(new: Path, target: Path) -> None:
+    """Move what was written into place. Windows lets nobody replace a file that another program, such as a player, has
+    open; hours of rendering are not thrown away for that."""
+    try:
+        os.replace(new, target)
+    except PermissionError as error:
+        if not (new.is_file() and target.is_file()):
+            raise
+        names = (target.with_stem(f"{target.stem}-{number}") for number in count(1))
+        beside = next(path for path in names if not path.exists())
+        os.replace(new, beside)  # fails in the same way where it is the folder that allows nothing
+        raise OutputError(
+            f"output {target} cannot be replaced ({reason_of(error)}), so it was written as {beside.name}: close the "
+            "program that has the old one open"
+        ) from error
 
 
 def is_empty(folder: Path) -> bool:

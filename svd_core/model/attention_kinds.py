@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -32,10 +33,16 @@ _WIDTHS = (64, 96, 128)
 
 def preferred(device: torch.device) -> AbstractContextManager[None]:
     """Context in which torch's attention tries cuDNN first on Hopper and flash first elsewhere, then more general
-    kernels; never one that the user has disabled. cuDNN took two thirds of flash's time on an H200. Class: rounding."""
-    if device.type != "cuda" or torch.version.hip or torch.compiler.is_compiling():
+    kernels; never one that the user has disabled. cuDNN took two thirds of flash's time on an H200. Before 2.6, torch
+    takes no order and keeps its own. Class: rounding."""
+    if device.type != "cuda" or torch.version.hip or torch.compiler.is_compiling() or not _takes_order():
         return nullcontext()
     return sdpa_kernel(order(torch.cuda.get_device_capability(device)), set_priority=True)
+
+
+@cache
+def _takes_order() -> bool:
+    return "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def order(capability: tuple[int, int]) -> list[SDPBackend]:

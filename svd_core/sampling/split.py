@@ -48,11 +48,16 @@ class GuidanceSplit:
 def split_guidance(device: torch.device) -> Iterator[GuidanceSplit]:
     """Join this process with the other one that torchrun started, over NCCL on a GPU, else over Gloo.
 
-    Raises InputError unless torchrun started exactly two processes.
+    Raises InputError unless torchrun started exactly two processes, and where PyTorch cannot join them.
     """
+    if not torch.distributed.is_available():
+        raise InputError("guidance cannot be split: this build of PyTorch joins no processes, render in a single one")
     if not torch.distributed.is_torchelastic_launched():
         raise InputError("guidance is split over two processes: start torchrun --nproc-per-node 2 -m svd_core ...")
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpu = device.type == "cuda"
+    if on_gpu and not torch.distributed.is_nccl_available():
+        raise InputError(f"guidance cannot be split on {device}: this build of PyTorch has no NCCL, as on Windows")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         processes = torch.distributed.get_world_size()
         if processes != PROCESSES:

@@ -64,6 +64,29 @@ def test_what_the_user_switched_off_stays_off(monkeypatch):
     assert order((9, 0)) == [FLASH, MATH]
 
 
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """What torch's context is asked for on an H200: the device is told that it is one."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    attention_kinds._takes_order.cache_clear()
+    yield asked
+    attention_kinds._takes_order.cache_clear()
+
+
+def test_torch_is_given_the_order(monkeypatch, on_hopper):
+    monkeypatch.setattr(attention_kinds, "sdpa_kernel", lambda kinds, set_priority=False: on_hopper.append(kinds))
+    attention_kinds.preferred(torch.device("cuda"))
+    assert on_hopper == [order((9, 0))]
+
+
+def test_torch_before_2_6_keeps_its_own_order(monkeypatch, on_hopper):
+    """Its context takes backends, and no word about their order."""
+    monkeypatch.setattr(attention_kinds, "sdpa_kernel", lambda kinds: on_hopper.append(kinds))
+    with attention_kinds.preferred(torch.device("cuda")):
+        assert not on_hopper
+
+
 def test_auto_is_the_usual_attention():
     assert attention_named("auto", usual) is usual
 

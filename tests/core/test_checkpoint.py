@@ -455,6 +455,13 @@ def test_another_family_is_named_and_told_what_to_do(tmp_path, family):
         inspect_checkpoint(path)
 
 
+def test_a_torch_that_is_too_old_loads_nothing(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path / "tiny.safetensors")
+    monkeypatch.setattr(torch, "__version__", "2.3.0")
+    with pytest.raises(CheckpointError, match=r"tiny.safetensors cannot be used: torch 2.3.0 is too old, install 2.4"):
+        load_modules(path)
+
+
 def test_a_file_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "no tensors")

@@ -867,6 +867,19 @@ def test_a_process_refuses_with_code_2_and_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["dot.png"]
 
 
+def test_a_torch_that_is_too_old_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", "2.3.1+cu121")
+    assert main(["inspect", str(DEMO_MODEL)]) == 2
+    assert capsys.readouterr().err == "error: this cannot run: torch 2.3.1+cu121 is too old, install 2.4 or newer\n"
+
+
+def test_a_missing_package_is_named_with_the_python_that_lacks_it():
+    hide = "import sys; sys.modules['einops'] = None; from svd_core.cli import main; sys.exit(main(['inspect', 'x']))"
+    done = subprocess.run([sys.executable, "-c", hide], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the package einops is missing from [^\n]*: pip install it, or [^\n]*\n", done.stderr)
+
+
 WRITES_FOR_EVER = """
 import time
 from svd_core.cli import main, render

@@ -646,6 +646,31 @@ def test_flat_colours_come_back(tmp_path, name, colour):
     assert np.abs(found - np.array(colour)).max() <= 3
 
 
+@pytest.mark.parametrize("colour", [(200, 30, 60), (255, 0, 0), (0, 0, 255)])
+@pytest.mark.parametrize(("matrix", "codec_range"), [(1, 1), (1, 2), (5, 1), (5, 2), (6, 1)])
+def test_a_movie_is_read_by_the_matrix_and_range_of_its_tags(tmp_path, matrix, codec_range, colour):
+    """PyAV before 17 takes every movie for BT.601 in limited range, unless it is asked to change matrix or range."""
+    path = tmp_path / "clip.mp4"
+    luma = {1: (0.2126, 0.7152, 0.0722), 5: (0.299, 0.587, 0.114), 6: (0.299, 0.587, 0.114)}[matrix]
+    with av.open(str(path), "w") as movie:
+        stream = movie.add_stream("libx264", rate=7, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, codec_range
+        planes = planes_of(np.array(colour) / 255, luma, limited=codec_range == 1)
+        movie.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        movie.mux(stream.encode())
+    assert np.abs(read_frames(path, 64 * 64 * 3)[0, 32, 32] * 255 - colour).max() <= 3
+
+
+def planes_of(colour, luma, *, limited):
+    """(96, 64) uint8: a flat 4:2:0 frame of one colour in [0, 1], by the luma coefficients of a matrix."""
+    y = colour @ np.array(luma)
+    chroma = [(colour[channel] - y) / (2 * (1 - luma[channel])) for channel in (2, 0)]
+    levels = [16 + 219 * y, *(128 + 224 * part for part in chroma)]
+    levels = levels if limited else [255 * y, *(128 + 255 * part for part in chroma)]
+    return np.repeat(np.rint(np.clip(levels, 0, 255)), (64, 16, 16)).astype(np.uint8)[:, None].repeat(64, axis=1)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "h264"), ("clip.webm", "vp9")])
 def test_movies_are_tagged_and_timed(tmp_path, name, codec):
     path = write_clip(smooth_clip(), tmp_path / name, 12)
@@ -783,6 +808,20 @@ def test_a_movie_needs_its_encoder(tmp_path, monkeypatch):
         check_output(tmp_path / "clip.mp4", 7)
 
 
+def test_a_pyav_that_is_too_old_is_refused_before_a_movie_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "__version__", "13.1.0")
+    with pytest.raises(OutputError, match=r"av 13.1.0 is too old, install 14.2 or newer, or write .webp"):
+        check_output(tmp_path / "clip.mp4", 7)
+    check_output(tmp_path / "clip.webp", 7)
+
+
+def test_a_pyav_that_is_too_old_reads_no_movie(tmp_path, monkeypatch):
+    path = write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.mp4", 7)
+    monkeypatch.setattr(av, "__version__", "14.1.0")
+    with pytest.raises(InputError, match=r"av 14.1.0 is too old, install 14.2 or newer"):
+        read_frames(path, 10**6)
+
+
 @pytest.mark.parametrize(
     "frames",
     [np.zeros((0, 64, 64, 3)), np.zeros((64, 64, 3)), np.full((2, 64, 64, 3), np.nan), np.full((2, 64, 64, 3), 1.01)],
@@ -791,6 +830,37 @@ def test_frames_that_are_no_clip_are_refused(tmp_path, frames):
     with pytest.raises(OutputError, match=r"no clip|NaN or values outside"):
         write_clip(frames, tmp_path / "clip.mp4", 7)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_whose_file_another_program_has_open_is_written_beside_it(tmp_path, monkeypatch):
+    """As on Windows, where such a file cannot be replaced."""
+    replace = os.replace
+
+    def guarded(source, target):
+        if Path(target).name == "clip.webp":
+            raise PermissionError(13, "Access is denied", target)
+        replace(source, target)
+
+    (tmp_path / "clip.webp").write_bytes(b"old")
+    (tmp_path / "clip-1.webp").write_bytes(b"taken")
+    monkeypatch.setattr(os, "replace", guarded)
+    said = r"clip.webp cannot be replaced \(access is denied\), so it was written as clip-2.webp: close the program"
+    with pytest.raises(OutputError, match=said):
+        write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.webp", 7)
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.webp", "clip-1.webp", "clip-2.webp"}
+    assert (tmp_path / "clip.webp").read_bytes() == b"old"
+    assert frames_in(tmp_path / "clip-2.webp").shape == flat_clip((200, 30, 60)).shape
+
+
+def test_nothing_is_left_where_the_folder_allows_nothing(tmp_path, monkeypatch):
+    def guarded(source, target):
+        raise PermissionError(13, "Permission denied", target)
+
+    (tmp_path / "clip.webp").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", guarded)
+    with pytest.raises(OutputError, match=r"clip.webp cannot be written: permission denied, choose another place"):
+        write_clip(flat_clip((200, 30, 60)), tmp_path / "clip.webp", 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.webp"]
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])

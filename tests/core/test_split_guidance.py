@@ -96,6 +96,21 @@ def test_one_process_alone_cannot_split():
         pass
 
 
+def test_a_torch_that_joins_no_processes_says_so(monkeypatch):
+    """AMD's builds for Windows, whose torch.distributed lacks the other functions, too."""
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_torchelastic_launched")
+    with pytest.raises(InputError, match="cannot be split: this build"), split_guidance(torch.device("cpu")):
+        pass
+
+
+def test_a_torch_without_nccl_says_so(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(InputError, match=r"on cuda:0: .* has no NCCL"), split_guidance(torch.device("cuda:0")):
+        pass
+
+
 def run(processes, *command):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

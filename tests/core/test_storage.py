@@ -129,6 +129,12 @@ def test_fp8_is_refused_where_there_are_no_such_numbers(tmp_path):
         svd_core.load_checkpoint(path, device="mps", weights="fp8")
 
 
+def test_float64_is_refused_where_there_are_no_such_numbers(tmp_path):
+    path = write_checkpoint(tmp_path / "tiny.safetensors")
+    with pytest.raises(InputError, match=r"dtype torch.float64 on mps, which has no such floats: choose float32"):
+        svd_core.load_checkpoint(path, device="mps", dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     ("device", "said"),
     [

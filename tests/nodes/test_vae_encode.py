@@ -60,3 +60,28 @@ def test_room_is_asked_for_what_is_counted(loaded, still, monkeypatch, part):
     network, usable = loaded.vae.first_stage_model, part("svd_core.device_memory").USABLE
     counted = network.encode_plan((1, 3, *still.shape[1:3]), loaded.vae.device).device_bytes
     assert asked == [int(counted / usable) + 3 * 264 * 328 * loaded.vae.vae_dtype.itemsize]
+
+
+class OnApple(torch.Tensor):
+    """A tensor that has no float64 until it is on the CPU, as on Apple's GPUs."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_on_a_device_without_float64_can_be_saved(part):
+    shapes = {"encoder.conv_out": (8, 6, 3, 3), "quant_conv": (8, 8, 1, 1)}
+    tensors = {f"{name}.weight": torch.rand(shape) for name, shape in shapes.items()}
+    tensors |= {f"{name}.bias": torch.rand(shape[0]) for name, shape in shapes.items()}
+    expected = part("nodes.bridge.vae").fold_quant(tensors)
+    folded = part("nodes.bridge.vae").fold_quant({key: each.as_subclass(OnApple) for key, each in tensors.items()})
+    assert folded.keys() == expected.keys() == {"encoder.conv_out.weight", "encoder.conv_out.bias"}
+    pixels = torch.rand(1, 6, 5, 5)
+    apart = torch.nn.functional.conv2d(pixels, tensors["encoder.conv_out.weight"], tensors["encoder.conv_out.bias"])
+    apart = torch.nn.functional.conv2d(apart, tensors["quant_conv.weight"], tensors["quant_conv.bias"])
+    for found in (expected, folded):
+        whole = torch.nn.functional.conv2d(pixels, found["encoder.conv_out.weight"], found["encoder.conv_out.bias"])
+        torch.testing.assert_close(whole.as_subclass(torch.Tensor), apart, rtol=1e-5, atol=1e-5)

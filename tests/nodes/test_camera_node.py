@@ -218,7 +218,7 @@ def test_it_is_the_cores_clip(filmed, sample, reference, conds):
 
 
 @pytest.mark.parametrize("augmentation", [0.0, 0.2])
-def test_native_conditioning_is_filmed_too(film, sample, loaded, pictures, augmentation):
+def test_native_conditioning_is_filmed_too(film, sample, loaded, pictures, input_error, augmentation):
     positive, negative, latent = native_conditioning(loaded, pictures[:1], augmentation=augmentation)
     made = film(positive, latent=latent)
     assert torch.equal(views_of(made)[:1], views_of(positive).float())
@@ -226,6 +226,11 @@ def test_native_conditioning_is_filmed_too(film, sample, loaded, pictures, augme
     views = views_of(made)
     shown = shown_in_a_run(loaded.model, (made, negative), latent)
     assert sum(torch.equal(each, views) for each in shown) == 1
+    short = cut(latent, 0, 3)
+    with pytest.raises(input_error, match="the latent holds 3 frames, which is not a whole number of clips of 5"):
+        sample(made, negative=negative, latent=short)
+    with pytest.raises(input_error, match="the conditioning shows 5 frames and the latent holds 3"):
+        ksampled(loaded.model, (made, negative), short)
 
 
 def test_one_model_runs_with_and_without_a_camera_in_any_order(filmed, sample):
@@ -443,7 +448,9 @@ def test_curves_go_with_a_camera(call, loaded, filmed, conds, sample, native):
     assert relative(sample(filmed, model=model), sample(model=model)) > 1e-3
 
 
-def test_unstick_starts_from_the_still_of_a_filmed_clip(call, loaded, filmed, conds, sample, pictures, film):
+def test_unstick_starts_from_the_still_of_a_filmed_clip(call, loaded, filmed, conds, sample, pictures, film, part):
+    start, empty = part("nodes.bridge.motion.runs")._picture_start, conds[2]["samples"]
+    assert torch.equal(start(filmed[0][1], empty, SEED), start(conds[0][0][1], empty, SEED))
     model, *_ = call("StableVideoUnstick", model=loaded.model, strength=1.0)
     still = film(pan_x=0.0, pan_y=0.0, zoom=1.0, roll=0.0)
     assert torch.equal(sample(still, model=model), sample(model=model))

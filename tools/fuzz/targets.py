@@ -26,7 +26,8 @@ from svd_core.cli.latents import load_latents
 from svd_core.errors import StableVideoError
 from svd_core.media import fit_image, load_image, read_recipe, write_clip
 from svd_core.media.metadata import TEXT_KEY
-from svd_core.recipe import Recipe, Source
+from svd_core.motion import CameraMove
+from svd_core.recipe import Recipe, RecordedControls, Source
 from svd_core.settings import Settings
 from tools.samples import write_checkpoint
 from training.checkpoint import State, load_state, save_state
@@ -199,7 +200,7 @@ def _a_recipe(folder: Path) -> Recipe:
 
 def _recipes(folder: Path) -> Case:
     """Recipes as JSON, for the command that renders them again; the checkpoint is missing, so nothing is rendered."""
-    whole = json.loads(_a_recipe(folder).to_json())
+    whole = json.loads(replace(_a_recipe(folder), controls=RecordedControls(camera=CameraMove(0.2, 0.1))).to_json())
 
     def case(rng: random.Random, place: Path) -> None:
         recipe = place / "recipe.json"
@@ -357,6 +358,7 @@ _FLAGS: Sequence[str] = (
     *("--guidance-curve", "--memory", "--attention", "--save-latents", "--content-filter", "--no-watermark"),
     *("--loop", "--sequential", "--end", "--brush", "--feather", "--window", "--fused", "--overlap", "--colour-hold"),
     *("--continue", "--unstick", "--motion-bucket-points", "--augmentation-points"),
+    *("--pan", "--zoom", "--roll", "--ease", "--depth"),
 )
 
 

@@ -97,7 +97,7 @@ class _Way:
 def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
     """How near the first point is that each pixel's ray meets, and whether none is there because the ray went behind
     one: (H, W) each. Rays go through levels from near to far (relief mapping, Policarpo et al. 2005)."""
-    levels = torch.linspace(1 + PARALLAX, 1 - PARALLAX, LEVELS).tolist()
+    levels = torch.linspace(1 + PARALLAX, 1 - PARALLAX, LEVELS, **FLOAT32).tolist()
     met, open_ray = torch.zeros_like(nearness), torch.ones_like(nearness, dtype=torch.bool)
     hidden, before = torch.zeros_like(open_ray), torch.zeros_like(nearness)
     step = levels[0] - levels[1]
@@ -120,8 +120,8 @@ def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None =
     if not isinstance(move, CameraMove):
         raise InputError(f"camera {move!r:.40} is no CameraMove: give one")
     check_depth(depth, len(pixels), *pixels.shape[-2:])
-    depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
     pictures = by_frame(pixels, frames, "pictures")
+    depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
     shares = move.progress(frames) if move.moves else [0.0] * frames
     views = [
         picture[None] if share == 0 else move.view(picture[None], share, near)

@@ -13,6 +13,7 @@ import svd_core
 from benchmarks.controls import colour_drift, spread
 from svd_core import Controls
 from svd_core.errors import InputError
+from svd_core.motion import CameraMove
 from svd_core.settings import Settings
 from svd_core.shot import Shot
 
@@ -159,6 +160,7 @@ def test_controls_go_together(render, pictures):
         {"end": np.full((HEIGHT, WIDTH, 3), 0.5, np.float32)},
         {"window": 3, "fused": True, "overlap": 1, "brush": half()},
         {"window": 3, "unstick": 1.0, "guidance": [(0, 1), (1, 3)]},
+        {"camera": CameraMove(0.2, 0.1, 1.2, 5), "depth": half()},
     ],
 )
 def test_torchs_default_device_and_dtype_change_nothing(render, controls):

@@ -8,7 +8,7 @@ from native_pair import native_trio
 from torch import Tensor
 from weights import relative
 
-from svd_core.motion import CameraMove, view_latents
+from svd_core.motion import CameraMove, filmed, view_latents
 
 FRAMES, SEED = 5, 11
 HEIGHT, WIDTH = 64, 128
@@ -45,13 +45,13 @@ def film(call, loaded, conds, pictures):
 
     def run(positive=None, **inputs) -> list:
         given = {"positive": positive or conds[0], "vae": loaded.vae, "latent": conds[2], "image": pictures[:1]}
-        return call("StableVideoCamera", **(given | WAY | inputs))
+        return call("StableVideoCamera", **(given | WAY | inputs))[0]
 
     return run
 
 
 @pytest.fixture(scope="module")
-def filmed(film):
+def moved(film):
     return film()
 
 
@@ -103,14 +103,14 @@ def shown_in_a_run(model, conds, latent) -> list[Tensor]:
 # What it makes
 
 
-def test_views_are_the_cores_and_the_first_is_the_conditionings_own(filmed, conds, loaded, pictures):
-    views, first = views_of(filmed), views_of(conds[0])
+def test_views_are_the_cores_and_the_first_is_the_conditionings_own(moved, conds, loaded, pictures):
+    views, first = views_of(moved), views_of(conds[0])
     assert views.shape == (FRAMES, 4, HEIGHT // 8, WIDTH // 8)
     assert torch.equal(views[:1], first)
     pixels = pictures[:1].movedim(-1, 1) * 2 - 1
     with torch.inference_mode():
         expected = view_latents(
-            first, pixels, MOVE, FRAMES, lambda view: loaded.vae.encode((view.movedim(1, -1) + 1) / 2)
+            first, filmed(pixels, MOVE, FRAMES), lambda view: loaded.vae.encode((view.movedim(1, -1) + 1) / 2)
         )[0]
     torch.testing.assert_close(views, expected, rtol=1e-4, atol=1e-4)
 
@@ -123,8 +123,8 @@ def test_what_augmentation_added_is_added_to_every_view(film, condition, loaded,
     torch.testing.assert_close(views_of(film(noisy)) - views_of(film(plain)), added.expand(FRAMES, -1, -1, -1))
 
 
-def test_all_else_in_positive_is_kept_and_nothing_given_is_changed(filmed, conds):
-    (context, held), (before, own) = filmed[0], conds[0][0]
+def test_all_else_in_positive_is_kept_and_nothing_given_is_changed(moved, conds):
+    (context, held), (before, own) = moved[0], conds[0][0]
     assert context is before and len(views_of(conds[0])) == 1
     assert held.keys() == own.keys()
     assert all(held[name] == own[name] for name in own if name != "concat_latent_image")
@@ -145,13 +145,13 @@ def test_one_encode_for_each_frame(film, loaded, monkeypatch):
     assert encoded == [(1, HEIGHT, WIDTH, 3)] * FRAMES
 
 
-def test_ease_and_depth_act(film, filmed):
+def test_ease_and_depth_act(film, moved):
     depth = torch.linspace(0, 1, WIDTH).expand(1, HEIGHT, WIDTH)
-    made = [filmed, film(ease=True), film(depth=depth), film(depth=depth[0])]
+    made = [moved, film(ease=True), film(depth=depth), film(depth=depth[0])]
     eased, deep, flat = (views_of(each) for each in made[1:])
-    assert not torch.equal(eased[1], views_of(filmed)[1])
-    torch.testing.assert_close(eased[-1], views_of(filmed)[-1])
-    assert relative(deep[-1], views_of(filmed)[-1]) > 1e-2
+    assert not torch.equal(eased[1], views_of(moved)[1])
+    torch.testing.assert_close(eased[-1], views_of(moved)[-1])
+    assert relative(deep[-1], views_of(moved)[-1]) > 1e-2
     assert torch.equal(flat, deep), "a MASK may come without its count"
     assert (
         torch.equal(views_of(film(depth=depth.half())), deep)
@@ -189,32 +189,32 @@ def test_it_can_be_cancelled_between_views(film, loaded, monkeypatch):
 # Sampling
 
 
-def test_the_network_is_shown_each_frames_view_in_one_branch_and_nothing_in_the_other(filmed, conds, loaded, native):
-    views = views_of(filmed)
+def test_the_network_is_shown_each_frames_view_in_one_branch_and_nothing_in_the_other(moved, conds, loaded, native):
+    views = views_of(moved)
     for model in (loaded.model, native.model):
-        shown = shown_in_a_run(model, (filmed, conds[1]), conds[2])
+        shown = shown_in_a_run(model, (moved, conds[1]), conds[2])
         assert len(shown) == 2
         assert sum(torch.equal(each, views) for each in shown) == 1
         assert sum(not each.any() for each in shown) == 1
 
 
-def test_the_native_model_and_samplers_make_the_same(filmed, sample, conds, loaded, native):
-    ours = ksampled(loaded.model, (filmed, conds[1]), conds[2])
-    assert relative(ksampled(native.model, (filmed, conds[1]), conds[2]), ours) < 1e-3
+def test_the_native_model_and_samplers_make_the_same(moved, sample, conds, loaded, native):
+    ours = ksampled(loaded.model, (moved, conds[1]), conds[2])
+    assert relative(ksampled(native.model, (moved, conds[1]), conds[2]), ours) < 1e-3
     weights = {"min_guidance": 1.0, "max_guidance": 2.0}
-    assert relative(sample(filmed, model=native.model, **weights), sample(filmed, **weights)) < 1e-3
+    assert relative(sample(moved, model=native.model, **weights), sample(moved, **weights)) < 1e-3
     assert relative(ours, ksampled(loaded.model, conds, conds[2])) > 1e-3
 
 
-def test_it_is_the_cores_clip(filmed, sample, reference, conds):
+def test_it_is_the_cores_clip(moved, sample, reference, conds):
     from svd_core.conditioning import Conditioning
     from svd_core.sampling import edm_sigmas, linear_guidance
 
     vector = reference.condition(torch.zeros(1, 3, HEIGHT, WIDTH)).vector
-    cond = Conditioning(filmed[0][0], views_of(filmed)[None], vector)
+    cond = Conditioning(moved[0][0], views_of(moved)[None], vector)
     noise = torch.randn(FRAMES, 4, 8, 16, generator=torch.Generator().manual_seed(SEED))
     wanted = reference.sample(noise, cond, edm_sigmas(2), linear_guidance(FRAMES, 1.0, 2.0)) / 0.18215
-    assert relative(sample(filmed, min_guidance=1.0, max_guidance=2.0), wanted) < 1e-4
+    assert relative(sample(moved, min_guidance=1.0, max_guidance=2.0), wanted) < 1e-4
 
 
 @pytest.mark.parametrize("augmentation", [0.0, 0.2])
@@ -233,11 +233,11 @@ def test_native_conditioning_is_filmed_too(film, sample, loaded, pictures, input
         ksampled(loaded.model, (made, negative), short)
 
 
-def test_one_model_runs_with_and_without_a_camera_in_any_order(filmed, sample):
-    plain, moved = sample(), sample(filmed)
+def test_one_model_runs_with_and_without_a_camera_in_any_order(moved, sample):
+    plain, made = sample(), sample(moved)
     assert torch.equal(sample(), plain)
-    assert torch.equal(sample(filmed), moved)
-    assert relative(moved, plain) > 1e-3
+    assert torch.equal(sample(moved), made)
+    assert relative(made, plain) > 1e-3
 
 
 # Entries, clips and lengths that do not fit
@@ -250,7 +250,9 @@ def test_entries_of_one_picture_are_all_filmed_and_those_of_several_refused(
     made = film(conds[0] + quick)
     assert [held["fps"] for _, held in made] == [7, 20]
     assert torch.equal(made[0][1]["concat_latent_image"], made[1][1]["concat_latent_image"])
-    with pytest.raises(input_error, match="positive shows several pictures: move the camera over one, before they are"):
+    with pytest.raises(
+        input_error, match="positive shows several pictures: move what it shows before conditionings are"
+    ):
         film(conds[0] + condition(pictures[1:])[0])
     textual = [[torch.zeros(1, 1, 32), {}]]
     for mixed in (conds[0] + textual, textual + conds[0], textual):
@@ -258,23 +260,26 @@ def test_entries_of_one_picture_are_all_filmed_and_those_of_several_refused(
             film(mixed)
 
 
-def test_several_clips_and_a_camera_after_a_camera_are_refused(film, filmed, condition, pictures, input_error):
+def test_several_clips_and_a_camera_after_a_camera_are_refused(film, moved, condition, pictures, input_error):
     positive, _, latent = condition(pictures)
     with pytest.raises(input_error, match="the latent holds 2 clips: control one at a time, from one picture"):
         film(positive, latent=latent)
-    with pytest.raises(input_error, match="positive shows 10 pictures, or a camera's views"):
+    with pytest.raises(
+        input_error, match="positive shows 10 pictures: connect that of Stable Video Conditioning itself"
+    ):
         film(positive)
     with pytest.raises(
-        input_error, match=r"positive shows 5 pictures, or a camera's views: .* through one Stable Video"
+        input_error,
+        match="positive shows 5 pictures: connect that of Stable Video Conditioning itself, for one picture",
     ):
-        film(filmed)
+        film(moved)
 
 
 def test_sizes_that_do_not_fit_are_refused(film, condition, pictures, input_error):
     square = torch.rand(1, 64, 64, 3)
-    with pytest.raises(input_error, match="1 pictures of 64x64 for a clip of 128x64: connect the one fitted picture"):
+    with pytest.raises(input_error, match="1 pictures of 64x64 for 5 frames of 128x64: connect the one fitted picture"):
         film(image=square)
-    with pytest.raises(input_error, match="2 pictures of 128x64 for a clip of 128x64"):
+    with pytest.raises(input_error, match="2 pictures of 128x64 for 5 frames of 128x64"):
         film(image=pictures)
     with pytest.raises(input_error, match="positive is for 64x64 pixels and the latent for 128x64: take both from one"):
         film(condition(square)[0])
@@ -289,10 +294,10 @@ def test_sizes_that_do_not_fit_are_refused(film, condition, pictures, input_erro
 @pytest.mark.parametrize(
     ("depth", "message"),
     [
-        (torch.zeros(1, 64, 64), "the depth map is 64x64 and the clip 128x64: make it from the fitted picture"),
-        (torch.zeros(1, 128, 64), "the depth map is 64x128 and the clip 128x64"),
-        (torch.zeros(2, HEIGHT, WIDTH), "2 depth maps for one picture: connect the depth of the fitted picture alone"),
-        (torch.zeros(FRAMES, HEIGHT, WIDTH), "5 depth maps for one picture"),
+        (torch.zeros(1, 64, 64), "the depth map is 64x64x1 and the clip 128x64: make it from the fitted picture"),
+        (torch.zeros(1, 128, 64), "the depth map is 64x128x1 and the clip 128x64"),
+        (torch.zeros(2, HEIGHT, WIDTH), "2 depth maps for 1 pictures: give the depth of each picture"),
+        (torch.zeros(FRAMES, HEIGHT, WIDTH), "5 depth maps for 1 pictures"),
         (torch.full((1, HEIGHT, WIDTH), 1.5), "the depth map holds values outside 0 to 1: 1 is near, 0 is far"),
         (torch.full((1, HEIGHT, WIDTH), float("nan")), "the depth map holds values outside 0 to 1"),
         (torch.zeros(0, HEIGHT, WIDTH), "depth is of shape .*, needed masks of shape"),
@@ -341,29 +346,29 @@ def test_lengths_of_latent_and_conditioning_that_differ_are_refused_in_the_node(
 
 @pytest.mark.parametrize("change", [lambda latent: cut(latent, 1, 3), lambda latent: repeated(latent, 2)])
 def test_latents_cut_or_repeated_after_the_camera_are_refused_by_every_sampler(
-    filmed, conds, sample, loaded, change, input_error
+    moved, conds, sample, loaded, change, input_error
 ):
     """ComfyUI would spread the views over the frames that are left, and over both clips."""
     latent = change(conds[2])
     with pytest.raises(input_error, match="the latent holds"):
-        sample(filmed, latent=latent)
+        sample(moved, latent=latent)
     with pytest.raises(
         input_error, match=r"the conditioning shows 5 frames and the latent holds (3|10): take both from"
     ):
-        ksampled(loaded.model, (filmed, conds[1]), latent)
+        ksampled(loaded.model, (moved, conds[1]), latent)
 
 
 def test_positive_kept_from_a_clip_of_another_length_is_refused(
-    filmed, condition, pictures, sample, loaded, input_error
+    moved, condition, pictures, sample, loaded, input_error
 ):
     _, negative, latent = condition(pictures[:1], frames=8)
     with pytest.raises(input_error, match="the latent holds 8 frames, which is not a whole number of clips of 5"):
-        sample(filmed, negative=negative, latent=latent)
+        sample(moved, negative=negative, latent=latent)
     with pytest.raises(input_error, match="the conditioning shows 5 frames and the latent holds 8"):
-        ksampled(loaded.model, (filmed, negative), latent)
+        ksampled(loaded.model, (moved, negative), latent)
     _, negative, latent = native_conditioning(loaded, pictures[:1], frames=3)
     with pytest.raises(input_error, match=r"the latent holds 3 frames|not a whole number of clips"):
-        sample(filmed, negative=negative, latent=latent)
+        sample(moved, negative=negative, latent=latent)
 
 
 def test_repeated_latents_and_batches_without_a_camera_run_as_before(conds, condition, pictures, loaded):
@@ -379,7 +384,7 @@ def test_a_clip_of_one_frame_is_the_still(film, condition, pictures):
 
 # Beside the other nodes
 
-HELD = "the clip to its picture, and Stable Video Camera leaves it: put only one of them in the workflow"
+HELD = "the clip to its picture, and Stable Video Camera or Drag moves that: use only one of them"
 
 
 @pytest.fixture
@@ -400,10 +405,10 @@ def holding(call, loaded, conds, condition, pictures):
 
 @pytest.mark.parametrize("name", ["Loop", "Loop in turns", "In-Between", "In-Between in turns", "Brush"])
 def test_what_holds_the_clip_to_its_picture_is_refused_with_a_camera(
-    holding, film, filmed, conds, sample, name, input_error
+    holding, film, moved, conds, sample, name, input_error
 ):
     model, latent = holding(name)
-    for positive in (filmed, film(latent=latent), conds[0] + filmed, filmed + conds[0]):
+    for positive in (moved, film(latent=latent), conds[0] + moved, moved + conds[0]):
         with pytest.raises(input_error, match=HELD):
             sample(positive, model=model, latent=latent)
         with pytest.raises(input_error, match=HELD):
@@ -412,7 +417,7 @@ def test_what_holds_the_clip_to_its_picture_is_refused_with_a_camera(
 
 
 @pytest.mark.parametrize("way", [{}, {"method": "fusion", "overlap": 2}])
-def test_a_long_take_before_or_after_a_camera_is_refused(call, loaded, conds, film, filmed, sample, way, input_error):
+def test_a_long_take_before_or_after_a_camera_is_refused(call, loaded, conds, film, moved, sample, way, input_error):
     def take(positive):
         given = {"model": loaded.model, "positive": positive, "negative": conds[1], "latent": conds[2]}
         model, *told = call("StableVideoLongTake", **given, frames=8, window=5, **way)
@@ -425,36 +430,36 @@ def test_a_long_take_before_or_after_a_camera_is_refused(call, loaded, conds, fi
         sample(after, model=model, negative=negative, latent=latent)
     with pytest.raises(input_error, match=HELD):
         ksampled(model, (after, negative), latent)
-    model, before, negative, latent = take(filmed)
-    with pytest.raises(input_error, match="the latent holds 8 frames and the conditioning shows 5: take both from"):
+    model, before, negative, latent = take(moved)
+    with pytest.raises(input_error, match="the conditioning holds 5 pictures for 1 clips of 8 frames: take both from"):
         sample(before, model=model, negative=negative, latent=latent)
     with pytest.raises(input_error, match="the conditioning shows 5 frames and the latent holds 8: take both from"):
         ksampled(model, (before, negative), latent)
 
 
-def test_the_end_of_an_in_between_is_one_picture(call, loaded, conds, filmed, input_error):
+def test_the_end_of_an_in_between_is_one_picture(call, loaded, conds, moved, input_error):
     with pytest.raises(input_error, match="end holds several pictures: give one end picture"):
-        call("StableVideoInBetween", model=loaded.model, end=filmed, latent=conds[2])
+        call("StableVideoInBetween", model=loaded.model, end=moved, latent=conds[2])
 
 
-def test_curves_go_with_a_camera(call, loaded, filmed, conds, sample, native):
+def test_curves_go_with_a_camera(call, loaded, moved, conds, sample, native):
     curves = {"motion_bucket_points": "0:10, 1:250", "augmentation_points": "0:0, 1:0.5"}
     for trio in (loaded, native):
         model = call("StableVideoCurves", model=trio.model, **curves)
-        shown = shown_in_a_run(model, (filmed, conds[1]), conds[2])
-        assert sum(torch.equal(each, views_of(filmed)) for each in shown) == 1
+        shown = shown_in_a_run(model, (moved, conds[1]), conds[2])
+        assert sum(torch.equal(each, views_of(moved)) for each in shown) == 1
     model = call("StableVideoCurves", model=loaded.model, **curves)
-    assert relative(sample(filmed, model=model), sample(filmed)) > 1e-3
-    assert relative(sample(filmed, model=model), sample(model=model)) > 1e-3
+    assert relative(sample(moved, model=model), sample(moved)) > 1e-3
+    assert relative(sample(moved, model=model), sample(model=model)) > 1e-3
 
 
-def test_unstick_starts_from_the_still_of_a_filmed_clip(call, loaded, filmed, conds, sample, pictures, film, part):
+def test_unstick_starts_from_the_still_of_a_filmed_clip(call, loaded, moved, conds, sample, pictures, film, part):
     start, empty = part("nodes.bridge.motion.runs")._picture_start, conds[2]["samples"]
-    assert torch.equal(start(filmed[0][1], empty, SEED), start(conds[0][0][1], empty, SEED))
+    assert torch.equal(start(moved[0][1], empty, SEED), start(conds[0][0][1], empty, SEED))
     model, *_ = call("StableVideoUnstick", model=loaded.model, strength=1.0)
     still = film(pan_x=0.0, pan_y=0.0, zoom=1.0, roll=0.0)
     assert torch.equal(sample(still, model=model), sample(model=model))
-    assert relative(sample(filmed, model=model), sample(model=model)) > 1e-3
+    assert relative(sample(moved, model=model), sample(model=model)) > 1e-3
     positive, negative, latent = native_conditioning(loaded, pictures[:1])
     native_film = film(positive, latent=latent)
     assert sample(native_film, model=model, negative=negative, latent=latent).isfinite().all()
@@ -469,19 +474,19 @@ def study(call, loaded, conds, pictures):
     return run
 
 
-def test_seed_scout_and_sweep_compare_filmed_clips(study, filmed, conds):
-    assert study("StableVideoSeedScout", filmed, tries=1)[0].isfinite().all()
-    one, other = (study("StableVideoSweep", each, x_setting="fps", x_values="7")[0] for each in (filmed, conds[0]))
+def test_seed_scout_and_sweep_compare_filmed_clips(study, moved, conds):
+    assert study("StableVideoSeedScout", moved, tries=1)[0].isfinite().all()
+    one, other = (study("StableVideoSweep", each, x_setting="fps", x_values="7")[0] for each in (moved, conds[0]))
     assert not torch.equal(one, other)
 
 
-def test_augmentation_is_not_swept_over_views(study, filmed, conds, input_error):
+def test_augmentation_is_not_swept_over_views(study, moved, conds, input_error):
     values = {"x_setting": "augmentation", "x_values": "0, 0.1"}
-    for positive in (filmed, conds[0] + filmed):
+    for positive in (moved, conds[0] + moved):
         with pytest.raises(
-            input_error, match="augmentation is swept and positive shows a camera's views: sweep another"
+            input_error, match="augmentation is swept and positive shows views of Stable Video Camera or Drag: sweep"
         ):
             study("StableVideoSweep", positive, **values)
-    with pytest.raises(input_error, match="augmentation is swept and positive shows a camera's views"):
-        study("StableVideoSweep", filmed, x_values="1", y_setting="augmentation", y_values="0, 0.1")
+    with pytest.raises(input_error, match="augmentation is swept and positive shows views of"):
+        study("StableVideoSweep", moved, x_values="1", y_setting="augmentation", y_values="0, 0.1")
     assert study("StableVideoSweep", conds[0], **values)[0].isfinite().all()

@@ -676,9 +676,9 @@ def test_movies_are_tagged_and_timed(tmp_path, name, codec):
     path = write_clip(smooth_clip(), tmp_path / name, 12)
     with av.open(str(path)) as movie:
         stream = movie.streams.video[0]
-        context = stream.codec_context
+        context, rate = stream.codec_context, stream.average_rate
         frames = list(movie.decode(stream))
-    assert (context.codec.canonical_name, context.pix_fmt, stream.average_rate) == (codec, "yuv420p", 12)
+    assert (context.codec.canonical_name, context.pix_fmt, rate) == (codec, "yuv420p", 12)
     assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
     times = [float(frame.pts * frame.time_base) for frame in frames]
     np.testing.assert_allclose(times, np.arange(4) / 12, atol=1e-3)

@@ -8,7 +8,7 @@ still for all frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -52,6 +52,25 @@ def by_frame(given: Tensor, frames: int, name: str) -> Tensor:
     if len(given) not in (1, frames):
         raise InputError(f"{len(given)} {name} for {frames} frames: give one, or one for each frame")
     return given.expand(frames, *given.shape[1:])
+
+
+def nothing() -> None:
+    """Stands in where no one watches."""
+
+
+def on_their_way(
+    pictures: Tensor,
+    shares: Sequence[float],
+    view: Callable[[int, Tensor, float], Tensor],
+    watch: Callable[[], object] = nothing,
+) -> Tensor:
+    """(T, 3, H, W): each picture at its share of the way, of which those at its start keep their bits. view: frame,
+    picture (1, 3, H, W), share -> view of it. watch: called before each view, which may take seconds; may raise."""
+    views = []
+    for frame, (picture, share) in enumerate(zip(pictures.split(1), shares, strict=True)):
+        watch()
+        views.append(picture if share == 0 else view(frame, picture, share))
+    return torch.cat(views)
 
 
 def shares_of_way(frames: int, ease: bool) -> list[float]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from defaults import other_defaults
 from fake_clips import conditioning
 from recipes import a_recipe
 from synthetic import write_checkpoint
@@ -18,11 +19,12 @@ from svd_core import Controls, load_checkpoint
 from svd_core.conditioning import Conditioning, MicroConditioning
 from svd_core.config import LATENT_SCALE
 from svd_core.errors import InputError
-from svd_core.motion import CameraMove, check_depth, view_latents, with_curves
+from svd_core.motion import CameraMove, check_depth, filmed, view_latents, with_curves
 from svd_core.recipe import Recipe, RecordedControls, Source
 from svd_core.sampling import GuidedDenoiser, constant_guidance, edm_sigmas, linear_guidance
 from svd_core.sampling.denoise import check_size
 from svd_core.settings import Settings
+from svd_core.shot import Shot
 
 WIDE, TALL, SQUARE = (64, 128), (160, 64), (96, 96)
 """Heights and widths of pictures."""
@@ -174,8 +176,8 @@ def test_near_things_pass_faster_and_far_ones_slower(nearness, factor):
     pan, closer = (CameraMove(pan_x=0.125, pan_y=-0.125), CameraMove(zoom=1.25))
     still = as_still(blob(*WIDE, 8, 5))
     assert place_of(pan.view(still, 1.0, depth)) == pytest.approx((8 - 16 * factor, 5 + 8 * factor), abs=0.3)
-    scale = 1 + factor * (1 / 1.25 - 1)
-    assert place_of(closer.view(still, 1.0, depth)) == pytest.approx((8 / scale, 5 / scale), abs=0.3)
+    zoom = 1.25**factor
+    assert place_of(closer.view(still, 1.0, depth)) == pytest.approx((8 * zoom, 5 * zoom), abs=0.3)
 
 
 def test_turning_moves_near_and_far_alike():
@@ -267,8 +269,11 @@ def test_a_camera_that_does_not_move_is_known():
     [
         (torch.zeros(64, 64), "the depth map is 64x64 and the clip 128x64: make it from the fitted picture"),
         (torch.zeros(128, 64), "the depth map is 64x128 and the clip 128x64"),
-        (torch.zeros(1, 64, 128), "the depth map is 128x64x1 and the clip 128x64"),
-        (torch.zeros(64, 128, 3), "the depth map is 3x128x64"),
+        (torch.zeros(1, 1, 64, 128), "the depth map is 128x64x1x1 and the clip 128x64"),
+        (torch.zeros(1, 32, 128), "the depth map is 128x32 and the clip 128x64"),
+        (torch.zeros(2, 64, 128), "2 depth maps for 1 pictures: give the depth of each picture"),
+        (torch.zeros(0, 64, 128), "0 depth maps for 1 pictures"),
+        (torch.zeros(64, 128, 3), "the depth map is 3x128x64 and"),
         (torch.tensor(0.5), "the depth map is .* and the clip 128x64"),
         (torch.full((64, 128), 1.01), "holds values outside 0 to 1: 1 is near, 0 is far"),
         (torch.full((64, 128), -1e-6), "holds values outside 0 to 1"),
@@ -280,7 +285,22 @@ def test_a_camera_that_does_not_move_is_known():
 )
 def test_a_depth_that_does_not_fit_is_refused(depth, message):
     with pytest.raises(InputError, match=message):
-        check_depth(depth, 64, 128)
+        check_depth(depth, 1, 64, 128)
+
+
+def test_each_of_several_pictures_has_its_own_depth_and_other_numbers_are_refused():
+    generator = torch.Generator().manual_seed(2)
+    pictures, depths = torch.rand(3, 3, 64, 128, generator=generator), torch.rand(3, 64, 128, generator=generator)
+    move, pairs = CameraMove(0.2), zip(pictures.split(1), depths, (0, 0.5, 1), strict=True)
+    expected = [move.view(picture, share, near) if share else picture for picture, near, share in pairs]
+    assert torch.equal(filmed(pictures, move, 3, depths), torch.cat(expected))
+    assert torch.equal(filmed(pictures[:1], move, 3, depths[0]), filmed(pictures[:1], move, 3, depths[:1]))
+    for given, near in ((pictures, depths[:2]), (pictures, depths[0]), (pictures[:1], depths)):
+        with pytest.raises(InputError, match=r"^\d depth maps for \d pictures: give the depth of each picture$"):
+            filmed(given, move, 3, near)
+    for frames in (2, 4):
+        with pytest.raises(InputError, match=f"^3 pictures for {frames} frames: give one, or one for each frame$"):
+            filmed(pictures, move, frames)
 
 
 # The latents that a clip is shown
@@ -310,7 +330,7 @@ def conditioned(size, level=0.0):
 def test_a_clip_is_shown_its_own_latent_first_and_then_each_view_with_what_augmentation_added(level, depth):
     still, added, first = conditioned(WIDE, level)
     move, encode = CameraMove(0.2, -0.1, 1.2, 5, ease=True), Encoder()
-    views = view_latents(first, still, move, 5, encode, depth)
+    views = view_latents(first, filmed(still, move, 5, depth), encode)
     assert views.shape == (1, 5, 4, 8, 16)
     assert torch.equal(views[:, 0], first)
     assert encode.calls == 5
@@ -323,16 +343,17 @@ def test_a_clip_is_shown_its_own_latent_first_and_then_each_view_with_what_augme
 def test_a_camera_that_does_not_move_encodes_nothing(move, frames):
     still, _, first = conditioned(WIDE, 0.3)
     encode = Encoder()
-    views = view_latents(first, still, move, frames, encode)
+    views = view_latents(first, filmed(still, move, frames), encode)
     assert encode.calls == 0
     assert torch.equal(views, first[:, None].expand(-1, frames, -1, -1, -1))
 
 
 @pytest.mark.parametrize("frames", [0, -1, 2.5, "3", None, True])
 def test_a_camera_over_no_number_of_frames_is_refused(frames):
-    still, _, first = conditioned(WIDE)
-    with pytest.raises(InputError, match=r"^a camera over .* frames: give a whole number of 1 or more$"):
-        view_latents(first, still, CameraMove(0.2), frames, Encoder())
+    still, *_ = conditioned(WIDE)
+    for depth in (None, torch.zeros(WIDE)):
+        with pytest.raises(InputError, match=r"^pictures for .* frames: give a whole number of 1 or more$"):
+            filmed(still, CameraMove(0.2), frames, depth)
 
 
 def test_another_still_and_what_is_no_camera_are_refused():
@@ -340,10 +361,10 @@ def test_another_still_and_what_is_no_camera_are_refused():
     for other in (SQUARE, TALL, (64, 64)):
         for move in (CameraMove(), CameraMove(0.2)):
             with pytest.raises(InputError, match="and its conditioning for 128x64 pixels: give the still that was"):
-                view_latents(first, torch.zeros(1, 3, *other), move, 3, Encoder())
+                view_latents(first, filmed(torch.zeros(1, 3, *other), move, 3), Encoder())
     for move in (None, "pan", (0.2, 0), {"pan_x": 0.2}):
         with pytest.raises(InputError, match="is no CameraMove: give one"):
-            view_latents(first, still, move, 3, Encoder())
+            filmed(still, move, 3)
 
 
 # What the network is told
@@ -469,7 +490,7 @@ def test_a_moving_camera_costs_an_encode_for_each_frame_and_no_model_call(render
 
 
 @pytest.fixture(scope="module")
-def filmed(svd, picture):
+def moved_clip(svd, picture):
     """The clip of the moving camera alone."""
     return svd.render(picture, GIVEN, Controls(camera=MOVE))
 
@@ -503,32 +524,55 @@ def test_a_render_is_its_stages(svd, picture, render):
 def test_what_the_network_is_shown_first_is_the_conditionings_own(svd, picture):
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] * 2 - 1
     cond = svd.condition(pixels, augmentation=0.3, seed=2)
-    shown = svd.with_camera(cond, pixels, MOVE, 4)
+    views = filmed(pixels, MOVE, 4)
+    shown = svd.with_views(cond, views)
     assert torch.equal(shown.first[:, 0], cond.first)
     assert torch.equal(shown.context, cond.context) and torch.equal(shown.vector, cond.vector)
     assert not shown.first.requires_grad
-    with_budget = svd.with_camera(cond, pixels, MOVE, 4, budget=2**23)
+    with_budget = svd.with_views(cond, views, budget=2**23)
     assert torch.equal(with_budget.first, shown.first)
 
 
-def test_joint_and_separate_guidance_agree(render, filmed):
+def test_joint_and_separate_guidance_agree(render, moved_clip):
     apart, *_ = render(how={"joint": False, "chunk": 1}, camera=MOVE)
-    torch.testing.assert_close(apart.latents, filmed.latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(apart.latents, moved_clip.latents, rtol=1e-3, atol=1e-3)
+
+
+def test_torchs_default_device_and_dtype_change_no_view():
+    still, depth = torch.rand(1, 3, *WIDE) * 2 - 1, torch.rand(WIDE)
+    moves = itertools.product([MOVE, CameraMove(-0.3, roll=-20)], [None, depth])
+    for move, near in moves:
+        expected = filmed(still, move, 3, near)
+        with other_defaults():
+            again = filmed(still, move, 3, near)
+        assert torch.equal(again, expected)
+
+
+def test_views_are_made_when_the_render_gets_to_them(svd, picture, monkeypatch):
+    """With depth they take a while: bad memory limits are refused first, and a checked shot can wait."""
+    made = []
+    monkeypatch.setattr(CameraMove, "view", lambda self, pixels, *_: made.append(1) or pixels)
+    shot = Shot.of(svd.config.variant, picture, GIVEN, Controls(camera=MOVE, depth=np.zeros((64, 128))))
+    with pytest.raises(InputError, match=r"memory|MiB|GiB"):
+        svd.render_shot(shot, memory=1000)
+    assert not made
+    svd.render_shot(shot)
+    assert len(made) == GIVEN.frames - 1
 
 
 @pytest.mark.parametrize(
     "more", [{"unstick": 0.5}, {"motion_bucket": [(0, 10), (1, 250)]}, {"augmentation": [0, 0.1, 0.2, 0.3]}]
 )
-def test_other_controls_go_with_a_camera_and_both_act(render, filmed, more):
+def test_other_controls_go_with_a_camera_and_both_act(render, moved_clip, more):
     clip, rows, _ = render(camera=MOVE, **more)
     assert rows == [2 * GIVEN.frames]
-    assert not torch.equal(clip.latents, filmed.latents)
+    assert not torch.equal(clip.latents, moved_clip.latents)
     assert not torch.equal(clip.latents, render(**more)[0].latents)
 
 
-def test_the_same_seed_gives_the_same_clip_whatever_was_made_between(render, filmed):
+def test_the_same_seed_gives_the_same_clip_whatever_was_made_between(render, moved_clip):
     render(camera=CameraMove(-0.5), unstick=1.0)
-    assert (render(camera=MOVE)[0].frames == filmed.frames).all()
+    assert (render(camera=MOVE)[0].frames == moved_clip.frames).all()
 
 
 def test_one_frame_is_the_still_s_own(render):
@@ -562,7 +606,7 @@ def test_what_is_no_camera_is_refused_among_the_controls(camera):
     ("depth", "message"),
     [
         (np.zeros((32, 32)), "the depth map is 32x32 and the clip 128x64: make it from the fitted picture"),
-        (np.zeros((4, 64, 128)), "the depth map is 128x64x4 and the clip 128x64"),
+        (np.zeros((4, 64, 128)), "4 depth maps for 1 pictures: give the depth of each picture"),
         (np.full((64, 128), 255), "the depth map holds values outside 0 to 1"),
         (np.full((64, 128), np.nan), "the depth map holds values outside 0 to 1"),
         ([[0.5], [0.5, 0.5]], "the depth map is no array"),
@@ -577,24 +621,25 @@ def test_a_depth_that_does_not_fit_is_refused_before_anything_is_encoded(svd, pi
         Controls(depth=depth)
 
 
-def test_what_with_camera_cannot_take_is_refused(svd):
+def test_what_with_views_cannot_take_is_refused(svd):
     pixels = torch.zeros(1, 3, 64, 128)
-    cond = svd.condition(pixels)
-    shown = svd.with_camera(cond, pixels, CameraMove(), 2)
+    cond, views = svd.condition(pixels), pixels.expand(2, -1, -1, -1)
+    shown = svd.with_views(cond, views)
     two = svd.condition(torch.zeros(2, 3, 64, 128))
-    for told, still in ((cond, torch.zeros(2, 3, 64, 128)), (two, pixels), (shown, pixels)):
-        with pytest.raises(InputError, match="a camera takes one still"):
-            svd.with_camera(told, still, MOVE, 2)
-    with pytest.raises(InputError, match="a camera takes one still"):
-        svd.with_camera(cond, torch.zeros(3, 64, 128), MOVE, 2)
-    for told, still, how, message in (
-        (cond, torch.zeros(1, 3, 64, 64), {}, "the still is 64x64 and its conditioning for 128x64"),
-        (cond, torch.full((1, 3, 64, 128), math.nan), {}, "NaN or infinity in pixels"),
-        (cond, None, {}, "pixels of class NoneType"),
-        (cond, pixels, {"depth": np.zeros((64, 128))}, "is of class ndarray and no tensor"),
+    shapes = (pixels[0], views[:, :1], torch.zeros(2, 4, 64, 128), views[:0], views[None])
+    for told, given in ((two, views), (shown, views), *((cond, each) for each in shapes)):
+        with pytest.raises(InputError, match=r"^views \(.*: give views \(T, 3, H, W\), and what `condition` gave"):
+            svd.with_views(told, given)
+    for given, message in (
+        (torch.zeros(2, 3, 64, 64), "the still is 64x64 and its conditioning for 128x64"),
+        (torch.full((2, 3, 64, 128), math.nan), "NaN or infinity in views"),
+        (None, "views of class NoneType"),
+        (np.zeros((2, 3, 64, 128)), "views of class ndarray"),
     ):
         with pytest.raises(InputError, match=message):
-            svd.with_camera(told, still, MOVE, 2, **how)
+            svd.with_views(cond, given)
+    with pytest.raises(InputError, match="is of class ndarray and no tensor"):
+        filmed(pixels, MOVE, 2, np.zeros((64, 128)))
     with pytest.raises(InputError, match="views of the still for 2 frames and a clip of 3"):
         svd.sample(torch.zeros(3, 4, 8, 16), shown, torch.tensor([1.0, 0.0]), torch.full((3,), 2.0))
 
@@ -658,5 +703,5 @@ def test_fields_that_are_left_out_stand_still_and_older_recipes_have_no_camera(r
 def test_scales_are_those_of_the_model():
     """A still's latent is unscaled in conditioning, and so are its views."""
     still, _, first = conditioned(WIDE)
-    views = view_latents(first, still, CameraMove(0.1), 3, Encoder())
+    views = view_latents(first, filmed(still, CameraMove(0.1), 3), Encoder())
     assert views[0].std().item() == pytest.approx(first.std().item(), rel=0.2) != LATENT_SCALE

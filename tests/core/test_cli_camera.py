@@ -182,7 +182,7 @@ def test_without_flags_there_is_none():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--ease", "--ease is about --pan, --zoom or --roll, and none was given: give one, or leave it out"),
+        ("--ease", "--ease is about --pan, --zoom, --roll or --drag, and none was given: give one"),
         ("--depth {}/depth.png", "--depth is about --pan, --zoom or --roll, and none was given"),
         ("--ease --depth {}/depth.png", "--(ease|depth) is about --pan, --zoom or --roll, and none was given"),
         ("--pan 0.2", "--pan: expected 2 arguments"),
@@ -345,7 +345,7 @@ def test_the_content_filter_sees_the_picture_and_the_clip_and_no_depth_map(words
     ("flags", "said"),
     [
         ("--pan 2 0", "camera pan_x 2.0 is no number from -1 to 1"),
-        ("--ease", "--ease is about --pan, --zoom or --roll"),
+        ("--ease", "--ease is about --pan, --zoom, --roll or --drag"),
         ("--pan 0.1 0 --window 2", "a camera leaves its picture, and windows"),
         ("--zoom 1.1 --loop", "a camera leaves its picture, and an end"),
         ("--pan 0.1 0 --depth d.png", "unrecognized arguments: --depth"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from weights import relative
 
 from svd_core.motion import CameraMove, view_latents
+from svd_core.motion import filmed as filmed_by_core
 
 FRAMES, SEED = 5, 11
 HEIGHT, WIDTH = 64, 128
@@ -40,14 +41,20 @@ def conds(condition, pictures):
 
 
 @pytest.fixture(scope="module")
-def film(call, loaded, conds, pictures):
-    """positive of the node, for the first picture."""
+def outputs(call, loaded, conds, pictures):
+    """positive and views of the node, for the first picture."""
 
-    def run(positive=None, **inputs) -> list:
+    def run(positive=None, **inputs) -> tuple[list, Tensor]:
         given = {"positive": positive or conds[0], "vae": loaded.vae, "latent": conds[2], "image": pictures[:1]}
         return call("StableVideoCamera", **(given | WAY | inputs))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def film(outputs):
+    """positive of the node, for the first picture."""
+    return lambda positive=None, **inputs: outputs(positive, **inputs)[0]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_views_are_the_cores_and_the_first_is_the_conditionings_own(filmed, cond
     pixels = pictures[:1].movedim(-1, 1) * 2 - 1
     with torch.inference_mode():
         expected = view_latents(
-            first, pixels, MOVE, FRAMES, lambda view: loaded.vae.encode((view.movedim(1, -1) + 1) / 2)
+            first, filmed_by_core(pixels, MOVE, FRAMES), lambda view: loaded.vae.encode((view.movedim(1, -1) + 1) / 2)
         )[0]
     torch.testing.assert_close(views, expected, rtol=1e-4, atol=1e-4)
 
@@ -186,6 +193,44 @@ def test_it_can_be_cancelled_between_views(film, loaded, monkeypatch):
     assert len(views_of(film())) == FRAMES, "and the next run is whole"
 
 
+def test_the_second_output_is_what_each_frame_shows(outputs, pictures):
+    views = outputs()[1]
+    expected = filmed_by_core(pictures[:1].movedim(-1, 1) * 2 - 1, MOVE, FRAMES)
+    assert views.shape == (FRAMES, HEIGHT, WIDTH, 3) and views.min() >= 0 and views.max() <= 1
+    torch.testing.assert_close(views, (expected.movedim(1, -1) + 1) / 2)
+    torch.testing.assert_close(views[:1], pictures[:1], rtol=0, atol=1e-6)
+
+
+def test_a_camera_films_pictures_that_move_themselves_each_with_its_own_depth(outputs, loaded, conds, input_error):
+    """positive is the conditioning's, the pictures are another node's views."""
+    generator = torch.Generator().manual_seed(4)
+    moving, depth = torch.rand(FRAMES, HEIGHT, WIDTH, 3, generator=generator), torch.rand(FRAMES, HEIGHT, WIDTH)
+    for near in (None, depth):
+        views = outputs(image=moving, depth=near)[1]
+        expected = filmed_by_core(moving.movedim(-1, 1) * 2 - 1, MOVE, FRAMES, near)
+        torch.testing.assert_close(views, (expected.movedim(1, -1) + 1) / 2)
+    for maps in (depth[:1], depth[:2], depth[0]):
+        with pytest.raises(input_error, match=r"\d depth maps for 5 pictures: give the depth of each picture"):
+            outputs(image=moving, depth=maps)
+
+
+def test_it_can_be_cancelled_before_each_view_is_made(film, part, monkeypatch):
+    """With depth, one takes seconds at full size."""
+    import comfy.model_management as management
+
+    made, move = [], part("svd_core.motion.camera").CameraMove
+
+    def cancelling(self, pixels, *_):
+        made.append(1)
+        management.interrupt_current_processing()
+        return pixels
+
+    monkeypatch.setattr(move, "view", cancelling)
+    with pytest.raises(management.InterruptProcessingException):
+        film()
+    assert len(made) == 1
+
+
 # Sampling
 
 
@@ -245,7 +290,9 @@ def test_entries_of_one_picture_are_all_filmed_and_those_of_several_refused(
     made = film(conds[0] + quick)
     assert [held["fps"] for _, held in made] == [7, 20]
     assert torch.equal(made[0][1]["concat_latent_image"], made[1][1]["concat_latent_image"])
-    with pytest.raises(input_error, match="positive shows several pictures: move the camera over one, before they are"):
+    with pytest.raises(
+        input_error, match="positive shows several pictures: move what it shows before conditionings are combined"
+    ):
         film(conds[0] + condition(pictures[1:])[0])
     textual = [[torch.zeros(1, 1, 32), {}]]
     for mixed in (conds[0] + textual, textual + conds[0], textual):
@@ -257,19 +304,21 @@ def test_several_clips_and_a_camera_after_a_camera_are_refused(film, filmed, con
     positive, _, latent = condition(pictures)
     with pytest.raises(input_error, match="the latent holds 2 clips: control one at a time, from one picture"):
         film(positive, latent=latent)
-    with pytest.raises(input_error, match="positive shows 10 pictures, or a camera's views"):
+    with pytest.raises(input_error, match="positive shows 10 pictures: connect that of Stable Video Conditioning"):
         film(positive)
     with pytest.raises(
-        input_error, match=r"positive shows 5 pictures, or a camera's views: .* through one Stable Video"
+        input_error, match=r"positive shows 5 pictures: .*; nodes that move it follow each other by views"
     ):
         film(filmed)
 
 
 def test_sizes_that_do_not_fit_are_refused(film, condition, pictures, input_error):
     square = torch.rand(1, 64, 64, 3)
-    with pytest.raises(input_error, match="1 pictures of 64x64 for a clip of 128x64: connect the one fitted picture"):
+    with pytest.raises(input_error, match="1 pictures of 64x64 for 5 frames of 128x64: connect the one fitted picture"):
         film(image=square)
-    with pytest.raises(input_error, match="2 pictures of 128x64 for a clip of 128x64"):
+    with pytest.raises(
+        input_error, match=r"2 pictures of 128x64 for 5 frames of 128x64: .*, or views of a node of this kind"
+    ):
         film(image=pictures)
     with pytest.raises(input_error, match="positive is for 64x64 pixels and the latent for 128x64: take both from one"):
         film(condition(square)[0])
@@ -286,8 +335,8 @@ def test_sizes_that_do_not_fit_are_refused(film, condition, pictures, input_erro
     [
         (torch.zeros(1, 64, 64), "the depth map is 64x64 and the clip 128x64: make it from the fitted picture"),
         (torch.zeros(1, 128, 64), "the depth map is 64x128 and the clip 128x64"),
-        (torch.zeros(2, HEIGHT, WIDTH), "2 depth maps for one picture: connect the depth of the fitted picture alone"),
-        (torch.zeros(FRAMES, HEIGHT, WIDTH), "5 depth maps for one picture"),
+        (torch.zeros(2, HEIGHT, WIDTH), "2 depth maps for 1 pictures: give the depth of each picture"),
+        (torch.zeros(FRAMES, HEIGHT, WIDTH), "5 depth maps for 1 pictures"),
         (torch.full((1, HEIGHT, WIDTH), 1.5), "the depth map holds values outside 0 to 1: 1 is near, 0 is far"),
         (torch.full((1, HEIGHT, WIDTH), float("nan")), "the depth map holds values outside 0 to 1"),
         (torch.zeros(0, HEIGHT, WIDTH), "depth is of shape .*, needed masks of shape"),
@@ -374,7 +423,7 @@ def test_a_clip_of_one_frame_is_the_still(film, condition, pictures):
 
 # Beside the other nodes
 
-HELD = "the clip to its picture, and Stable Video Camera leaves it: put only one of them in the workflow"
+HELD = "the clip to its picture, and Stable Video Camera or Drag moves that: use only one of them"
 
 
 @pytest.fixture
@@ -472,9 +521,9 @@ def test_augmentation_is_not_swept_over_views(study, filmed, conds, input_error)
     values = {"x_setting": "augmentation", "x_values": "0, 0.1"}
     for positive in (filmed, conds[0] + filmed):
         with pytest.raises(
-            input_error, match="augmentation is swept and positive shows a camera's views: sweep another"
+            input_error, match="augmentation is swept and positive shows views of Stable Video Camera or Drag: sweep"
         ):
             study("StableVideoSweep", positive, **values)
-    with pytest.raises(input_error, match="augmentation is swept and positive shows a camera's views"):
+    with pytest.raises(input_error, match="augmentation is swept and positive shows views of Stable Video"):
         study("StableVideoSweep", filmed, x_values="1", y_setting="augmentation", y_values="0, 0.1")
     assert study("StableVideoSweep", conds[0], **values)[0].isfinite().all()

@@ -97,7 +97,7 @@ def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
 def filled(picture: Tensor, weight: Tensor) -> Tensor:
     """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
     ever smaller pictures, as far as holes reach."""
-    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+    if max(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
         return picture
     share = avg_pool2d(weight, 2, ceil_mode=True)
     smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -70,7 +71,7 @@ class StableVideoCamera(io.ComfyNode):
     ) -> io.NodeOutput:
         move = CameraMove(pan_x, pan_y, zoom, roll, ease)
         near = None if depth is None else depth.float().cpu().reshape(-1, *depth.shape[-2:])
-        return shown(positive, vae, latent, image, lambda pictures, frames: filmed(pictures, move, frames, near))
+        return shown(positive, vae, latent, image, partial(_filmed, move, near))
 
 
 class StableVideoDrag(io.ComfyNode):
@@ -113,7 +114,7 @@ class StableVideoDrag(io.ComfyNode):
     ) -> io.NodeOutput:
         move = ObjectMove(right, down, scale, turn, ease)
         painted = one_mask(mask)
-        return shown(positive, vae, latent, image, lambda pictures, frames: dragged(pictures, painted, move, frames))
+        return shown(positive, vae, latent, image, partial(_dragged, move, painted))
 
 
 # Sockets and widgets
@@ -189,6 +190,18 @@ def _drag_inputs() -> list[io.Input]:
 
 
 # Checks and values for the nodes
+
+
+def _filmed(move: CameraMove, depth: Tensor | None, pictures: Tensor, frames: int) -> Tensor:
+    return filmed(pictures, move, frames, depth, watch=_stop_if_asked)
+
+
+def _dragged(move: ObjectMove, mask: Tensor, pictures: Tensor, frames: int) -> Tensor:
+    return dragged(pictures, mask, move, frames, watch=_stop_if_asked)
+
+
+def _stop_if_asked() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def shown(
@@ -267,7 +280,7 @@ def _encoder(vae: VAE, views: int) -> Callable[[Tensor], Tensor]:
     bar = comfy.utils.ProgressBar(views)
 
     def encode(pixels: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        _stop_if_asked()
         latent = vae.encode((pixels.movedim(1, -1) + 1) / 2).float().cpu()
         bar.update(1)
         return latent

@@ -103,7 +103,7 @@ class Render:
 
     def _condition(self, noise: Noise) -> Conditioned:
         shot = self.shot
-        parts = 1 if shot.views is None else len(shot.views)
+        parts = shot.settings.frames if shot.is_moved else 1
         self.report(Progress("condition", 0, parts))
         cond = with_curves(self._shown(self._seen(shot.still, noise)), *shot.curves)
         end = None if shot.end is None else self._seen(shot.end, noise)
@@ -120,10 +120,9 @@ class Render:
 
     def _shown(self, cond: Conditioning) -> Conditioning:
         """The conditioning with a view of the still for each frame, if anything moves it."""
-        views = self.shot.views
-        if views is None:
+        if not self.shot.is_moved:
             return cond
-        return self.svd.with_views(cond, views, budget=self.encoding, callback=self.report)
+        return self.svd.with_views(cond, self.shot.views(), budget=self.encoding, callback=self.report)
 
     def _encoded(self, pixels: Tensor | None) -> Tensor | None:
         return None if pixels is None else self.svd.encode_latents(pixels, budget=self.encoding)

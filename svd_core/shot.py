@@ -19,6 +19,8 @@ from .motion import (
     Brush,
     Windows,
     check_curves,
+    check_depth,
+    check_painted,
     curve_values,
     dragged,
     filmed,
@@ -36,9 +38,9 @@ class Shot:
     """One clip to make.
 
     picture (H, W, 3) in [0, 1]: the fitted still. end (1, 3, H, W) in [-1, 1]: the picture to end on. given
-    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. views
-    (T, 3, H, W): what each frame is shown if not the still in all. curves: motion bucket and augmentation by frame,
-    (T,) each. fit_report: how the picture was fitted, in words.
+    (n, 3, H, W): frames that the first window continues. windows: None if the network sees the whole clip. drag (H, W)
+    in [0, 1]: what travels by drag_move. depth (H, W) in [0, 1]: how near what the camera passes is. curves: motion
+    bucket and augmentation by frame, (T,) each. fit_report: how the picture was fitted, in words.
     """
 
     settings: Settings
@@ -49,7 +51,8 @@ class Shot:
     given: Tensor | None
     windows: Windows | None
     brush: Brush | None
-    views: Tensor | None
+    drag: Tensor | None
+    depth: Tensor | None
     curves: tuple[Tensor | None, Tensor | None]
     fit_report: str
 
@@ -68,7 +71,8 @@ class Shot:
             given=_given_pixels(controls, settings, windows),
             windows=windows,
             brush=_brush(controls, settings),
-            views=_views(as_pixels(picture), controls, settings),
+            drag=_drag(controls, settings),
+            depth=_depth(controls, settings),
             curves=tuple(_curve(curve, settings.frames) for curve in (controls.motion_bucket, controls.augmentation)),
             fit_report=fit_report,
         )
@@ -98,6 +102,17 @@ class Shot:
     def size(self) -> tuple[int, int, int]:
         """(T, H, W) of the finished clip: a loop drops its last frame, which repeats the first."""
         return self.settings.frames - self.controls.loop, self.settings.height, self.settings.width
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether each frame is shown a picture of its own."""
+        return self.controls.camera is not None or self.controls.drag is not None
+
+    def views(self) -> Tensor:
+        """What each frame is shown, (T, 3, H, W) in [-1, 1]. With a depth map, one can take seconds."""
+        controls, frames = self.controls, self.settings.frames
+        views = self.still if self.drag is None else dragged(self.still, self.drag, controls.drag_move, frames)
+        return views if controls.camera is None else filmed(views, controls.camera, frames, self.depth)
 
     @property
     def holds_still(self) -> bool:
@@ -172,17 +187,20 @@ def _brush(controls: Controls, settings: Settings) -> Brush | None:
     return brush
 
 
-def _views(still: Tensor, controls: Controls, settings: Settings) -> Tensor | None:
-    """What each frame is shown, (T, 3, H, W) in [-1, 1]; None where that is the still (1, 3, H, W) in all."""
-    frames, views = settings.frames, still
-    if controls.drag is not None:
-        mask = torch.as_tensor(_array("the drag's mask", controls.drag, np.float32), device="cpu")
-        views = dragged(views, mask, controls.drag_move, frames)
-    if controls.camera is not None:
-        near = controls.depth
-        depth = None if near is None else torch.as_tensor(_array("the depth map", near, np.float32), device="cpu")
-        views = filmed(views, controls.camera, frames, depth)
-    return None if views is still else views
+def _drag(controls: Controls, settings: Settings) -> Tensor | None:
+    if controls.drag is None:
+        return None
+    mask = torch.as_tensor(_array("the drag's mask", controls.drag, np.float32), device="cpu")
+    check_painted(mask, settings.height, settings.width)
+    return mask
+
+
+def _depth(controls: Controls, settings: Settings) -> Tensor | None:
+    if controls.depth is None:
+        return None
+    depth = torch.as_tensor(_array("the depth map", controls.depth, np.float32), device="cpu")
+    check_depth(depth, 1, settings.height, settings.width)
+    return depth
 
 
 def _curve(curve: Any | None, frames: int) -> Tensor | None:

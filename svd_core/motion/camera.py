@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from .views import by_frame, checked_number, filled, sampled, shares_of_way
+from .views import by_frame, checked_number, filled, nothing, on_their_way, sampled, shares_of_way
 
 MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
 
@@ -111,9 +112,16 @@ def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
     return met, hidden
 
 
-def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None = None) -> Tensor:
+def filmed(
+    pixels: Tensor,
+    move: CameraMove,
+    frames: int,
+    depth: Tensor | None = None,
+    *,
+    watch: Callable[[], object] = nothing,
+) -> Tensor:
     """What the camera sees at each frame: (T, 3, H, W), from a still (1, 3, H, W) or from T pictures, which move
-    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W).
+    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W). watch: called before each.
 
     Raises InputError for a depth of another size or number, and what is no `CameraMove`.
     """
@@ -123,11 +131,7 @@ def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None =
     pictures = by_frame(pixels, frames, "pictures")
     depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
     shares = move.progress(frames) if move.moves else [0.0] * frames
-    views = [
-        picture[None] if share == 0 else move.view(picture[None], share, near)
-        for picture, share, near in zip(pictures, shares, depths, strict=True)
-    ]
-    return torch.cat(views)
+    return on_their_way(pictures, shares, lambda frame, picture, share: move.view(picture, share, depths[frame]), watch)
 
 
 def check_depth(depth: Tensor | None, pictures: int, height: int, width: int) -> None:
@@ -138,7 +142,8 @@ def check_depth(depth: Tensor | None, pictures: int, height: int, width: int) ->
     if not isinstance(depth, Tensor):
         raise InputError(f"the depth map is of class {type(depth).__name__} and no tensor: give one of shape (H, W)")
     if tuple(depth.shape[-2:]) != (height, width) or depth.ndim not in (2, 3):
-        given = "x".join(str(side) for side in reversed(depth.shape))
+        one = depth.ndim == 3 and len(depth) == pictures
+        given = "x".join(str(side) for side in reversed(depth.shape[one:]))
         raise InputError(f"the depth map is {given} and the clip {width}x{height}: make it from the fitted picture")
     count = depth.shape[0] if depth.ndim == 3 else 1
     if count != pictures:

@@ -7,7 +7,7 @@ motion of the kind that DragNUWA (arXiv 2308.08089) and motion brushes train for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from .views import by_frame, checked_number, filled, sampled, shares_of_way
+from .views import by_frame, checked_number, filled, nothing, on_their_way, sampled, shares_of_way
 
 MAX_WAY, MAX_SCALE, MAX_TURN = 1.0, 4.0, 360.0
 
@@ -78,19 +78,20 @@ class ObjectMove:
         return torch.stack([each / scale + start for each, start in zip(turned, middle, strict=True)])
 
 
-def dragged(pixels: Tensor, mask: Tensor, move: ObjectMove, frames: int) -> Tensor:
+def dragged(
+    pixels: Tensor, mask: Tensor, move: ObjectMove, frames: int, *, watch: Callable[[], object] = nothing
+) -> Tensor:
     """The still (1, 3, H, W), or T pictures, in [-1, 1], with what is painted in mask (H, W), 0 to 1, on its way:
-    (T, 3, H, W). Raises InputError for a mask of another size or without paint, and what is no `ObjectMove`."""
+    (T, 3, H, W). watch: called before each.
+
+    Raises InputError for a mask of another size or without paint, and what is no `ObjectMove`.
+    """
     if not isinstance(move, ObjectMove):
         raise InputError(f"drag {move!r:.40} is no ObjectMove: give one")
     check_painted(mask, *pixels.shape[-2:])
     pictures = by_frame(pixels, frames, "pictures")
     shares: Sequence[float] = shares_of_way(frames, move.ease) if move.moves else [0.0] * frames
-    views = [
-        picture[None] if share == 0 else move.view(picture[None], mask, share)
-        for picture, share in zip(pictures, shares, strict=True)
-    ]
-    return torch.cat(views)
+    return on_their_way(pictures, shares, lambda _, picture, share: move.view(picture, mask, share), watch)
 
 
 def check_painted(mask: Tensor, height: int, width: int) -> None:

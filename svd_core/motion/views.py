@@ -8,7 +8,7 @@ still for all frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -54,6 +54,25 @@ def by_frame(given: Tensor, frames: int, name: str) -> Tensor:
     return given.expand(frames, *given.shape[1:])
 
 
+def nothing() -> None:
+    """Stands in where no one watches."""
+
+
+def on_their_way(
+    pictures: Tensor,
+    shares: Sequence[float],
+    view: Callable[[int, Tensor, float], Tensor],
+    watch: Callable[[], object] = nothing,
+) -> Tensor:
+    """(T, 3, H, W): each picture at its share of the way, of which those at its start keep their bits. view: frame,
+    picture (1, 3, H, W), share -> view of it. watch: called before each view, which may take seconds; may raise."""
+    views = []
+    for frame, (picture, share) in enumerate(zip(pictures.split(1), shares, strict=True)):
+        watch()
+        views.append(picture if share == 0 else view(frame, picture, share))
+    return torch.cat(views)
+
+
 def shares_of_way(frames: int, ease: bool) -> list[float]:
     """The share of a way that is done at each frame: 0 at the first, 1 at the last; gently at both ends, or evenly."""
     times = [frame / max(1, frames - 1) for frame in range(frames)]
@@ -78,7 +97,7 @@ def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
 def filled(picture: Tensor, weight: Tensor) -> Tensor:
     """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
     ever smaller pictures, as far as holes reach."""
-    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+    if max(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
         return picture
     share = avg_pool2d(weight, 2, ceil_mode=True)
     smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)

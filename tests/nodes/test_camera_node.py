@@ -294,8 +294,8 @@ def test_sizes_that_do_not_fit_are_refused(film, condition, pictures, input_erro
 @pytest.mark.parametrize(
     ("depth", "message"),
     [
-        (torch.zeros(1, 64, 64), "the depth map is 64x64x1 and the clip 128x64: make it from the fitted picture"),
-        (torch.zeros(1, 128, 64), "the depth map is 64x128x1 and the clip 128x64"),
+        (torch.zeros(1, 64, 64), "the depth map is 64x64 and the clip 128x64: make it from the fitted picture"),
+        (torch.zeros(1, 128, 64), "the depth map is 64x128 and the clip 128x64"),
         (torch.zeros(2, HEIGHT, WIDTH), "2 depth maps for 1 pictures: give the depth of each picture"),
         (torch.zeros(FRAMES, HEIGHT, WIDTH), "5 depth maps for 1 pictures"),
         (torch.full((1, HEIGHT, WIDTH), 1.5), "the depth map holds values outside 0 to 1: 1 is near, 0 is far"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,17 @@ _RANGES = {
 PARALLAX = 0.6
 """How much further than the middle the nearest point moves, and how much less the farthest."""
 
-LEVELS = 17
-"""Levels of nearness at which a ray looks for what it meets; between two it goes on in a straight line."""
+STEPS = (16, 32, 64)
+"""Steps from the nearest to the farthest level in which a ray looks for what it meets: the least that go no more than
+`STRIDE` pixels each, as things that are thinner than a step are missed in part."""
+
+STRIDE = 4
+
+HALVINGS = 3
+"""How often it then halves the way between two levels, so that edges are found to an eighth of it."""
+
+ROUNDING = 1e-5
+"""More than levels of nearness differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,8 @@ class CameraMove:
             return sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
         nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
         view = sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
-        return filled(view, torch.where(hidden, 0.0, (2 - nearness) ** 4)[None, None])
+        far = ((2 - nearness) / (1 + PARALLAX)) ** 4
+        return filled(view, torch.where(hidden, 0.0, far)[None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,22 +104,54 @@ class _Way:
         middle."""
         return self.turned * self.zoom**-nearness + self.pan * nearness
 
+    def levels(self) -> list[float]:
+        """The levels of nearness at which rays are looked at, from near to far."""
+        near, far = 1 + PARALLAX, 1 - PARALLAX
+        reach = float((self.shown(near) - self.shown(far)).abs().amax())
+        steps = next((steps for steps in STEPS if reach <= STRIDE * steps), STEPS[-1])
+        return torch.linspace(near, far, steps + 1, **FLOAT32).tolist()
+
 
 def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
-    """How near the first point is that each pixel's ray meets, and whether none is there because the ray went behind
-    one: (H, W) each. Rays go through levels from near to far (relief mapping, Policarpo et al. 2005)."""
-    levels = torch.linspace(1 + PARALLAX, 1 - PARALLAX, LEVELS).tolist()
-    met, open_ray = torch.zeros_like(nearness), torch.ones_like(nearness, dtype=torch.bool)
-    hidden, before = torch.zeros_like(open_ray), torch.zeros_like(nearness)
+    """How near the first point is that each pixel's ray meets, and whether none is there because the ray goes beneath
+    a near thing: (H, W) each. Rays go through levels from near to far; where one comes from in front of a point to
+    behind it, the place is looked for in halves (relief mapping, Policarpo et al. 2005). Things are sheets: a ray
+    passes beneath their edges, and may meet what is farther."""
+
+    def behind(level: Tensor | float) -> Tensor:
+        return sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
+
+    levels = way.levels()
     step = levels[0] - levels[1]
+    met, last = torch.full_like(nearness, levels[-1]), torch.full_like(nearness, -step)
+    open_ray = torch.ones_like(nearness, dtype=torch.bool)
     for level in levels:
-        behind = sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
-        now = open_ray & ((behind >= 0) | (level == levels[-1]))
-        met[now] = (level + step * behind / (behind - before).clamp(min=1e-6)).clamp(max=level + step)[now]
-        hidden |= now & (behind > 2 * step)
+        here = behind(level)
+        now = open_ray & (last < 0) & (here >= -ROUNDING) & (here <= 3 * step)
+        met = torch.where(now, level, met)
         open_ray &= ~now
-        before = behind.clamp(max=0)
-    return met, hidden
+        left = level + step + last  # over a thing at the level before, and beyond its edge at this one
+        over = open_ray & (last > -step) & (last < 0) & (here < -step)
+        if bool(over.any()):
+            over &= behind(left).abs() < ROUNDING
+            met = torch.where(over, left, met)
+            open_ray &= ~over
+        last = here
+    return _refined(met, open_ray, step, behind)
+
+
+def _refined(
+    met: Tensor, hidden: Tensor, step: float, behind: Callable[[Tensor | float], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Levels that rays met within a step above, found more closely, and what is hidden: also where a ray is beneath
+    something, or on the steep side of an edge, after all."""
+    for _ in range(HALVINGS):
+        step /= 2
+        met = torch.where(behind(met + step) >= 0, met + step, met)
+    inside, outside = behind(met), behind(met + step)
+    on_line = met + step * (inside / (inside - outside).clamp(min=ROUNDING)).clamp(0, 1)
+    met = torch.where(outside < -3 * step, met + inside.clamp(0, step), on_line)  # beside an edge, as within it
+    return met, hidden | (behind(met).abs() > 2 * step) | (behind(met - step) > 3 * step)
 
 
 def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None = None) -> Tensor:

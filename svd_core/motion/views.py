@@ -76,11 +76,24 @@ def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
 
 
 def filled(picture: Tensor, weight: Tensor) -> Tensor:
-    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
-    ever smaller pictures, as far as holes reach."""
-    if min(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights, 1 for
+    those that can be relied on: from ever smaller pictures, as far as holes reach. One without weights stays as it is.
+    """
+    if bool((weight > 0).all()) or not bool((weight > 0).any()):
         return picture
-    share = avg_pool2d(weight, 2, ceil_mode=True)
-    smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)
-    around = interpolate(filled(smaller, share), picture.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, picture, around)
+    return torch.where(weight > 0, picture, _spread(*_halved(picture, weight), picture.shape[-2:]))
+
+
+def _spread(picture: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """A smaller picture at a size. What weighs less than 1 there is taken from a yet smaller one as far as it does."""
+    if max(picture.shape[-2:]) > 1 and bool((weight < 1).any()):
+        around = _spread(*_halved(picture, weight), picture.shape[-2:])
+        picture = torch.lerp(around, picture, weight.clamp(max=1))
+    return interpolate(picture, size, mode="bilinear", align_corners=False)
+
+
+def _halved(picture: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture of half the size, each pixel the mean of four by their weights, and the sum of these."""
+    share = avg_pool2d(weight, 2, ceil_mode=True, divisor_override=1)
+    total = avg_pool2d(picture * weight, 2, ceil_mode=True, divisor_override=1)
+    return total / share.clamp(min=torch.finfo(torch.float32).tiny), share

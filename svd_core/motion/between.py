@@ -73,7 +73,7 @@ class Between:
 
     def _predicted_from_end(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         self._check(x)
-        with self.around(self._reversed(torch.arange(len(x))).tolist()):
+        with self.around(self._reversed(torch.arange(len(x), device="cpu")).tolist()):
             return self._reversed(self.denoise.with_conditioning(self._from_end)(self._reversed(x), sigma))
 
     def _from_end(self, cond: Conditioning) -> Conditioning:

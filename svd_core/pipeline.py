@@ -107,7 +107,7 @@ class StableVideo:
         first of which is the still, as `motion.filmed` and `motion.dragged` make them; `first` becomes (1, T, 4, h, w).
         `budget` as in `condition`; callback hears of each view that is encoded. Raises InputError for other shapes."""
         _check_stills(views, "views")
-        if views.ndim != 4 or cond.first.ndim != 4 or cond.rows != 1:
+        if views.ndim != 4 or not len(views) or views.shape[1] != 3 or cond.first.ndim != 4 or cond.rows != 1:
             given = f"views {tuple(views.shape)} and conditioning {tuple(cond.first.shape)}"
             raise InputError(f"{given}: give views (T, 3, H, W), and what `condition` gave for one still")
         encoded = itertools.count(1)

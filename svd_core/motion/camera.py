@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from .views import by_frame, checked_number, filled, sampled, shares_of_way
+from .views import by_frame, check_ease, checked_number, filled, from_middle, sampled, shares_of_way, stacked, turned
 
 MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
 
@@ -57,8 +56,7 @@ class CameraMove:
     def __post_init__(self) -> None:
         for name, (least, most, usual) in _RANGES.items():
             object.__setattr__(self, name, checked_number(f"camera {name}", getattr(self, name), least, most, usual))
-        if not isinstance(self.ease, bool):
-            raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
+        check_ease(self.ease)
 
     @property
     def moves(self) -> bool:
@@ -93,11 +91,8 @@ class _Way:
 
     @classmethod
     def of(cls, move: CameraMove, share: float, height: int, width: int) -> _Way:
-        y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
-        x, y, angle = x + (0.5 - width / 2), y + (0.5 - height / 2), math.radians(move.roll * share)
-        turned = [math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y]
         pan = torch.tensor([move.pan_x * width, move.pan_y * height], **FLOAT32)[:, None, None]
-        return cls(torch.stack(turned), share * pan, move.zoom**share)
+        return cls(turned(from_middle(height, width), move.roll * share), share * pan, move.zoom**share)
 
     def shown(self, nearness: Tensor | float) -> Tensor:
         """The point of the still that each pixel shows if what it meets there is this near: (2, H, W), from the
@@ -156,7 +151,7 @@ def _refined(
 
 def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None = None) -> Tensor:
     """What the camera sees at each frame: (T, 3, H, W), from a still (1, 3, H, W) or from T pictures, which move
-    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W).
+    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W). All are on the CPU.
 
     Raises InputError for a depth of another size or number, and what is no `CameraMove`.
     """
@@ -166,11 +161,11 @@ def filmed(pixels: Tensor, move: CameraMove, frames: int, depth: Tensor | None =
     depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
     pictures = by_frame(pixels, frames, "pictures")
     shares = move.progress(frames) if move.moves else [0.0] * frames
-    views = [
+    views = (
         picture[None] if share == 0 else move.view(picture[None], share, near)
         for picture, share, near in zip(pictures, shares, depths, strict=True)
-    ]
-    return torch.cat(views)
+    )
+    return stacked(views, pictures)
 
 
 def check_depth(depth: Tensor | None, pictures: int, height: int, width: int) -> None:

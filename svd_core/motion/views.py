@@ -8,7 +8,8 @@ still for all frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
+from ..sampling.guidance import FLOAT32
 from ..settings import is_whole
 
 
@@ -66,6 +68,31 @@ def checked_number(name: str, given: Any, least: float, most: float, usual: str)
     if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
         raise InputError(f"{name} {given!r:.40} is no number from {least:g} to {most:g}: {usual}")
     return float(value)
+
+
+def check_ease(ease: Any) -> None:
+    if not isinstance(ease, bool):
+        raise InputError(f"ease {ease!r} is not true or false: true starts and ends gently")
+
+
+def stacked(views: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Views (1, 3, H, W), made one after the other, in the place of all of them (T, 3, H, W): like tells its shape."""
+    filled_in = torch.empty(like.shape, dtype=torch.float32, device="cpu")
+    for place, view in zip(filled_in.split(1), views, strict=True):
+        place.copy_(view)
+    return filled_in
+
+
+def from_middle(height: int, width: int) -> Tensor:
+    """Places of all pixels of a picture, right and down from its middle: (2, H, W)."""
+    y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
+    return torch.stack([x + (0.5 - width / 2), y + (0.5 - height / 2)])
+
+
+def turned(points: Tensor, degrees: float) -> Tensor:
+    """Points (2, ...), right and down, turned clockwise."""
+    (x, y), angle = points, math.radians(degrees)
+    return torch.stack([math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y])
 
 
 def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:

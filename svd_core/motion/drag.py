@@ -29,6 +29,9 @@ _RANGES = {
 EDGE = 2
 """Pixels around a painted thing that still show some of it, and are filled with what is around them when it leaves."""
 
+FAINT = 0.05
+"""Paint that leaves nothing behind: traces of a resized or compressed mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectMove:
@@ -57,7 +60,7 @@ class ObjectMove:
         """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way.
         What it leaves behind is filled from what is not painted; where all is, it stays."""
         painted = mask.float()[None, None]
-        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) == 0).float())
+        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) <= FAINT).float())
         points = self._shown(mask.float(), share)
         height, width = mask.shape
         inside = (points[0].abs() < width / 2) & (points[1].abs() < height / 2)

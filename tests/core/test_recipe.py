@@ -12,7 +12,7 @@ from recipes import a_recipe
 from svd_core import __version__
 from svd_core.config import VARIANTS
 from svd_core.errors import InputError
-from svd_core.motion import CameraMove
+from svd_core.motion import CameraMove, ObjectMove
 from svd_core.recipe import FRAME_FILES, Recipe, RecordedControls, Source, Versions, sha256_of
 from svd_core.settings import Settings
 from svd_core.strict_json import MAX_CHARACTERS, MAX_ITEMS
@@ -89,6 +89,8 @@ def test_every_control_survives():
         augmentation=((0.5, 0.1),),
         camera=CameraMove(pan_x=-0.25, pan_y=0.1, zoom=1 / 3, roll=-7.5, ease=True),
         depth=source,
+        drag=source,
+        drag_move=ObjectMove(right=0.5, down=-1 / 3, scale=0.25, turn=-45, ease=True),
     )
     assert all(getattr(every, field.name) != field.default for field in dataclasses.fields(RecordedControls))
     recipe = dataclasses.replace(a_recipe(), controls=every)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,18 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from .views import by_frame, checked_number, filled, nothing, on_their_way, sampled, shares_of_way
+from .views import (
+    by_frame,
+    check_ease,
+    checked_number,
+    filled,
+    from_middle,
+    nothing,
+    on_their_way,
+    sampled,
+    shares_of_way,
+    turned,
+)
 
 MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
 
@@ -26,8 +36,17 @@ _RANGES = {
 PARALLAX = 0.6
 """How much further than the middle the nearest point moves, and how much less the farthest."""
 
-LEVELS = 17
-"""Levels of nearness at which a ray looks for what it meets; between two it goes on in a straight line."""
+STEPS = (16, 32, 64)
+"""Steps from the nearest to the farthest level in which a ray looks for what it meets: the least that go no more than
+`STRIDE` pixels each, as things that are thinner than a step are missed in part."""
+
+STRIDE = 4
+
+HALVINGS = 3
+"""How often it then halves the way between two levels, so that edges are found to an eighth of it."""
+
+ROUNDING = 1e-5
+"""More than levels of nearness differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +67,7 @@ class CameraMove:
     def __post_init__(self) -> None:
         for name, (least, most, usual) in _RANGES.items():
             object.__setattr__(self, name, checked_number(f"camera {name}", getattr(self, name), least, most, usual))
-        if not isinstance(self.ease, bool):
-            raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
+        check_ease(self.ease)
 
     @property
     def moves(self) -> bool:
@@ -69,7 +87,8 @@ class CameraMove:
             return sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
         nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
         view = sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
-        return filled(view, torch.where(hidden, 0.0, (2 - nearness) ** 4)[None, None])
+        far = ((2 - nearness) / (1 + PARALLAX)) ** 4
+        return filled(view, torch.where(hidden, 0.0, far)[None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,33 +102,62 @@ class _Way:
 
     @classmethod
     def of(cls, move: CameraMove, share: float, height: int, width: int) -> _Way:
-        y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
-        x, y, angle = x + (0.5 - width / 2), y + (0.5 - height / 2), math.radians(move.roll * share)
-        turned = [math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y]
         pan = torch.tensor([move.pan_x * width, move.pan_y * height], **FLOAT32)[:, None, None]
-        return cls(torch.stack(turned), share * pan, move.zoom**share)
+        return cls(turned(from_middle(height, width), move.roll * share), share * pan, move.zoom**share)
 
     def shown(self, nearness: Tensor | float) -> Tensor:
         """The point of the still that each pixel shows if what it meets there is this near: (2, H, W), from the
         middle."""
         return self.turned * self.zoom**-nearness + self.pan * nearness
 
+    def levels(self) -> list[float]:
+        """The levels of nearness at which rays are looked at, from near to far."""
+        near, far = 1 + PARALLAX, 1 - PARALLAX
+        reach = float((self.shown(near) - self.shown(far)).abs().amax())
+        steps = next((steps for steps in STEPS if reach <= STRIDE * steps), STEPS[-1])
+        return torch.linspace(near, far, steps + 1, **FLOAT32).tolist()
+
 
 def _met(way: _Way, nearness: Tensor) -> tuple[Tensor, Tensor]:
-    """How near the first point is that each pixel's ray meets, and whether none is there because the ray went behind
-    one: (H, W) each. Rays go through levels from near to far (relief mapping, Policarpo et al. 2005)."""
-    levels = torch.linspace(1 + PARALLAX, 1 - PARALLAX, LEVELS, **FLOAT32).tolist()
-    met, open_ray = torch.zeros_like(nearness), torch.ones_like(nearness, dtype=torch.bool)
-    hidden, before = torch.zeros_like(open_ray), torch.zeros_like(nearness)
+    """How near the first point is that each pixel's ray meets, and whether none is there because the ray goes beneath
+    a near thing: (H, W) each. Rays go through levels from near to far; where one comes from in front of a point to
+    behind it, the place is looked for in halves (relief mapping, Policarpo et al. 2005). Things are sheets: a ray
+    passes beneath their edges, and may meet what is farther."""
+
+    def behind(level: Tensor | float) -> Tensor:
+        return sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
+
+    levels = way.levels()
     step = levels[0] - levels[1]
+    met, last = torch.full_like(nearness, levels[-1]), torch.full_like(nearness, -step)
+    open_ray = torch.ones_like(nearness, dtype=torch.bool)
     for level in levels:
-        behind = sampled(nearness[None, None], way.shown(level), "bilinear")[0, 0] - level
-        now = open_ray & ((behind >= 0) | (level == levels[-1]))
-        met[now] = (level + step * behind / (behind - before).clamp(min=1e-6)).clamp(max=level + step)[now]
-        hidden |= now & (behind > 2 * step)
+        here = behind(level)
+        now = open_ray & (last < 0) & (here >= -ROUNDING) & (here <= 3 * step)
+        met = torch.where(now, level, met)
         open_ray &= ~now
-        before = behind.clamp(max=0)
-    return met, hidden
+        left = level + step + last  # over a thing at the level before, and beyond its edge at this one
+        over = open_ray & (last > -step) & (last < 0) & (here < -step)
+        if bool(over.any()):
+            over &= behind(left).abs() < ROUNDING
+            met = torch.where(over, left, met)
+            open_ray &= ~over
+        last = here
+    return _refined(met, open_ray, step, behind)
+
+
+def _refined(
+    met: Tensor, hidden: Tensor, step: float, behind: Callable[[Tensor | float], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Levels that rays met within a step above, found more closely, and what is hidden: also where a ray is beneath
+    something, or on the steep side of an edge, after all."""
+    for _ in range(HALVINGS):
+        step /= 2
+        met = torch.where(behind(met + step) >= 0, met + step, met)
+    inside, outside = behind(met), behind(met + step)
+    on_line = met + step * (inside / (inside - outside).clamp(min=ROUNDING)).clamp(0, 1)
+    met = torch.where(outside < -3 * step, met + inside.clamp(0, step), on_line)  # beside an edge, as within it
+    return met, hidden | (behind(met).abs() > 2 * step) | (behind(met - step) > 3 * step)
 
 
 def filmed(
@@ -121,7 +169,8 @@ def filmed(
     watch: Callable[[], object] = nothing,
 ) -> Tensor:
     """What the camera sees at each frame: (T, 3, H, W), from a still (1, 3, H, W) or from T pictures, which move
-    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W). watch: called before each.
+    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W). All are on the CPU. watch:
+    called before each view.
 
     Raises InputError for a depth of another size or number, and what is no `CameraMove`.
     """

@@ -6,8 +6,7 @@ motion of the kind that DragNUWA (arXiv 2308.08089) and motion brushes train for
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,18 @@ from torch.nn.functional import max_pool2d
 
 from ..errors import InputError
 from ..sampling.guidance import FLOAT32
-from .views import by_frame, checked_number, filled, nothing, on_their_way, sampled, shares_of_way
+from .views import (
+    by_frame,
+    check_ease,
+    checked_number,
+    filled,
+    from_middle,
+    nothing,
+    on_their_way,
+    sampled,
+    shares_of_way,
+    turned,
+)
 
 MAX_WAY, MAX_SCALE, MAX_TURN = 1.0, 4.0, 360.0
 
@@ -30,6 +40,9 @@ _RANGES = {
 
 EDGE = 2
 """Pixels around a painted thing that still show some of it, and are filled with what is around them when it leaves."""
+
+FAINT = 0.05
+"""Paint that leaves nothing behind: traces of a resized or compressed mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +62,17 @@ class ObjectMove:
     def __post_init__(self) -> None:
         for name, (least, most, usual) in _RANGES.items():
             object.__setattr__(self, name, checked_number(f"drag {name}", getattr(self, name), least, most, usual))
-        if not isinstance(self.ease, bool):
-            raise InputError(f"ease {self.ease!r} is not true or false: true starts and ends gently")
+        check_ease(self.ease)
 
     @property
     def moves(self) -> bool:
         return (self.right, self.down, self.scale, self.turn) != (0, 0, 1, 0)
 
     def view(self, pixels: Tensor, mask: Tensor, share: float) -> Tensor:
-        """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way."""
+        """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way.
+        What it leaves behind is filled from what is not painted; where all is, it stays."""
         painted = mask.float()[None, None]
-        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) == 0).float())
+        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) <= FAINT).float())
         points = self._shown(mask.float(), share)
         height, width = mask.shape
         inside = (points[0].abs() < width / 2) & (points[1].abs() < height / 2)
@@ -69,20 +82,17 @@ class ObjectMove:
     def _shown(self, mask: Tensor, share: float) -> Tensor:
         """The point of the still that each pixel shows where it shows the thing: (2, H, W), from the middle."""
         height, width = mask.shape
-        y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
-        x, y = x + (0.5 - width / 2), y + (0.5 - height / 2)
-        middle = [float((places * mask).sum() / mask.sum()) for places in (x, y)]
-        x, y = x - middle[0] - share * self.right * width, y - middle[1] - share * self.down * height
-        angle, scale = -math.radians(self.turn * share), self.scale**share
-        turned = [math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y]
-        return torch.stack([each / scale + start for each, start in zip(turned, middle, strict=True)])
+        places, opaque = from_middle(height, width), mask.double()  # sums that do not hang on the number of threads
+        middle = torch.stack([(each * opaque).sum() / opaque.sum() for each in places]).float()[:, None, None]
+        way = torch.tensor([self.right * width, self.down * height], **FLOAT32)[:, None, None]
+        return turned(places - middle - share * way, -self.turn * share) / self.scale**share + middle
 
 
 def dragged(
     pixels: Tensor, mask: Tensor, move: ObjectMove, frames: int, *, watch: Callable[[], object] = nothing
 ) -> Tensor:
     """The still (1, 3, H, W), or T pictures, in [-1, 1], with what is painted in mask (H, W), 0 to 1, on its way:
-    (T, 3, H, W). watch: called before each.
+    (T, 3, H, W). All are on the CPU. watch: called before each view.
 
     Raises InputError for a mask of another size or without paint, and what is no `ObjectMove`.
     """
@@ -90,7 +100,7 @@ def dragged(
         raise InputError(f"drag {move!r:.40} is no ObjectMove: give one")
     check_painted(mask, *pixels.shape[-2:])
     pictures = by_frame(pixels, frames, "pictures")
-    shares: Sequence[float] = shares_of_way(frames, move.ease) if move.moves else [0.0] * frames
+    shares = shares_of_way(frames, move.ease) if move.moves else [0.0] * frames
     return on_their_way(pictures, shares, lambda _, picture, share: move.view(picture, mask, share), watch)
 
 

@@ -8,6 +8,7 @@ still for all frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from ..config import PIXELS_PER_LATENT
 from ..errors import InputError
+from ..sampling.guidance import FLOAT32
 from ..settings import is_whole
 
 
@@ -54,25 +56,6 @@ def by_frame(given: Tensor, frames: int, name: str) -> Tensor:
     return given.expand(frames, *given.shape[1:])
 
 
-def nothing() -> None:
-    """Stands in where no one watches."""
-
-
-def on_their_way(
-    pictures: Tensor,
-    shares: Sequence[float],
-    view: Callable[[int, Tensor, float], Tensor],
-    watch: Callable[[], object] = nothing,
-) -> Tensor:
-    """(T, 3, H, W): each picture at its share of the way, of which those at its start keep their bits. view: frame,
-    picture (1, 3, H, W), share -> view of it. watch: called before each view, which may take seconds; may raise."""
-    views = []
-    for frame, (picture, share) in enumerate(zip(pictures.split(1), shares, strict=True)):
-        watch()
-        views.append(picture if share == 0 else view(frame, picture, share))
-    return torch.cat(views)
-
-
 def shares_of_way(frames: int, ease: bool) -> list[float]:
     """The share of a way that is done at each frame: 0 at the first, 1 at the last; gently at both ends, or evenly."""
     times = [frame / max(1, frames - 1) for frame in range(frames)]
@@ -87,6 +70,42 @@ def checked_number(name: str, given: Any, least: float, most: float, usual: str)
     return float(value)
 
 
+def check_ease(ease: Any) -> None:
+    if not isinstance(ease, bool):
+        raise InputError(f"ease {ease!r} is not true or false: true starts and ends gently")
+
+
+def nothing() -> None:
+    """Stands in where no one watches."""
+
+
+def on_their_way(
+    pictures: Tensor,
+    shares: Sequence[float],
+    view: Callable[[int, Tensor, float], Tensor],
+    watch: Callable[[], object] = nothing,
+) -> Tensor:
+    """(T, 3, H, W): each picture at its share of the way, of which those at its start keep their bits. view: frame,
+    picture (1, 3, H, W), share -> view of it. watch: called before each view, which may take seconds; may raise."""
+    views = torch.empty(pictures.shape, dtype=torch.float32, device="cpu")  # filled one by one, so never there twice
+    for frame, (picture, share) in enumerate(zip(pictures.split(1), shares, strict=True)):
+        watch()
+        views[frame] = (picture if share == 0 else view(frame, picture, share))[0]
+    return views
+
+
+def from_middle(height: int, width: int) -> Tensor:
+    """Places of all pixels of a picture, right and down from its middle: (2, H, W)."""
+    y, x = torch.meshgrid(torch.arange(height, **FLOAT32), torch.arange(width, **FLOAT32), indexing="ij")
+    return torch.stack([x + (0.5 - width / 2), y + (0.5 - height / 2)])
+
+
+def turned(points: Tensor, degrees: float) -> Tensor:
+    """Points (2, ...), right and down, turned clockwise."""
+    (x, y), angle = points, math.radians(degrees)
+    return torch.stack([math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y])
+
+
 def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
     """A picture (1, C, H, W) at points (2, h, w) in pixels from its middle, mirrored beyond its edges."""
     height, width = picture.shape[-2:]
@@ -95,11 +114,24 @@ def sampled(picture: Tensor, points: Tensor, mode: str) -> Tensor:
 
 
 def filled(picture: Tensor, weight: Tensor) -> Tensor:
-    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights: from
-    ever smaller pictures, as far as holes reach."""
-    if max(picture.shape[-2:]) < 2 or bool((weight > 0).all()):
+    """A picture (1, C, h, w) whose pixels of weight 0 (1, 1, h, w) are filled from the others, by their weights, 1 for
+    those that can be relied on: from ever smaller pictures, as far as holes reach. One without weights stays as it is.
+    """
+    if bool((weight > 0).all()) or not bool((weight > 0).any()):
         return picture
-    share = avg_pool2d(weight, 2, ceil_mode=True)
-    smaller = avg_pool2d(picture * weight, 2, ceil_mode=True) / share.clamp(min=torch.finfo(torch.float32).tiny)
-    around = interpolate(filled(smaller, share), picture.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, picture, around)
+    return torch.where(weight > 0, picture, _spread(*_halved(picture, weight), picture.shape[-2:]))
+
+
+def _spread(picture: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """A smaller picture at a size. What weighs less than 1 there is taken from a yet smaller one as far as it does."""
+    if max(picture.shape[-2:]) > 1 and bool((weight < 1).any()):
+        around = _spread(*_halved(picture, weight), picture.shape[-2:])
+        picture = torch.lerp(around, picture, weight.clamp(max=1))
+    return interpolate(picture, size, mode="bilinear", align_corners=False)
+
+
+def _halved(picture: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture of half the size, each pixel the mean of four by their weights, and the sum of these."""
+    share = avg_pool2d(weight, 2, ceil_mode=True, divisor_override=1)
+    total = avg_pool2d(picture * weight, 2, ceil_mode=True, divisor_override=1)
+    return total / share.clamp(min=torch.finfo(torch.float32).tiny), share

@@ -37,6 +37,7 @@ from svd_core.motion import (
     Statistics,
     Windows,
     Wrap,
+    camera_view,
     dragged,
     sample_in_turns,
     seam_score,
@@ -372,7 +373,7 @@ def camera(bench: Bench) -> Iterable[Figure]:
 
 def moved_still(scene: Scene, move: CameraMove) -> np.ndarray:
     """The scene's still as the camera alone shows it, (T, H, W, 3) in [0, 1]."""
-    views = [move.view(as_pixels(scene.still), share)[0] for share in move.progress(len(scene.frames))]
+    views = [camera_view(move, as_pixels(scene.still), share)[0] for share in move.progress(len(scene.frames))]
     return ((torch.stack(views).movedim(1, -1) + 1) / 2).numpy()
 
 

@@ -14,8 +14,7 @@ from comfy_api.latest import io
 from ..svd_core.config import PIXELS_PER_LATENT
 from ..svd_core.errors import InputError
 from ..svd_core.motion import CameraMove, ObjectMove, dragged, filmed, view_latents
-from ..svd_core.motion.camera import MAX_PAN, MAX_ROLL, MAX_ZOOM
-from ..svd_core.motion.drag import MAX_SCALE, MAX_TURN, MAX_WAY
+from ..svd_core.moves import MAX_ROLL, MAX_SCALE, MAX_TURN, MAX_WAY, MAX_ZOOM
 from .checks import require_vae
 from .conditioning import flattened, require_picture
 from .inputs import checked
@@ -144,7 +143,7 @@ def _shown_outputs() -> list[io.Output]:
 
 def _camera_inputs() -> list[io.Input]:
     """The widgets that say where the camera is at the end of the clip."""
-    share = {"default": 0.0, "min": -MAX_PAN, "max": MAX_PAN, "step": 0.05}
+    share = {"default": 0.0, "min": -MAX_WAY, "max": MAX_WAY, "step": 0.05}
     return [
         io.Float.Input(
             "pan_x", **share, tooltip="Widths that the camera travels to the right, below 0 left. 0.2 is usual."

@@ -16,7 +16,7 @@ from typing import Literal
 from . import __version__
 from .config import Variant
 from .errors import InputError
-from .motion import CameraMove, ObjectMove
+from .moves import CameraMove, ObjectMove
 from .settings import AttentionName, Settings, WeightsName
 from .strict_json import parse
 from .verdicts import Recorded

@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "svd_core"
 PRODUCT = ("svd_core", "nodes", "training", "benchmarks", "tools")
 
-BASE = {"config", "errors", "settings", "sinusoid", "strict_json"}
+BASE = {"config", "errors", "moves", "settings", "sinusoid", "strict_json"}
 ARROWS = {
     "errors": set(),
     "strict_json": {"errors"},
+    "moves": {"errors"},
     "config": {"errors"},
     "sinusoid": {"config", "errors"},
     "settings": {"config", "errors"},
@@ -28,7 +29,7 @@ ARROWS = {
     "sampling": BASE | {"conditioning"},
     "measure": BASE | {"conditioning", "sampling"},
     "motion": BASE | {"conditioning", "sampling"},
-    "recipe": BASE | {"motion", "verdicts"},
+    "recipe": BASE | {"verdicts"},
     "media": BASE | {"recipe"},
     "kernels": BASE | {"verdicts"},
     "device_memory": {"errors"},

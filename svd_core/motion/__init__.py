@@ -4,13 +4,15 @@ Each takes a `ClipDenoiser` and is one itself. Nest several in this order, inner
 `Brushed`. None imports a model.
 """
 
+from ..moves import CameraMove as CameraMove
+from ..moves import ObjectMove as ObjectMove
 from .between import Between as Between
 from .between import sample_sequential as sample_sequential
 from .brush import MAX_FEATHER as MAX_FEATHER
 from .brush import Brush as Brush
 from .brush import Brushed as Brushed
 from .brush import composite as composite
-from .camera import CameraMove as CameraMove
+from .camera import camera_view as camera_view
 from .camera import check_depth as check_depth
 from .camera import filmed as filmed
 from .curves import PerFrame as PerFrame
@@ -19,8 +21,8 @@ from .curves import curve_values as curve_values
 from .curves import with_curves as with_curves
 from .denoiser import ClipDenoiser as ClipDenoiser
 from .denoiser import Wrap as Wrap
-from .drag import ObjectMove as ObjectMove
 from .drag import check_painted as check_painted
+from .drag import drag_view as drag_view
 from .drag import dragged as dragged
 from .loop import require_loop as require_loop
 from .loop import seam_score as seam_score

@@ -9,29 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..moves import CameraMove
 from ..sampling.guidance import FLOAT32
-from .views import (
-    by_frame,
-    check_ease,
-    checked_number,
-    filled,
-    from_middle,
-    nothing,
-    on_their_way,
-    sampled,
-    shares_of_way,
-    turned,
-)
-
-MAX_PAN, MAX_ZOOM, MAX_ROLL = 1.0, 4.0, 180.0
-
-_SHARE = (-MAX_PAN, MAX_PAN, "0.2 is a fifth of the picture")
-_RANGES = {
-    "pan_x": _SHARE,
-    "pan_y": _SHARE,
-    "zoom": (1 / MAX_ZOOM, MAX_ZOOM, "1.2 comes closer, 0.8 goes back"),
-    "roll": (-MAX_ROLL, MAX_ROLL, "degrees, 5 is a slight turn"),
-}
+from .views import by_frame, filled, from_middle, nothing, on_their_way, sampled, turned
 
 PARALLAX = 0.6
 """How much further than the middle the nearest point moves, and how much less the farthest."""
@@ -49,46 +29,18 @@ ROUNDING = 1e-5
 """More than levels of nearness differ by rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class CameraMove:
-    """Where the camera is at the end of the clip; it starts at the still and moves evenly, or gently at both ends.
-
-    pan_x, pan_y: -1 to 1, how far it travels right and down, as a share of the picture's width and height. zoom: 0.25
-    to 4, how much larger the picture's middle is at the end. roll: -180 to 180, degrees that the camera turns
-    clockwise, so that the picture turns the other way. Raises InputError for what is out of range.
-    """
-
-    pan_x: float = 0.0
-    pan_y: float = 0.0
-    zoom: float = 1.0
-    roll: float = 0.0
-    ease: bool = False
-
-    def __post_init__(self) -> None:
-        for name, (least, most, usual) in _RANGES.items():
-            object.__setattr__(self, name, checked_number(f"camera {name}", getattr(self, name), least, most, usual))
-        check_ease(self.ease)
-
-    @property
-    def moves(self) -> bool:
-        return (self.pan_x, self.pan_y, self.zoom, self.roll) != (0, 0, 1, 0)
-
-    def progress(self, frames: int) -> list[float]:
-        """The share of the way that is behind the camera at each frame: 0 at the first, 1 at the last."""
-        return shares_of_way(frames, self.ease)
-
-    def view(self, pixels: Tensor, share: float, depth: Tensor | None = None) -> Tensor:
-        """What the camera sees of pixels (1, C, H, W) in [-1, 1] after this share of its way. Beyond the picture's
-        edges it is mirrored. depth (H, W), 1 near and 0 far: near points pass faster, and what comes out from behind
-        them is filled smoothly from what is around it, far before near."""
-        height, width = pixels.shape[-2:]
-        way = _Way.of(self, share, height, width)
-        if depth is None:
-            return sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
-        nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
-        view = sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
-        far = ((2 - nearness) / (1 + PARALLAX)) ** 4
-        return filled(view, torch.where(hidden, 0.0, far)[None, None])
+def camera_view(move: CameraMove, pixels: Tensor, share: float, depth: Tensor | None = None) -> Tensor:
+    """What a camera sees of pixels (1, C, H, W) in [-1, 1] after this share of its way. Beyond the picture's
+    edges it is mirrored. depth (H, W), 1 near and 0 far: near points pass faster, and what comes out from behind
+    them is filled smoothly from what is around it, far before near."""
+    height, width = pixels.shape[-2:]
+    way = _Way.of(move, share, height, width)
+    if depth is None:
+        return sampled(pixels.float(), way.shown(1.0), "bicubic").clamp(-1, 1)
+    nearness, hidden = _met(way, 1 + PARALLAX * (2 * depth.float() - 1))
+    view = sampled(pixels.float(), way.shown(nearness), "bicubic").clamp(-1, 1)
+    far = ((2 - nearness) / (1 + PARALLAX)) ** 4
+    return filled(view, torch.where(hidden, 0.0, far)[None, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +121,7 @@ def filmed(
     watch: Callable[[], object] = nothing,
 ) -> Tensor:
     """What the camera sees at each frame: (T, 3, H, W), from a still (1, 3, H, W) or from T pictures, which move
-    themselves, in [-1, 1]. depth (H, W) as in `CameraMove.view`; of T pictures (T, H, W). All are on the CPU. watch:
+    themselves, in [-1, 1]. depth (H, W) as in `camera_view`; of T pictures (T, H, W). All are on the CPU. watch:
     called before each view.
 
     Raises InputError for a depth of another size or number, and what is no `CameraMove`.
@@ -180,7 +132,11 @@ def filmed(
     pictures = by_frame(pixels, frames, "pictures")
     depths = [None] * frames if depth is None else by_frame(depth.reshape(-1, *depth.shape[-2:]), frames, "depth maps")
     shares = move.progress(frames) if move.moves else [0.0] * frames
-    return on_their_way(pictures, shares, lambda frame, picture, share: move.view(picture, share, depths[frame]), watch)
+
+    def view(frame: int, picture: Tensor, share: float) -> Tensor:
+        return camera_view(move, picture, share, depths[frame])
+
+    return on_their_way(pictures, shares, view, watch)
 
 
 def check_depth(depth: Tensor | None, pictures: int, height: int, width: int) -> None:

@@ -7,36 +7,15 @@ motion of the kind that DragNUWA (arXiv 2308.08089) and motion brushes train for
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from ..errors import InputError
+from ..moves import ObjectMove
 from ..sampling.guidance import FLOAT32
-from .views import (
-    by_frame,
-    check_ease,
-    checked_number,
-    filled,
-    from_middle,
-    nothing,
-    on_their_way,
-    sampled,
-    shares_of_way,
-    turned,
-)
-
-MAX_WAY, MAX_SCALE, MAX_TURN = 1.0, 4.0, 360.0
-
-_SHARE = (-MAX_WAY, MAX_WAY, "0.2 is a fifth of the picture")
-_RANGES = {
-    "right": _SHARE,
-    "down": _SHARE,
-    "scale": (1 / MAX_SCALE, MAX_SCALE, "1.5 grows as what comes closer does"),
-    "turn": (-MAX_TURN, MAX_TURN, "degrees, 45 is an eighth of a turn"),
-}
+from .views import by_frame, filled, from_middle, nothing, on_their_way, sampled, turned
 
 EDGE = 2
 """Pixels around a painted thing that still show some of it, and are filled with what is around them when it leaves."""
@@ -45,47 +24,25 @@ FAINT = 0.05
 """Paint that leaves nothing behind: traces of a resized or compressed mask."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMove:
-    """Where a thing is at the end of the clip; it starts where it is, and moves evenly, or gently at both ends.
+def drag_view(move: ObjectMove, pixels: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way.
+    What it leaves behind is filled from what is not painted; where all is, it stays."""
+    painted = mask.float()[None, None]
+    left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) <= FAINT).float())
+    points = _shown(move, mask.float(), share)
+    height, width = mask.shape
+    inside = (points[0].abs() < width / 2) & (points[1].abs() < height / 2)
+    opacity = sampled(painted, points, "bilinear") * inside
+    return torch.lerp(left, sampled(pixels.float(), points, "bicubic").clamp(-1, 1), opacity)
 
-    right, down: -1 to 1, its way as a share of the picture's width and height. scale: 0.25 to 4, how much larger it is
-    at the end. turn: -360 to 360, degrees clockwise. Raises InputError for what is out of range.
-    """
 
-    right: float = 0.0
-    down: float = 0.0
-    scale: float = 1.0
-    turn: float = 0.0
-    ease: bool = False
-
-    def __post_init__(self) -> None:
-        for name, (least, most, usual) in _RANGES.items():
-            object.__setattr__(self, name, checked_number(f"drag {name}", getattr(self, name), least, most, usual))
-        check_ease(self.ease)
-
-    @property
-    def moves(self) -> bool:
-        return (self.right, self.down, self.scale, self.turn) != (0, 0, 1, 0)
-
-    def view(self, pixels: Tensor, mask: Tensor, share: float) -> Tensor:
-        """Pixels (1, C, H, W) in [-1, 1] with what is painted in mask (H, W), 0 to 1, after this share of its way.
-        What it leaves behind is filled from what is not painted; where all is, it stays."""
-        painted = mask.float()[None, None]
-        left = filled(pixels.float(), (max_pool2d(painted, 2 * EDGE + 1, 1, EDGE) <= FAINT).float())
-        points = self._shown(mask.float(), share)
-        height, width = mask.shape
-        inside = (points[0].abs() < width / 2) & (points[1].abs() < height / 2)
-        opacity = sampled(painted, points, "bilinear") * inside
-        return torch.lerp(left, sampled(pixels.float(), points, "bicubic").clamp(-1, 1), opacity)
-
-    def _shown(self, mask: Tensor, share: float) -> Tensor:
-        """The point of the still that each pixel shows where it shows the thing: (2, H, W), from the middle."""
-        height, width = mask.shape
-        places, opaque = from_middle(height, width), mask.double()  # sums that do not hang on the number of threads
-        middle = torch.stack([(each * opaque).sum() / opaque.sum() for each in places]).float()[:, None, None]
-        way = torch.tensor([self.right * width, self.down * height], **FLOAT32)[:, None, None]
-        return turned(places - middle - share * way, -self.turn * share) / self.scale**share + middle
+def _shown(move: ObjectMove, mask: Tensor, share: float) -> Tensor:
+    """The point of the still that each pixel shows where it shows the thing: (2, H, W), from the middle."""
+    height, width = mask.shape
+    places, opaque = from_middle(height, width), mask.double()  # sums that do not hang on the number of threads
+    middle = torch.stack([(each * opaque).sum() / opaque.sum() for each in places]).float()[:, None, None]
+    way = torch.tensor([move.right * width, move.down * height], **FLOAT32)[:, None, None]
+    return turned(places - middle - share * way, -move.turn * share) / move.scale**share + middle
 
 
 def dragged(
@@ -100,8 +57,8 @@ def dragged(
         raise InputError(f"drag {move!r:.40} is no ObjectMove: give one")
     check_painted(mask, *pixels.shape[-2:])
     pictures = by_frame(pixels, frames, "pictures")
-    shares = shares_of_way(frames, move.ease) if move.moves else [0.0] * frames
-    return on_their_way(pictures, shares, lambda _, picture, share: move.view(picture, mask, share), watch)
+    shares = move.progress(frames) if move.moves else [0.0] * frames
+    return on_their_way(pictures, shares, lambda _, picture, share: drag_view(move, picture, mask, share), watch)
 
 
 def check_painted(mask: Tensor, height: int, width: int) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,25 +52,6 @@ def by_frame(given: Tensor, frames: int, name: str) -> Tensor:
     if len(given) not in (1, frames):
         raise InputError(f"{len(given)} {name} for {frames} frames: give one, or one for each frame")
     return given.expand(frames, *given.shape[1:])
-
-
-def shares_of_way(frames: int, ease: bool) -> list[float]:
-    """The share of a way that is done at each frame: 0 at the first, 1 at the last; gently at both ends, or evenly."""
-    times = [frame / max(1, frames - 1) for frame in range(frames)]
-    return [time * time * (3 - 2 * time) for time in times] if ease else times
-
-
-def checked_number(name: str, given: Any, least: float, most: float, usual: str) -> float:
-    """The value as a Python float, which a recipe can store. Raises InputError unless it is from least to most."""
-    value = given.item() if getattr(given, "ndim", None) == 0 else given
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(f"{name} {given!r:.40} is no number from {least:g} to {most:g}: {usual}")
-    return float(value)
-
-
-def check_ease(ease: Any) -> None:
-    if not isinstance(ease, bool):
-        raise InputError(f"ease {ease!r} is not true or false: true starts and ends gently")
 
 
 def nothing() -> None:

@@ -18,7 +18,7 @@ from svd_core import Controls, load_checkpoint
 from svd_core.conditioning import Conditioning, MicroConditioning
 from svd_core.config import LATENT_SCALE
 from svd_core.errors import InputError
-from svd_core.motion import CameraMove, check_depth, filmed, view_latents, with_curves
+from svd_core.motion import CameraMove, camera_view, check_depth, filmed, view_latents, with_curves
 from svd_core.recipe import Recipe, RecordedControls, Source
 from svd_core.sampling import GuidedDenoiser, constant_guidance, edm_sigmas, linear_guidance
 from svd_core.sampling.denoise import check_size
@@ -84,13 +84,13 @@ def test_each_pixel_of_a_view_is_the_point_that_the_camera_is_over(size):
     still = as_still(waves(pixels_of(*size), *size))
     for move, share in itertools.product([*PLAIN_MOVES, *drawn_moves(12)], (0.3, 1.0)):
         expected = as_still(waves(shown_points(move, share, *size), *size))
-        error = (move.view(still, share) - expected).abs().max().item()
+        error = (camera_view(move, still, share) - expected).abs().max().item()
         assert error < 0.02, (move, share, error)
 
 
 def test_beyond_the_edges_the_picture_is_mirrored():
     values = np.random.default_rng(0).uniform(-1, 1, (8, 16))
-    seen = CameraMove(pan_x=0.5, pan_y=-0.25).view(as_still(values), 1.0)[0, 0].numpy()
+    seen = camera_view(CameraMove(pan_x=0.5, pan_y=-0.25), as_still(values), 1.0)[0, 0].numpy()
     mirrored = np.pad(values, ((2, 2), (0, 8)), mode="symmetric")[0:8, 8:24]
     np.testing.assert_allclose(seen, mirrored, atol=1e-5)
 
@@ -129,7 +129,7 @@ def place_of(seen, near=(0, 0), reach=math.inf):
 )
 def test_a_bright_spot_goes_the_other_way_than_the_camera(move, share, expected):
     """By hand, in a picture of 128x64. A camera that rolls clockwise sees what was right of the middle above it."""
-    seen = move.view(as_still(blob(*WIDE, 20, 10, radius=2)), share)
+    seen = camera_view(move, as_still(blob(*WIDE, 20, 10, radius=2)), share)
     assert place_of(seen, expected, reach=10) == pytest.approx(expected, abs=0.3)
 
 
@@ -137,8 +137,8 @@ def test_a_view_from_the_start_is_the_still_and_none_leaves_its_range():
     still = torch.rand(1, 3, 24, 40) * 2 - 1
     sharp = torch.where(still > 0, 1.0, -1.0)
     for move in drawn_moves(8):
-        torch.testing.assert_close(move.view(still, 0.0), still, rtol=0, atol=1e-5)
-        assert move.view(sharp, 0.7).abs().max() <= 1, "bicubic filters overshoot"
+        torch.testing.assert_close(camera_view(move, still, 0.0), still, rtol=0, atol=1e-5)
+        assert camera_view(move, sharp, 0.7).abs().max() <= 1, "bicubic filters overshoot"
 
 
 def test_the_camera_goes_evenly_or_starts_and_ends_gently():
@@ -154,7 +154,7 @@ def test_the_camera_goes_evenly_or_starts_and_ends_gently():
 
 def test_zoom_grows_by_the_same_factor_in_each_frame():
     move, still = CameraMove(zoom=4.0), as_still(blob(*WIDE, 10, 5))
-    rights = [place_of(move.view(still, share))[0] for share in move.progress(5)]
+    rights = [place_of(camera_view(move, still, share))[0] for share in move.progress(5)]
     factors = [after / before for before, after in itertools.pairwise(rights)]
     assert factors == pytest.approx([2**0.5] * 4, rel=0.03)
 
@@ -165,7 +165,9 @@ def test_zoom_grows_by_the_same_factor_in_each_frame():
 @pytest.mark.parametrize("move", [CameraMove(pan_x=0.3, pan_y=-0.1), CameraMove(zoom=2.0, roll=20.0)])
 def test_a_depth_of_a_half_everywhere_changes_nothing(move):
     still = as_still(waves(pixels_of(*WIDE), *WIDE))
-    torch.testing.assert_close(move.view(still, 1.0, torch.full(WIDE, 0.5)), move.view(still, 1.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        camera_view(move, still, 1.0, torch.full(WIDE, 0.5)), camera_view(move, still, 1.0), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("nearness", "factor"), [(1.0, 1.6), (0.5, 1.0), (0.0, 0.4)])
@@ -173,15 +175,15 @@ def test_near_things_pass_faster_and_far_ones_slower(nearness, factor):
     depth = torch.full(WIDE, nearness)
     pan, closer = (CameraMove(pan_x=0.125, pan_y=-0.125), CameraMove(zoom=1.25))
     still = as_still(blob(*WIDE, 8, 5))
-    assert place_of(pan.view(still, 1.0, depth)) == pytest.approx((8 - 16 * factor, 5 + 8 * factor), abs=0.3)
+    assert place_of(camera_view(pan, still, 1.0, depth)) == pytest.approx((8 - 16 * factor, 5 + 8 * factor), abs=0.3)
     scale = 1.25**factor
-    assert place_of(closer.view(still, 1.0, depth)) == pytest.approx((8 * scale, 5 * scale), abs=0.3)
+    assert place_of(camera_view(closer, still, 1.0, depth)) == pytest.approx((8 * scale, 5 * scale), abs=0.3)
 
 
 def test_turning_moves_near_and_far_alike():
     still = as_still(blob(*WIDE, 20, 10))
     for nearness in (0.0, 1.0):
-        seen = CameraMove(roll=90.0).view(still, 1.0, torch.full(WIDE, nearness))
+        seen = camera_view(CameraMove(roll=90.0), still, 1.0, torch.full(WIDE, nearness))
         assert place_of(seen, (10, -20), reach=10) == pytest.approx((10, -20), abs=0.3)
 
 
@@ -191,7 +193,7 @@ def test_a_thing_moves_by_the_depth_that_is_painted_on_it():
     depth[:, :64] = 1
     move = CameraMove(pan_x=-0.1)
     for right, factor in ((-24, 1.6), (24, 0.4)):
-        seen = move.view(as_still(blob(*WIDE, right, 0)), 1.0, depth)
+        seen = camera_view(move, as_still(blob(*WIDE, right, 0)), 1.0, depth)
         assert place_of(seen)[0] == pytest.approx(right + 12.8 * factor, abs=0.5)
 
 
@@ -200,7 +202,7 @@ def test_a_slope_is_solved_exactly():
     points = pixels_of(*WIDE)
     depth = 0.5 + 0.3 * np.cos(np.pi * (points.real + 64) / 128)
     move = CameraMove(pan_x=0.3, pan_y=0.05)
-    seen = move.view(as_still(waves(points, *WIDE)), 1.0, torch.from_numpy(depth))[0, 0].numpy()
+    seen = camera_view(move, as_still(waves(points, *WIDE)), 1.0, torch.from_numpy(depth))[0, 0].numpy()
     arrived = points - (1 + 0.6 * (2 * depth - 1)) * pan_of(move, *WIDE)
     inside = (np.abs(arrived.real) < 60) & (np.abs(arrived.imag) < 28)
     across, down = (arrived.real + 63.5)[inside], (arrived.imag + 31.5)[inside]
@@ -219,7 +221,7 @@ def test_what_hides_and_what_comes_out_is_filled_with_numbers():
     stripes[:, 20:28] = 1
     for depth, move in itertools.product([*maps, stripes], [CameraMove(1, -1, 4, 180), CameraMove(-1, 1, 0.25, -77)]):
         for share in (0.1, 1.0):
-            seen = move.view(still, share, depth)
+            seen = camera_view(move, still, share, depth)
             assert seen.isfinite().all() and seen.abs().max() <= 1
 
 
@@ -319,7 +321,9 @@ def test_a_clip_is_shown_its_own_latent_first_and_then_each_view_with_what_augme
     assert torch.equal(views[:, 0], first)
     assert encode.calls == 5
     for view, share in zip(views[0], move.progress(5), strict=True):
-        torch.testing.assert_close(view[None], Encoder()(move.view(still, share, depth)) + added, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            view[None], Encoder()(camera_view(move, still, share, depth)) + added, rtol=0, atol=1e-4
+        )
     assert all((after - before).abs().max() > 1e-3 for before, after in itertools.pairwise(views[0]))
 
 
@@ -495,7 +499,7 @@ def test_a_render_is_its_stages(svd, picture, render):
     depth = np.linspace(0, 1, 128, dtype=np.float32)[None].repeat(64, axis=0)
     cond = svd.condition(pixels, augmentation=0.2, noise=on_still)
     with torch.no_grad():
-        seen = [MOVE.view(pixels, share / 3, torch.from_numpy(depth)) for share in (1, 2, 3)]
+        seen = [camera_view(MOVE, pixels, share / 3, torch.from_numpy(depth)) for share in (1, 2, 3)]
         views = [cond.first, *(svd.vae.encode(view) + (cond.first - svd.vae.encode(pixels)) for view in seen)]
     shown = dataclasses.replace(cond, first=torch.stack(views, dim=1))
     clip, *_ = render(dataclasses.replace(GIVEN, augmentation=0.2), camera=MOVE, depth=depth)

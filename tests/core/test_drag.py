@@ -14,7 +14,7 @@ from synthetic import write_checkpoint
 
 from svd_core import Controls, load_checkpoint
 from svd_core.errors import InputError
-from svd_core.motion import CameraMove, ObjectMove, check_painted, dragged, filmed, view_latents
+from svd_core.motion import CameraMove, ObjectMove, camera_view, check_painted, drag_view, dragged, filmed, view_latents
 from svd_core.recipe import Recipe, RecordedControls, Source
 from svd_core.sampling import edm_sigmas, linear_guidance
 from svd_core.settings import Settings
@@ -126,7 +126,7 @@ def test_each_pixel_shows_the_thing_where_it_has_come_to_and_else_what_was_there
     still, mask = scene(size, box)
     before = still.clone(), mask.clone()
     for move, share in itertools.product([*PLAIN_MOVES, *drawn_moves(8)], (0.3, 1.0)):
-        check_view(move.view(still, mask, share), still, size, box, shown_points(move, share, size, box))
+        check_view(drag_view(move, still, mask, share), still, size, box, shown_points(move, share, size, box))
     assert torch.equal(still, before[0]) and torch.equal(mask, before[1])
 
 
@@ -154,7 +154,7 @@ def centre_and_area(seen):
 )
 def test_a_square_s_middle_goes_where_it_is_sent(move, share, expected, area):
     """By hand, in a picture of 128x64: its sides are 16 and its middle is at (30, 24)."""
-    seen = move.view(*scene(WIDE, (22, 16, 38, 32)), share)
+    seen = drag_view(move, *scene(WIDE, (22, 16, 38, 32)), share)
     centre, covered = centre_and_area(seen)
     assert centre == pytest.approx(expected, abs=0.3)
     assert covered == pytest.approx(area, rel=0.12)
@@ -166,7 +166,7 @@ def test_it_turns_clockwise_about_the_middle_of_its_paint(turn, tip):
     still, mask = scene(WIDE, (25, 22, 55, 28))
     still[0, 0] = -1
     still[0, 0, 22:28, 49:55] = 1
-    seen = ObjectMove(turn=turn).view(still, mask, 1.0)
+    seen = drag_view(ObjectMove(turn=turn), still, mask, 1.0)
     light = (seen[0, 0].numpy().clip(-1, 1) + 1) * (seen[0, 2].numpy() > 0)
     found = (light * places_of(*WIDE)).sum() / light.sum()
     assert (found.real, found.imag) == pytest.approx(
@@ -181,7 +181,7 @@ def test_its_middle_is_that_of_its_paint_and_not_of_its_bounds():
         mask[top : top + 12, left : left + 12] = 1
     still[0, 2] = 2 * mask - 1
     for move in (ObjectMove(scale=1.5), ObjectMove(turn=180), ObjectMove(turn=77, scale=0.7)):
-        centre, _ = centre_and_area(move.view(still, mask, 1.0))
+        centre, _ = centre_and_area(drag_view(move, still, mask, 1.0))
         assert centre == pytest.approx((42, 46), abs=0.2)
 
 
@@ -190,21 +190,21 @@ def test_its_middle_is_that_of_its_paint_and_not_of_its_bounds():
 )
 def test_what_has_left_the_picture_is_gone_and_comes_in_nowhere(move):
     for box in boxes_of(*WIDE):
-        seen = move.view(*scene(WIDE, box), 1.0)
+        seen = drag_view(move, *scene(WIDE, box), 1.0)
         assert (seen[0, 2] + 1).abs().max() < 1e-5
 
 
 def test_what_is_cut_by_an_edge_ends_there_when_it_comes_in():
     """The picture does not know more of it. Its other side is not mirrored to where it was cut."""
     still, mask = scene(WIDE, (0, 20, 16, 36))
-    seen = ObjectMove(right=0.25).view(still, mask, 1.0)
+    seen = drag_view(ObjectMove(right=0.25), still, mask, 1.0)
     assert (seen[0, 2, 22:34, 34:46] - 1).abs().max() < 1e-4
     assert (seen[0, 2, :, :30] + 1).abs().max() < 1e-5 and (seen[0, 2, :, 50:] + 1).abs().max() < 1e-5
 
 
 def test_a_whole_number_of_pixels_away_its_bits_are_the_same():
     still, mask = scene(WIDE, (22, 16, 38, 32))
-    seen = ObjectMove(right=0.25, down=0.125).view(still, mask, 1.0)
+    seen = drag_view(ObjectMove(right=0.25, down=0.125), still, mask, 1.0)
     torch.testing.assert_close(seen[..., 24:40, 54:70], still[..., 16:32, 22:38], rtol=0, atol=1e-5)
     assert (seen[0, 2, :, :53] < 0).all() and (seen[0, 2, :23] < 0).all()
 
@@ -216,7 +216,7 @@ def test_one_colour_around_it_fills_its_place():
     still = torch.full((1, 3, *ODD), 0.3)
     mask = torch.zeros(ODD)
     mask[10:60, 20:70], still[..., 10:60, 20:70] = 1, -0.9
-    left = ObjectMove(right=1).view(still, mask, 1.0)
+    left = drag_view(ObjectMove(right=1), still, mask, 1.0)
     torch.testing.assert_close(left, torch.full_like(left, 0.3), rtol=0, atol=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_large_things_too_are_replaced_by_what_is_around_them(size, side):
     still, mask = torch.full((1, 3, *size), 0.5), torch.zeros(size)
     mask[tuple(cells)] = 1
     still[..., mask > 0] = -1
-    left = ObjectMove(1, 1).view(still, mask, 1.0)
+    left = drag_view(ObjectMove(1, 1), still, mask, 1.0)
     torch.testing.assert_close(left, torch.full_like(left, 0.5), rtol=0, atol=1e-5)
 
 
@@ -241,7 +241,7 @@ def test_a_slope_goes_on_through_its_place():
     slope = torch.linspace(-0.8, 0.8, 128).expand(1, 3, 64, 128).contiguous()
     still, mask = slope.clone(), torch.zeros(WIDE)
     mask[20:36, 50:70], still[..., 20:36, 50:70] = 1, 1
-    left = ObjectMove(down=1).view(still, mask, 1.0)
+    left = drag_view(ObjectMove(down=1), still, mask, 1.0)
     hole = left[..., 18:38, 48:72]
     assert hole.min() >= slope[..., 46].min() - 0.02 and hole.max() <= slope[..., 74].max() + 0.02
     assert (left - slope).abs().max() < 0.2
@@ -252,7 +252,7 @@ def test_soft_edges_beside_the_paint_do_not_stay_behind():
     """A thing's outline is smeared over some pixels, of which the paint leaves out the outermost."""
     still, mask = torch.full((1, 3, *WIDE), -1.0), torch.zeros(WIDE)
     still[..., 18:38, 48:72], still[..., 20:36, 50:70], mask[20:36, 50:70] = 0.5, 1, 1
-    left = ObjectMove(down=1).view(still, mask, 1.0)
+    left = drag_view(ObjectMove(down=1), still, mask, 1.0)
     assert left.max() < -0.99
 
 
@@ -263,14 +263,14 @@ def test_a_picture_painted_all_over_and_one_painted_pixel_give_numbers_in_range(
     dot = torch.zeros(ODD)
     dot[0, -1] = paint
     for mask, move in itertools.product((torch.full(ODD, paint), dot), [*PLAIN_MOVES, *drawn_moves(4)]):
-        seen = move.view(still, mask, 0.6)
+        seen = drag_view(move, still, mask, 0.6)
         assert seen.isfinite().all() and seen.abs().max() <= 1, "bicubic filters overshoot"
 
 
 def test_grey_paint_is_half_transparent():
     still, mask = scene(WIDE, (22, 16, 38, 32))
-    whole, half = (ObjectMove(right=0.25).view(still, mask * paint, 1.0) for paint in (1.0, 0.5))
-    left = ObjectMove(right=1).view(still, mask, 1.0)
+    whole, half = (drag_view(ObjectMove(right=0.25), still, mask * paint, 1.0) for paint in (1.0, 0.5))
+    left = drag_view(ObjectMove(right=1), still, mask, 1.0)
     torch.testing.assert_close(half, (whole + left) / 2, rtol=0, atol=1e-5)
     assert (half[0, 2, 18:30, 56:68].abs() < 1e-4).all()
     assert (half[0, 2, 16:32, 22:38] + 1).abs().max() < 1e-5, "what leaves is filled whatever its grey"
@@ -301,7 +301,7 @@ def test_a_thing_in_pictures_that_move_themselves_is_cut_from_each():
     generator = torch.Generator().manual_seed(1)
     pictures, (_, mask) = torch.rand(4, 3, *WIDE, generator=generator), scene(WIDE, (22, 16, 38, 32))
     move = ObjectMove(0.3, -0.1, 1.4, 20)
-    expected = [move.view(picture, mask, share / 3) for share, picture in enumerate(pictures.split(1)) if share]
+    expected = [drag_view(move, picture, mask, share / 3) for share, picture in enumerate(pictures.split(1)) if share]
     assert torch.equal(dragged(pictures, mask, move, 4), torch.cat([pictures[:1], *expected]))
     assert torch.equal(dragged(pictures, mask, ObjectMove(), 4), pictures)
     for frames in (3, 5):
@@ -414,7 +414,7 @@ def test_what_augmentation_added_is_in_every_view_and_the_first_is_the_condition
     latents = view_latents(first, dragged(still, mask, move, 4), encode)[0]
     assert encode.calls == 4 and torch.equal(latents[:1], first)
     for latent, share in zip(latents[1:], (1 / 3, 2 / 3, 1), strict=True):
-        torch.testing.assert_close(latent[None], Encoder()(move.view(still, mask, share)) + added)
+        torch.testing.assert_close(latent[None], Encoder()(drag_view(move, still, mask, share)) + added)
     unmoved = view_latents(first, dragged(still, mask, ObjectMove(), 4), encode)[0]
     assert encode.calls == 4 and torch.equal(unmoved, first.expand(4, -1, -1, -1))
 
@@ -488,9 +488,9 @@ def test_a_render_is_its_stages_with_the_drag_before_the_camera(svd, picture, pa
     noise = torch.randn(4, 4, 8, 16, generator=generator)
     cond = svd.condition(pixels, augmentation=0.2, noise=on_still)
     with torch.no_grad():
-        seen = [MOVE.view(pixels, mask, share / 3) for share in (1, 2, 3)]
+        seen = [drag_view(MOVE, pixels, mask, share / 3) for share in (1, 2, 3)]
         if camera:
-            seen = [camera.view(view, share / 3) for share, view in enumerate(seen, start=1)]
+            seen = [camera_view(camera, view, share / 3) for share, view in enumerate(seen, start=1)]
         views = [cond.first, *(svd.vae.encode(view) + (cond.first - svd.vae.encode(pixels)) for view in seen)]
     shown = dataclasses.replace(cond, first=torch.stack(views, dim=1))
     clip, *_ = render(dataclasses.replace(GIVEN, augmentation=0.2), drag=painted, drag_move=MOVE, camera=camera)

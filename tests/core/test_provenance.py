@@ -144,9 +144,8 @@ class Renderer:
     config = TINY
     variant_note = ""
 
-    def render(self, image, settings, controls, *, callback, **limits):
-        resolved = dataclasses.replace(settings.for_variant(TINY.variant), width=SIDE, height=SIDE)
-        return Clip(scene(), torch.zeros(2, 4, 32, 32), resolved, (700.0, 0.0), "kept")
+    def render_shot(self, shot, *, callback, **limits):
+        return Clip(scene(), torch.zeros(2, 4, 32, 32), shot.settings, (700.0, 0.0), "kept")
 
     def decode_latents(self, latents, **limits):
         return scene()

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from ..errors import InputError, OutputError, StableVideoError, out_of_memory, precision_notices, printable, too_old
+from ..errors import InputError, StableVideoError, out_of_memory, precision_notices, printable, too_old
 from .interrupts import Interrupts, signal_of
+from .notes import no_output
 
 UNUSABLE = 2
 """Exit code for unusable input."""
@@ -98,8 +99,7 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        why = error.strerror.lower()
-        raise OutputError(f"standard output cannot be written ({why}): send it to a file or a terminal") from error
+        raise no_output(error) from error
 
 
 def _reason(error: BaseException) -> str:

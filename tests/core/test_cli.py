@@ -1072,9 +1072,10 @@ def test_help_and_the_package_load_no_torch():
     assert ran.stdout.splitlines()[-1] == "[]"
 
 
-def test_output_that_nobody_can_take_is_one_line():
+@pytest.mark.parametrize("command", ["animate", "inspect"], ids=["longer than a buffer", "shorter"])
+def test_output_that_nobody_can_take_is_one_line(command):
     with open("/dev/full", "wb") as full:
-        with run("animate", "--help", stdout=full, stderr=subprocess.PIPE, text=True) as process:
+        with run(command, "--help", stdout=full, stderr=subprocess.PIPE, text=True) as process:
             _, err = process.communicate(timeout=60)
         assert process.returncode == 2
         assert re.fullmatch(r"error: standard output cannot be written \(.*\): send it[^\n]*\n", err)

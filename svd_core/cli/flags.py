@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from .. import __version__
 from ..config import VARIANTS
@@ -13,9 +13,6 @@ from ..errors import InputError
 from ..recipe import DType
 from ..settings import AttentionName, Curve, Fit, Schedule, WeightsName
 from .notes import no_output
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 MAX_WORKERS = 1024
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -31,7 +28,7 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: see {self.prog} --help")
 
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Argparse's own drops an error of writing, which help that is longer than a buffer meets at once."""
         try:
             print(message, end="", file=file)

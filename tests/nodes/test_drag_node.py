@@ -225,8 +225,8 @@ def test_it_can_be_cancelled_between_encodes_and_before_each_view(drag, loaded, 
 
         return run
 
-    move = part("svd_core.motion.drag").ObjectMove
-    for place, name in ((loaded.vae, "encode"), (move, "view")):
+    module = part("svd_core.motion.drag")
+    for place, name in ((loaded.vae, "encode"), (module, "drag_view")):
         done = []
         with monkeypatch.context() as patched:
             patched.setattr(place, name, cancelling(done, getattr(place, name)))

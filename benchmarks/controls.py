@@ -37,8 +37,8 @@ from svd_core.motion import (
     Statistics,
     Windows,
     Wrap,
-    camera_view,
     dragged,
+    filmed,
     sample_in_turns,
     seam_score,
     unstuck,
@@ -362,7 +362,8 @@ def camera(bench: Bench) -> Iterable[Figure]:
     for name, reading, move in CAMERA:
         follows, moving = [], []
         for scene, before in zip(scenes, plain, strict=True):
-            clip, asked = measured(bench.render(scene, camera=move)), measured(moved_still(scene, move))
+            clip = measured(bench.render(scene, camera=move))
+            asked = measured(as_frames(filmed(as_pixels(scene.still), move, len(scene.frames))))
             follows.append(float(getattr(clip, reading).mean() - getattr(before, reading).mean()))
             follows[-1] /= float(getattr(asked, reading).mean())
             moving.append(float(clip.subject.mean() / before.subject.mean()))
@@ -371,10 +372,9 @@ def camera(bench: Bench) -> Iterable[Figure]:
         yield Figure(f"camera: subjects under a {name}", float(np.median(moving)), "times", detail=_each(moving))
 
 
-def moved_still(scene: Scene, move: CameraMove) -> np.ndarray:
-    """The scene's still as the camera alone shows it, (T, H, W, 3) in [0, 1]."""
-    views = [camera_view(move, as_pixels(scene.still), share)[0] for share in move.progress(len(scene.frames))]
-    return ((torch.stack(views).movedim(1, -1) + 1) / 2).numpy()
+def as_frames(views: torch.Tensor) -> np.ndarray:
+    """Views (T, 3, H, W) in [-1, 1] as frames (T, H, W, 3) in [0, 1]."""
+    return ((views.movedim(1, -1) + 1) / 2).numpy()
 
 
 THING_SHARE = (0.002, 0.1)
@@ -390,10 +390,9 @@ def drag(bench: Bench) -> Iterable[Figure]:
     for scene, thing in things(bench):
         right = DRAGGED if float((thing * torch.linspace(-1, 1, thing.shape[1])).sum()) < 0 else -DRAGGED
         views = dragged(as_pixels(scene.still), thing, ObjectMove(right=right), len(scene.frames))
-        asked = ((views.movedim(1, -1) + 1) / 2).numpy()
         clip = bench.render(scene, drag=thing, drag_move=ObjectMove(right=right))
         before = bench.render(scene)
-        way = across(asked, thing, right)
+        way = across(as_frames(views), thing, right)
         follows.append(across(clip, thing, right) / way)
         plain.append(across(before, thing, right) / way)
         far = away(thing)

@@ -123,32 +123,24 @@ def long_take_panels() -> list[Panel]:
 
 def camera_panels() -> list[Panel]:
     """The same clip under three ways of the camera."""
-    chosen = Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
-    moves = {
-        "pan_x 0.25": CameraMove(pan_x=0.25),
-        "zoom 1.4": CameraMove(zoom=1.4),
-        "roll 15": CameraMove(roll=15),
-    }
-    made = {
-        name: model().render(still(), chosen, svd_core.Controls(camera=move)).frames for name, move in moves.items()
-    }
-    return [Panel(name, _in_bytes(clip)) for name, clip in made.items()]
+    moves = {"pan_x 0.25": CameraMove(pan_x=0.25), "zoom 1.4": CameraMove(zoom=1.4), "roll 15": CameraMove(roll=15)}
+    return [controlled(name, camera=move) for name, move in moves.items()]
 
 
 def drag_panels() -> list[Panel]:
     """The demo picture's rocket sent three ways."""
-    chosen = Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
     moves = {
         "right 0.4": ObjectMove(right=0.4),
         "down -0.25": ObjectMove(down=-0.25),
         "right 0.1, scale 1.8": ObjectMove(right=0.1, scale=1.8),
     }
-    return [
-        Panel(
-            name, _in_bytes(model().render(still(), chosen, svd_core.Controls(drag=_rocket(), drag_move=move)).frames)
-        )
-        for name, move in moves.items()
-    ]
+    return [controlled(name, drag=_rocket(), drag_move=move) for name, move in moves.items()]
+
+
+def controlled(words: str, **controls: Any) -> Panel:
+    """The clip of the demo picture under controls."""
+    chosen = Settings(width=WIDTH, height=HEIGHT, fps=FPS, seed=SEED)
+    return Panel(words, _in_bytes(model().render(still(), chosen, svd_core.Controls(**controls)).frames))
 
 
 def _rocket() -> np.ndarray:

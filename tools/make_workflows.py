@@ -429,9 +429,7 @@ def camera() -> Graph:
         pan_x=0.15,
         zoom=1.2,
     )
-    conds = {"positive": filmed["positive"], "negative": conditioning["negative"]}
-    sampled = _sample(graph, loader, conds, conditioning["latent"], column=3)
-    _finish(graph, loader, sampled["latent"], "camera", column=4)
+    _shown(graph, loader, filmed, conditioning, "camera")
     return graph
 
 
@@ -464,9 +462,7 @@ def drag() -> Graph:
         scale=1.2,
     )
     graph.add("PreviewImage", 2, CONTROL, images=sent["views"])
-    conds = {"positive": sent["positive"], "negative": conditioning["negative"]}
-    sampled = _sample(graph, loader, conds, conditioning["latent"], column=3)
-    _finish(graph, loader, sampled["latent"], "drag", column=4)
+    _shown(graph, loader, sent, conditioning, "drag")
     return graph
 
 
@@ -562,6 +558,13 @@ def _condition(graph: Graph, loader: Node, image: Output, frames: int, *, column
 def _controlled(graph: Graph, loader: Node, control: Node, conditioning: Node, prefix: str) -> None:
     """Add nodes from a node that controls motion, with outputs model and latent, to a saved clip."""
     sampled = _sample(graph, {"MODEL": control["model"]}, conditioning, control["latent"], column=3)
+    _finish(graph, loader, sampled["latent"], prefix, column=4)
+
+
+def _shown(graph: Graph, loader: Node, moved: Node, conditioning: Node, prefix: str) -> None:
+    """Add nodes from a node that moves what positive shows to a saved clip."""
+    conds = {"positive": moved["positive"], "negative": conditioning["negative"]}
+    sampled = _sample(graph, loader, conds, conditioning["latent"], column=3)
     _finish(graph, loader, sampled["latent"], prefix, column=4)
 
 
